@@ -1,0 +1,374 @@
+package leasehold
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// A campaign is one candidate for one lease, from when its sequence is ranged over until the loop
+// is left. It waits for the lease on the caller's goroutine; its feed follows the Lease all the
+// time.
+type campaign struct {
+	*options
+	log     *slog.Logger
+	lane    lane
+	api     *api
+	feed    *feed
+	outages *outages
+
+	renewTimeout time.Duration // of a write that keeps or frees the lease; three fit before the deadline
+	takeTimeout  time.Duration // of a read, or a write that takes the lease
+
+	group    errgroup.Group // the feed
+	stopFeed context.CancelFunc
+
+	// What follows is owned by who is at work: the candidate or, while there is a session, its
+	// keeper.
+	delays  delays
+	plan    plan
+	rivals  time.Duration // how far the candidates spread their writes, by what races were lost
+	begun   bool          // the create mode was satisfied
+	doubt   bool          // a write that took the lease may have gone unheard
+	stamped time.Time     // the newest time written to the Lease
+
+	mu    sync.Mutex
+	terms []term // what we wrote or may have written, the newest last; protected by mu
+}
+
+// newCampaign connects and begins to follow the Lease.
+func newCampaign(ctx context.Context, o *options) (*campaign, error) {
+	c := &campaign{options: o}
+	if err := c.connect(); err != nil {
+		return nil, fmt.Errorf("leasehold: no usable client configuration: %w", err)
+	}
+	c.log = o.log.With("lease", c.api.namespace+"/"+c.api.name, "identity", c.api.identity)
+	c.outages = &outages{log: c.log}
+	c.renewTimeout = (c.renewDeadline - c.renewInterval) / 4
+	c.takeTimeout = c.renewDeadline / 3
+	c.delays = c.newDelays()
+	c.feed = &feed{
+		api:      c.api,
+		clock:    c.clock,
+		viewer:   viewer{fallback: c.duration, mine: c.mine},
+		outages:  c.outages,
+		delays:   c.newDelays(),
+		timeout:  c.takeTimeout,
+		interval: c.renewInterval,
+		changed:  make(chan struct{}, 1),
+		overdue:  make(chan struct{}, 1),
+	}
+	// The feed outlives ctx: a body that winds down after ctx has ended still holds the lease.
+	ctx, c.stopFeed = context.WithCancel(context.WithoutCancel(ctx))
+	c.group.Go(func() error {
+		c.feed.run(ctx)
+		return nil
+	})
+	return c, nil
+}
+
+// connect finds out where the Lease is and how to get there.
+func (c *campaign) connect() (err error) {
+	namespace := c.namespace
+	if namespace == "" {
+		if namespace, err = defaultNamespace(); err != nil {
+			return err
+		}
+	}
+	c.lane.leases = c.client
+	if c.client == nil {
+		config := c.config
+		if config == nil {
+			if config, err = defaultConfig(); err != nil {
+				return err
+			}
+		}
+		if c.lane, err = newLane(config, c.renewInterval); err != nil {
+			return err
+		}
+	}
+	identity := c.identity
+	if identity == "" {
+		identity = newIdentity()
+	}
+	c.api = &api{
+		leases:       c.lane.leases.Leases(namespace),
+		lane:         c.lane,
+		namespace:    namespace,
+		name:         c.name,
+		identity:     identity,
+		duration:     c.duration,
+		fieldManager: c.fieldManager,
+	}
+	return nil
+}
+
+// leave ends the campaign: nothing that it started is left. A write that took the lease unheard of
+// is taken back.
+func (c *campaign) leave() {
+	c.withdraw()
+	c.stopFeed()
+	c.group.Wait()
+	c.lane.close()
+}
+
+// withdraw looks whether a write whose outcome is unknown took the lease, and frees it then.
+func (c *campaign) withdraw() {
+	if !c.doubt {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), c.clock.wait(c.takeTimeout))
+	defer cancel()
+	if err := c.feed.read(ctx); err != nil {
+		c.log.Warn("lease perhaps not released; it runs out by itself", "error", err)
+		return
+	}
+	s := c.feed.latest()
+	if !s.held() || !c.mine(s.term()) {
+		return
+	}
+	_, err := c.write(ctx, "release", c.takeTimeout, func(ctx context.Context) (record, error) {
+		return c.api.release(ctx, s.record)
+	})
+	if err != nil {
+		c.log.Warn("lease not released; it runs out by itself", "error", err)
+	}
+}
+
+// await returns once this process holds the lease, to be trusted for half of the renew deadline at
+// least. The error is what ends the campaign.
+func (c *campaign) await(ctx context.Context) (*hold, error) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		s := c.feed.latest()
+		if err := c.unfit(s); err != nil {
+			return nil, err
+		}
+		wake := c.prepare(s)
+		if wake <= 0 {
+			if h := c.take(ctx, s); h != nil {
+				return h, nil
+			}
+			continue
+		}
+		timer.Reset(c.clock.wait(wake))
+		select {
+		case <-timer.C:
+		case <-c.feed.changed:
+		case <-ctx.Done():
+		}
+	}
+	return nil, context.Cause(ctx)
+}
+
+// unfit returns why the create mode rules out the Lease that the campaign found.
+func (c *campaign) unfit(s sighting) error {
+	switch {
+	case c.begun || !s.known:
+		return nil
+	case c.createMode == CreateNew && s.exists() && !c.mine(s.term()):
+		return fmt.Errorf("leasehold: %w: %s/%s, and CreateNew wants to create it", ErrExists, c.api.namespace, c.api.name)
+	case c.createMode == UseExisting && !s.exists():
+		return fmt.Errorf("leasehold: %w: %s/%s, and UseExisting does not create it", ErrNotFound, c.api.namespace, c.api.name)
+	}
+	c.begun = c.createMode != CreateNew
+	return nil
+}
+
+// A plan is what a candidate means to do about the Lease in one state.
+type plan struct {
+	uid     types.UID // the state it is about
+	version uint64
+	take    time.Time // when to take the lease
+	look    time.Time // when to look whether the watch missed something
+}
+
+// prepare returns how long to wait before taking the lease as it is in s; at most 0 when it may be
+// taken now.
+func (c *campaign) prepare(s sighting) time.Duration {
+	if !s.known || !s.exists() && c.createMode == UseExisting {
+		return maxDuration // for news
+	}
+	if c.plan.take.IsZero() || c.plan.uid != s.uid || c.plan.version != s.version {
+		c.plan = plan{
+			uid:     s.uid,
+			version: s.version,
+			take:    c.feed.viewer.takeable(s),
+			look:    s.since.Add(between(s.wait*6/10, s.wait*7/10)),
+		}
+		if !c.mine(s.term()) {
+			c.plan.take = c.plan.take.Add(between(0, c.rivals))
+		}
+	}
+	now := c.clock.now().mono
+	wake := c.plan.take.Sub(now)
+	if s.held() && wake > 0 && !c.plan.look.IsZero() {
+		// A holder that lives would have renewed by now.
+		look := c.plan.look.Sub(now)
+		if look <= 0 {
+			c.plan.look = time.Time{}
+			signal(c.feed.overdue)
+		} else {
+			wake = min(wake, look)
+		}
+	}
+	return wake
+}
+
+// take tries to take the lease as it is in s. It returns nil if that failed, after a pause.
+func (c *campaign) take(ctx context.Context, s sighting) *hold {
+	sent := c.clock.now()
+	claim := term{s.uid, c.api.identity, c.stamp(s.record)}
+	c.claim(claim)
+	// A write that is cut short has an unknown outcome: ctx does not end this one, its timeout does.
+	r, err := c.write(context.WithoutCancel(ctx), "acquire", c.takeTimeout, func(ctx context.Context) (record, error) {
+		if !s.exists() {
+			return c.api.create(ctx, claim.acquired)
+		}
+		return c.api.acquire(ctx, s.record, claim.acquired)
+	})
+	if err == nil {
+		claim.uid = r.uid
+		err = claim.judge(r, c.duration)
+	}
+	if err != nil {
+		c.settle(ctx, err)
+		return nil
+	}
+	c.begun, c.doubt, c.rivals = true, false, fewerRivals(c.rivals)
+	c.delays.reset()
+	h := c.newHold(ctx, r, sent)
+	for h.left() < c.renewDeadline/2 && h.loss() == nil && ctx.Err() == nil {
+		select {
+		case <-h.renewed:
+		case <-h.lost:
+		case <-ctx.Done():
+		}
+	}
+	if h.loss() != nil || ctx.Err() != nil {
+		h.finish()
+		return nil
+	}
+	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
+	return h
+}
+
+// settle finds out what became of a write that should have taken the lease and failed with err.
+func (c *campaign) settle(ctx context.Context, err error) {
+	if !unknownOutcome(err) {
+		c.disclaim()
+	} else {
+		c.doubt = true
+		c.feed.read(ctx) // reports its own failure
+	}
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		c.rivals = moreRivals(c.rivals, c.renewInterval)
+		c.log.Debug("somebody else was faster", "error", err)
+	}
+	sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
+}
+
+// Candidates that all saw the lease become free must not all write. How many they are shows in the
+// races that one loses: each doubles the time over which it spreads its writes, each that it wins
+// halves it, so that a lone standby does not wait.
+
+func moreRivals(spread, interval time.Duration) time.Duration {
+	return min(2*spread+5*time.Millisecond, 100*time.Millisecond, interval/2)
+}
+
+func fewerRivals(spread time.Duration) time.Duration {
+	return (spread / 2).Truncate(time.Millisecond)
+}
+
+// pause lets others have their turn after the session of h.
+func (c *campaign) pause(ctx context.Context, h *hold) {
+	switch {
+	case h.loss() == nil:
+		sleep(ctx, c.clock, between(c.renewInterval/4, c.renewInterval*3/4))
+	case h.began.add(c.renewInterval).left(c.clock.now()) > 0:
+		sleep(ctx, c.clock, c.delays.next(nil, c.renewInterval)) // whoever ended it may do so again
+	}
+}
+
+// write makes a request that changes the Lease, and takes note of what the Lease says then.
+func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error)) (record, error) {
+	wctx, cancel := context.WithTimeout(ctx, c.clock.wait(timeout))
+	defer cancel()
+	r, err := request(wctx)
+	c.outages.note(kind, err)
+	switch {
+	case err == nil:
+		c.feed.see(r)
+	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
+		c.feed.read(ctx) // reports its own failure
+	}
+	return r, err
+}
+
+// nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the
+// renewals of many leases from coming all at once.
+func (c *campaign) nextRenewal() time.Duration {
+	return between(c.renewInterval*9/10, c.renewInterval)
+}
+
+// stamp returns the time to write to the Lease that r is of: the present, but later than all that
+// this campaign wrote, because others tell by a new time that we are alive, and we which of our
+// writes took effect.
+func (c *campaign) stamp(r record) time.Time {
+	t := time.Now().UTC().Truncate(time.Microsecond)
+	if !t.After(c.stamped) {
+		t = c.stamped.Add(time.Microsecond)
+	}
+	if t == r.renewed {
+		t = t.Add(time.Microsecond)
+	}
+	c.stamped = t
+	return t
+}
+
+// claim notes that t is about to be written.
+func (c *campaign) claim(t term) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.terms) == 8 { // a write that was tried that long ago cannot take effect any more
+		c.terms = slices.Delete(c.terms, 0, 1)
+	}
+	c.terms = append(c.terms, t)
+}
+
+// disclaim notes that the last claim was not written.
+func (c *campaign) disclaim() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.terms = c.terms[:len(c.terms)-1]
+}
+
+// mine tells whether this campaign wrote t, as far as it knows.
+func (c *campaign) mine(t term) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.terms, func(own term) bool {
+		return own.identity == t.identity && own.acquired == t.acquired && (own.uid == t.uid || own.uid == "")
+	})
+}
+
+// holder returns who holds the lease in r.
+func (c *campaign) holder(r record) Holder {
+	return Holder{
+		Namespace:   c.api.namespace,
+		Name:        c.api.name,
+		Identity:    r.identity,
+		AcquireTime: r.acquired,
+		RenewTime:   r.renewed,
+		Duration:    r.duration,
+		Transitions: r.transitions,
+	}
+}

@@ -1,0 +1,222 @@
+package leasehold
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// A feed knows the newest record of a Lease. It follows the Lease by a watch, and is told the
+// answers to our own requests, so that whoever asks it sees both in the order of their
+// resourceVersions.
+type feed struct {
+	api     *api
+	clock   clock
+	viewer  viewer
+	outages *outages
+	delays  delays
+
+	timeout  time.Duration // for one read, and for a watch to open
+	interval time.Duration // between reads where watching is forbidden
+
+	changed  chan struct{} // has room for one: there is news since it was last received from
+	overdue  chan struct{} // has room for one: news was expected that did not come
+	pollTill time.Time     // no watch is tried before; owned by run
+
+	mu    sync.Mutex // protects following
+	now   sighting
+	heard uint64 // the newest version that did not come from our own writes
+}
+
+// latest returns what is known now.
+func (f *feed) latest() sighting {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.now
+}
+
+// see takes note of r, unless something newer is known.
+func (f *feed) see(r record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.now.known || r.version > f.now.version {
+		f.note(r)
+	}
+}
+
+// note makes r the newest record. The caller holds mu.
+func (f *feed) note(r record) {
+	f.now = f.viewer.see(f.now, r, f.clock.now().mono)
+	signal(f.changed)
+}
+
+// read asks the API server and takes note of the answer.
+func (f *feed) read(ctx context.Context) error {
+	before := f.latest()
+	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(f.timeout))
+	defer cancel()
+	r, err := f.api.get(ctx)
+	f.outages.note("get", err)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.heard = max(f.heard, r.version)
+	switch {
+	case r.version > f.now.version:
+		f.note(r)
+	case before.known != f.now.known || before.version != f.now.version:
+		// Newer news came while the answer was under way.
+	case !f.now.known:
+		f.note(r)
+	case !r.exists() && f.now.exists():
+		f.note(record{version: f.now.version}) // gone; what came before stays old news
+	case r.exists() && r.version < f.now.version:
+		f.heard = r.version
+		f.note(r) // the server's store was set back, as by restoring a backup
+	}
+	return nil
+}
+
+// run follows the Lease until ctx ends.
+func (f *feed) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		began := f.clock.now().mono
+		err := f.follow(ctx, began)
+		if lasted := f.clock.now().mono.Sub(began); err == nil && lasted >= f.interval {
+			f.delays.reset()
+			continue
+		}
+		sleep(ctx, f.clock, f.delays.next(err, f.interval))
+	}
+}
+
+// follow reads the Lease and watches it until the watch ends. Where it may not watch it only reads,
+// and tries again to watch after a while.
+func (f *feed) follow(ctx context.Context, now time.Time) error {
+	if err := f.read(ctx); err != nil {
+		return err
+	}
+	if now.Before(f.pollTill) {
+		sleep(ctx, f.clock, f.interval)
+		return nil
+	}
+	w, err := f.open(ctx)
+	f.outages.note("watch", err)
+	if err != nil {
+		if refused(err) {
+			f.pollTill = now.Add(100 * f.interval)
+		}
+		return err
+	}
+	defer w.Stop()
+	for {
+		select {
+		case event, open := <-w.ResultChan():
+			if !open {
+				return nil
+			}
+			if err := f.take(event); err != nil {
+				return err
+			}
+		case <-f.overdue:
+			if missed, err := f.check(ctx); missed || err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// open opens the watch in bounded time.
+func (f *feed) open(ctx context.Context) (watch.Interface, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	tooLong := time.AfterFunc(f.clock.wait(f.timeout), cancel)
+	w, err := f.api.watch(ctx, f.latest().record)
+	if !tooLong.Stop() && err == nil {
+		w.Stop()
+		err = fmt.Errorf("opening a watch took longer than %v", f.timeout)
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return cancelledWatch{w, cancel}, nil
+}
+
+// A cancelledWatch ends its request when it is stopped.
+type cancelledWatch struct {
+	watch.Interface
+	cancel context.CancelFunc
+}
+
+func (w cancelledWatch) Stop() {
+	w.Interface.Stop()
+	w.cancel()
+}
+
+// check reads the Lease because news is overdue, and reports whether the watch missed some.
+func (f *feed) check(ctx context.Context) (missed bool, err error) {
+	f.mu.Lock()
+	before := f.heard
+	f.mu.Unlock()
+	if err := f.read(ctx); err != nil {
+		return false, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard != before, nil
+}
+
+// expect has the feed check its watch if it did not bring version.
+func (f *feed) expect(version uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.heard < version {
+		signal(f.overdue)
+	}
+}
+
+// take takes note of a watch event.
+func (f *feed) take(event watch.Event) error {
+	if event.Type == watch.Error {
+		return fmt.Errorf("watch lease %s/%s: %w", f.api.namespace, f.api.name, apierrors.FromObject(event.Object))
+	}
+	lease, ok := event.Object.(*coordinationv1.Lease)
+	if !ok || lease == nil || lease.Name != f.api.name {
+		return nil // nothing that was asked for
+	}
+	r, err := readRecord(lease)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.heard = max(f.heard, r.version)
+	if f.now.known && r.version <= f.now.version {
+		return nil // old news
+	}
+	switch event.Type {
+	case watch.Added, watch.Modified:
+		f.note(r)
+	case watch.Deleted:
+		f.note(r) // as it was at the end
+		f.note(record{version: r.version})
+	}
+	return nil
+}
+
+// signal makes c ready to receive from, once.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

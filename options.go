@@ -1,0 +1,274 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/validation"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+)
+
+// An Option says how to campaign for a lease. The only required one is WithLease.
+type Option func(*options)
+
+type options struct {
+	name, namespace string
+	identity        string
+	fieldManager    string
+	client          coordinationv1client.LeasesGetter
+	config          *rest.Config
+	duration        time.Duration
+	renewDeadline   time.Duration
+	renewInterval   time.Duration
+	createMode      CreateMode
+	newBackOff      func() backoff.BackOff
+	log             *slog.Logger
+	overrun         func(Session)
+	err             *error
+	clock           clock
+
+	faults []error // what is wrong with the options themselves
+}
+
+// WithLease names the Lease. It is required.
+func WithLease(name string) Option { return func(o *options) { o.name = name } }
+
+// WithNamespace says in which namespace the Lease is. The default is that of the pod's service
+// account, outside a cluster that of the kubeconfig's context, else "default".
+func WithNamespace(namespace string) Option {
+	return func(o *options) {
+		o.namespace = namespace
+		if namespace == "" {
+			o.fault("WithNamespace: the namespace is empty")
+		}
+	}
+}
+
+// WithClient makes all requests through client, with its connections and rate limits. WithRESTConfig
+// is better where there is a choice: a client that is shared can keep renewals waiting.
+func WithClient(client coordinationv1client.LeasesGetter) Option {
+	return func(o *options) {
+		o.client = client
+		if client == nil {
+			o.fault("WithClient: the client is nil")
+		}
+	}
+}
+
+// WithRESTConfig connects as config says, with a connection of its own that is not limited by
+// config's QPS, Burst, RateLimiter or Timeout. The default is the in-cluster configuration, outside a
+// cluster the kubeconfig that kubectl would use.
+func WithRESTConfig(config *rest.Config) Option {
+	return func(o *options) {
+		o.config = config
+		if config == nil {
+			o.fault("WithRESTConfig: the config is nil")
+		}
+	}
+}
+
+// WithIdentity says who the Lease names as its holder. The default is <POD_NAME or host
+// name>_<uuid>, fresh for every campaign. Two candidates with the same identity never lead together,
+// but people cannot tell them apart.
+func WithIdentity(identity string) Option {
+	return func(o *options) {
+		o.identity = identity
+		if identity == "" {
+			o.fault("WithIdentity: the identity is empty")
+		}
+	}
+}
+
+// WithDuration says how long others leave the lease to a holder that does not renew it: whole
+// seconds, at least one; 15 s by default. The renew deadline and interval follow from it unless they
+// are given too.
+func WithDuration(d time.Duration) Option { return func(o *options) { o.duration = d } }
+
+// WithRenewDeadline says how long a holder trusts its lease after the start of the last write that
+// succeeded: 0.8 of the duration by default, at most 0.9 of it. The rest of the duration is what
+// clocks may differ, and for the work to stop.
+func WithRenewDeadline(d time.Duration) Option { return func(o *options) { o.renewDeadline = d } }
+
+// WithRenewInterval says how long after the start of a renewal the next one begins: a fifth of the
+// duration by default, at most half of the renew deadline.
+func WithRenewInterval(d time.Duration) Option { return func(o *options) { o.renewInterval = d } }
+
+// A CreateMode says what a campaign does about a Lease that does or does not exist when it begins.
+type CreateMode int
+
+const (
+	// AutoCreate uses the Lease, and creates it where there is none. It is the default.
+	AutoCreate CreateMode = iota
+	// CreateNew ends the campaign with ErrExists if there is such a Lease. Once the campaign has
+	// created it, it goes on as with AutoCreate.
+	CreateNew
+	// UseExisting ends the campaign with ErrNotFound if there is no such Lease. If it is deleted
+	// later, the campaign waits for it to come back.
+	UseExisting
+)
+
+// WithCreateMode says what to do about a Lease that does or does not exist.
+func WithCreateMode(mode CreateMode) Option { return func(o *options) { o.createMode = mode } }
+
+// WithFieldManager says under which name the API server keeps track of our changes: "leasehold" by
+// default, at most 128 characters. One name for all candidates keeps the Lease small.
+func WithFieldManager(name string) Option { return func(o *options) { o.fieldManager = name } }
+
+// WithOverrun calls f, once and on a goroutine of its own, for a session whose body is still running
+// when its lease may be somebody else's: the duration after the start of the last renewal that
+// succeeded. By then its context was cancelled for some time. The default is an error in the log.
+// The loop waits for f to return.
+func WithOverrun(f func(Session)) Option {
+	return func(o *options) {
+		o.overrun = f
+		if f == nil {
+			o.fault("WithOverrun: the function is nil")
+		}
+	}
+}
+
+// WithBackOff makes the delays between tries that fail, one policy for each goroutine that makes
+// requests. The default starts at 50 ms and doubles up to 650 ms, with jitter. A policy that returns
+// backoff.Stop starts over: only the context ends a campaign. Delays of less than 10 ms are
+// lengthened to that.
+func WithBackOff(newBackOff func() backoff.BackOff) Option {
+	return func(o *options) {
+		o.newBackOff = newBackOff
+		if newBackOff == nil {
+			o.fault("WithBackOff: the function is nil")
+		}
+	}
+}
+
+// WithLogger sends the log to logger; slog.Default() by default.
+func WithLogger(logger *slog.Logger) Option {
+	return func(o *options) {
+		o.log = logger
+		if logger == nil {
+			o.fault("WithLogger: the logger is nil")
+		}
+	}
+}
+
+// WithError stores in *err why the loop ended, on the goroutine of the loop and before it is left:
+// nil after break and return, context.Cause(ctx) if ctx ended it, else what made it impossible:
+// invalid options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid options panic, because a loop
+// that silently runs zero times is an outage nobody sees, and the other errors are logged.
+func WithError(err *error) Option {
+	return func(o *options) {
+		o.err = err
+		if err == nil {
+			o.fault("WithError: the pointer is nil")
+		}
+	}
+}
+
+func (o *options) fault(format string, args ...any) {
+	o.faults = append(o.faults, fmt.Errorf(format, args...))
+}
+
+// newOptions returns the options with their defaults, and all that is wrong with them.
+func newOptions(ctx context.Context, opts []Option) (*options, error) {
+	o := &options{
+		fieldManager: "leasehold",
+		duration:     15 * time.Second,
+		newBackOff:   defaultBackOff,
+		log:          slog.Default(),
+		clock:        systemClock{},
+	}
+	o.overrun = o.logOverrun
+	if ctx == nil {
+		o.fault("the context is nil")
+	}
+	for i, opt := range opts {
+		if opt == nil {
+			o.fault("option %d of %d is nil", i+1, len(opts))
+			continue
+		}
+		opt(o)
+	}
+	if o.renewDeadline == 0 {
+		o.renewDeadline = o.duration * 8 / 10
+	}
+	if o.renewInterval == 0 {
+		o.renewInterval = o.duration / 5
+	}
+	o.validate()
+	if o.faults != nil {
+		return o, fmt.Errorf("leasehold: %w", errors.Join(o.faults...))
+	}
+	return o, nil
+}
+
+func (o *options) validate() {
+	if o.name == "" {
+		o.fault("no lease: WithLease names it")
+	} else if wrong := validation.IsDNS1123Subdomain(o.name); wrong != nil {
+		o.fault("lease name %q: %s", o.name, strings.Join(wrong, "; "))
+	}
+	if o.namespace != "" {
+		if wrong := validation.IsDNS1123Label(o.namespace); wrong != nil {
+			o.fault("namespace %q: %s", o.namespace, strings.Join(wrong, "; "))
+		}
+	}
+	if n := len(o.fieldManager); n == 0 || n > 128 {
+		o.fault("field manager %q: want 1 to 128 characters, not %d", o.fieldManager, n)
+	}
+	if o.client != nil && o.config != nil {
+		o.fault("WithClient and WithRESTConfig: want one of them")
+	}
+	if o.createMode < AutoCreate || o.createMode > UseExisting {
+		o.fault("create mode %d: want AutoCreate, CreateNew or UseExisting", o.createMode)
+	}
+	if o.newBackOff != nil && o.newBackOff() == nil {
+		o.fault("WithBackOff: the function returns nil")
+	}
+	d, r, i := o.duration, o.renewDeadline, o.renewInterval
+	if d < time.Second || d%time.Second != 0 || d > maxDuration {
+		o.fault("want 1s <= duration (%v) <= %v, in whole seconds", d, maxDuration)
+	}
+	if i <= 0 || r < 2*i {
+		o.fault("want 0 < renew interval (%v), 2 x interval <= renew deadline (%v)", i, r)
+	}
+	if r > d/10*9 {
+		o.fault("want renew deadline (%v) <= 0.9 x duration (%v)", r, d)
+	}
+}
+
+// maxDuration is what fits in the int32 of leaseDurationSeconds.
+const maxDuration = (1<<31 - 1) * time.Second
+
+func (o *options) newDelays() delays { return delays{o.newBackOff()} }
+
+// logOverrun is what happens to a body that outlives its lease unless WithOverrun says otherwise.
+func (o *options) logOverrun(s Session) {
+	o.log.Error("work goes on without the lease; it should have stopped when its context was cancelled",
+		"lease", s.Holder().Namespace+"/"+s.Holder().Name, "cause", s.Err(), "fencingToken", s.FencingToken())
+}
+
+// end reports how a loop ended.
+func (o *options) end(err error) {
+	switch {
+	case o.err != nil:
+		*o.err = err
+	case err != nil:
+		o.log.Error("campaign ended", "lease", o.name, "error", err)
+	}
+}
+
+// newIdentity returns an identity that no other campaign has.
+func newIdentity() string {
+	name := os.Getenv("POD_NAME")
+	if name == "" {
+		name, _ = os.Hostname() // without a name, the uuid alone will do
+	}
+	return strings.TrimPrefix(name+"_"+string(uuid.NewUUID()), "_")
+}
