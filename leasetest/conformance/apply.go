@@ -98,6 +98,12 @@ var applyCases = []Case{
 		s.wantNewer(a, b)
 		s.wantSpec(b, heldSpec)
 		s.wantOwners(b, "b Apply: holderIdentity", manager+" Update: "+allFields)
+		for _, e := range b.ManagedFields {
+			if e.Operation == metav1.ManagedFieldsOperationApply && e.Time != nil {
+				s.Errorf("got time %v, want none for a manager that has changed nothing", e.Time)
+			}
+		}
+		s.wantSame(b, s.must(s.apply("b", false, `"metadata":{"name":"lease"},"spec":{"holderIdentity":"a"}`)))
 	}},
 	{"apply with force takes the field", func(s *session) {
 		s.must(s.apply("a", false, `"metadata":{"name":"lease"},"spec":{"holderIdentity":"a","leaseTransitions":1}`))
