@@ -66,7 +66,8 @@ type options struct {
 func (o options) run(terminal io.Writer) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, stop)   // a second signal ends the process at once
+	signal.Ignore(syscall.SIGPIPE) // nobody may be left to read what this process says
 
 	remove := o.dir == ""
 	if remove {
