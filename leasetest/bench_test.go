@@ -57,3 +57,15 @@ func BenchmarkUpdate(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkApplyLabels goes by the server's own machinery of field ownership.
+func BenchmarkApplyLabels(b *testing.B) {
+	leases := leasetest.NewServer().Client("a").Leases("default")
+	for i := int32(0); b.Loop(); i++ {
+		_, err := leases.Apply(context.Background(), coordinationv1apply.Lease("x", "default").WithLabels(map[string]string{"a": "b"}).
+			WithSpec(coordinationv1apply.LeaseSpec().WithLeaseTransitions(i)), metav1.ApplyOptions{FieldManager: "m", Force: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -42,7 +42,8 @@ func (c *Client) Requests() int {
 }
 
 // OnRequest has f decide the fate of each request from now on; nil lets all of them pass. It is called on the
-// caller's goroutine, concurrently if the calls are.
+// caller's goroutine, concurrently if the calls are, before the request takes effect, and may use the server itself:
+// to let another holder in just before a write, say.
 func (c *Client) OnRequest(f func(Request) Fault) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,6 +1,7 @@
 package leasetest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,9 +54,9 @@ func Forbidden(r Request) error {
 	if verb == "apply" {
 		verb = "patch"
 	}
-	return apierrors.NewForbidden(leasesResource, r.Name, fmt.Errorf(
-		"User %q cannot %s resource %q in API group %q in the namespace %q",
-		"system:serviceaccount:"+r.Namespace+":leasetest", verb, leasesResource.Resource, leasesResource.Group, r.Namespace))
+	reason := fmt.Sprintf("User %q cannot %s resource %q in API group %q in the namespace %q",
+		"system:serviceaccount:"+r.Namespace+":leasetest", verb, leasesResource.Resource, leasesResource.Group, r.Namespace)
+	return apierrors.NewForbidden(leasesResource, r.Name, errors.New(reason))
 }
 
 // ConnectionRefused is what a client sees when nothing listens: the request has not taken effect.

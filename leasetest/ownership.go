@@ -123,18 +123,24 @@ type owners struct {
 const maxUpdaters = 10
 
 func decodeOwners(fields []metav1.ManagedFieldsEntry) owners {
-	o := owners{entries: make([]owner, 0, len(fields)), simple: len(fields) > 0 && len(fields) < maxUpdaters}
+	o := owners{entries: make([]owner, 0, len(fields))}
+	simple := true
 	for _, f := range fields {
 		e, ok := decodeOwner(f)
 		o.entries = append(o.entries, e)
-		o.simple = o.simple && ok
+		simple = simple && ok
 	}
+	o.simple = simple && o.few()
 	return o
 }
 
+// few tells whether the server treats the entries one by one: it merges the oldest of many updaters, and does not
+// track a lease that has none.
+func (o owners) few() bool { return 0 < len(o.entries) && len(o.entries) < maxUpdaters }
+
 func decodeOwner(f metav1.ManagedFieldsEntry) (owner, bool) {
 	o := owner{ManagedFieldsEntry: f}
-	if f.APIVersion != leaseGVK.GroupVersion().String() || f.Subresource != "" || f.FieldsV1 == nil || f.Time == nil {
+	if f.APIVersion != leaseGVK.GroupVersion().String() || f.Subresource != "" || f.FieldsV1 == nil {
 		return o, false
 	}
 	var set map[string]json.RawMessage
@@ -145,8 +151,8 @@ func decodeOwner(f metav1.ManagedFieldsEntry) (owner, bool) {
 		o.rest = `"f:metadata":` + string(m)
 	}
 	var spec map[string]json.RawMessage
-	if s, ok := set["f:spec"]; ok && json.Unmarshal(s, &spec) != nil {
-		return o, false
+	if s, ok := set["f:spec"]; ok && (json.Unmarshal(s, &spec) != nil || len(spec) == 0) {
+		return o, false // an empty one stands for the spec as such
 	}
 	for key := range spec {
 		name, _ := strings.CutPrefix(key, "f:")
@@ -163,6 +169,9 @@ func decodeOwner(f metav1.ManagedFieldsEntry) (owner, bool) {
 
 // encode returns the entries as managedFields has them.
 func (o owners) encode() []metav1.ManagedFieldsEntry {
+	if len(o.entries) == 0 {
+		return nil
+	}
 	fields := make([]metav1.ManagedFieldsEntry, len(o.entries))
 	for i, e := range o.entries {
 		fields[i] = e.ManagedFieldsEntry
@@ -174,21 +183,27 @@ func (o owners) encode() []metav1.ManagedFieldsEntry {
 func (o owners) update(manager string, set, gone specFields) owners {
 	next := o.without(func(owner) specFields { return set | gone })
 	if set != 0 {
-		next = next.with(manager, metav1.ManagedFieldsOperationUpdate, func(old specFields) specFields { return old | set })
+		e := next.entry(manager, metav1.ManagedFieldsOperationUpdate)
+		*e = e.own(e.spec | set).now()
 	}
 	return next.sorted()
 }
 
-// apply is what becomes of them when manager applies the fields in set, of which those in changed have new values,
-// having the right to take them from anybody.
-func (o owners) apply(manager string, set, changed specFields) owners {
+// apply is what becomes of them when manager applies the fields in set, with the right to take them from anybody.
+// Those in changed get new values by it, those in gone are removed by it.
+func (o owners) apply(manager string, set, changed, gone specFields) owners {
 	next := o.without(func(e owner) specFields {
 		if e.is(manager, metav1.ManagedFieldsOperationApply) {
 			return 0
 		}
 		return changed
 	})
-	return next.with(manager, metav1.ManagedFieldsOperationApply, func(specFields) specFields { return set }).sorted()
+	e := next.entry(manager, metav1.ManagedFieldsOperationApply)
+	*e = e.own(set)
+	if changed != 0 || gone != 0 {
+		*e = e.now() // the server leaves the time alone, even if there is none, when only ownership changes
+	}
+	return next.sorted()
 }
 
 func (e owner) is(manager string, op metav1.ManagedFieldsOperationType) bool {
@@ -215,7 +230,7 @@ func (o owners) others(manager string, op metav1.ManagedFieldsOperationType) (se
 }
 
 func (o owners) without(fields func(owner) specFields) owners {
-	next := owners{entries: make([]owner, 0, len(o.entries)+1), simple: true}
+	next := owners{entries: make([]owner, 0, len(o.entries)+1)}
 	for _, e := range o.entries {
 		e = e.own(e.spec &^ fields(e))
 		if e.spec != 0 || e.rest != "" {
@@ -225,9 +240,8 @@ func (o owners) without(fields func(owner) specFields) owners {
 	return next
 }
 
-// with gives the manager's entry a new set and the present time. The receiver is used up.
-func (o owners) with(manager string, op metav1.ManagedFieldsOperationType, set func(old specFields) specFields) owners {
-	at := now()
+// entry is the manager's, a new one if it has none.
+func (o *owners) entry(manager string, op metav1.ManagedFieldsOperationType) *owner {
 	i := slices.IndexFunc(o.entries, func(e owner) bool { return e.is(manager, op) })
 	if i < 0 {
 		i = len(o.entries)
@@ -235,10 +249,14 @@ func (o owners) with(manager string, op metav1.ManagedFieldsOperationType, set f
 			Manager: manager, Operation: op, APIVersion: leaseGVK.GroupVersion().String(), FieldsType: "FieldsV1",
 		}})
 	}
-	o.entries[i] = o.entries[i].own(set(o.entries[i].spec))
-	o.entries[i].Time = &at
-	o.simple = len(o.entries) < maxUpdaters
-	return o
+	return &o.entries[i]
+}
+
+// now returns the entry with the present time.
+func (e owner) now() owner {
+	at := now()
+	e.Time = &at
+	return e
 }
 
 // own returns the entry with that set in place of its own.
@@ -258,14 +276,23 @@ func (e owner) own(set specFields) owner {
 	return e
 }
 
+// sorted returns them as the server does, and decides whether arithmetic will do for the next write too.
 func (o owners) sorted() owners {
+	o.simple = o.few()
 	slices.SortFunc(o.entries, func(a, b owner) int {
 		return cmp.Or(
 			cmp.Compare(a.Operation, b.Operation),
-			cmp.Compare(a.Time.Unix(), b.Time.Unix()),
+			cmp.Compare(a.seconds(), b.seconds()),
 			cmp.Compare(a.Manager, b.Manager))
 	})
 	return o
+}
+
+func (e owner) seconds() int64 {
+	if e.Time == nil {
+		return 0
+	}
+	return e.Time.Unix()
 }
 
 // compareSpecs says what an update from a to b sets and what it removes; ok is false if there is more to it.

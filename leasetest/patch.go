@@ -61,7 +61,7 @@ type specPatch struct {
 
 func parseSpecPatch(data []byte) (p specPatch, ok bool) {
 	var body map[string]json.RawMessage
-	if json.Unmarshal(data, &body) != nil {
+	if json.Unmarshal(data, &body) != nil || body == nil {
 		return p, false
 	}
 	for key, value := range body {
@@ -329,10 +329,8 @@ func applySpec(r *record, data []byte, manager string, force bool) (d draft, ok 
 	if changed&others != 0 && !force {
 		return d, false, nil
 	}
-	d = draft{lease: lease, sameMeta: lease.UID == live.UID, applied: true, owners: r.owners}
-	if changed != 0 || gone != 0 || before.spec != p.set {
-		d.owners = r.owners.apply(manager, p.set, changed)
-	}
+	d = draft{lease: lease, sameMeta: lease.UID == live.UID, applied: true}
+	d.owners = r.owners.apply(manager, p.set, changed, gone)
 	lease.ManagedFields = d.owners.encode()
 	return d, true, nil
 }

@@ -273,9 +273,7 @@ func parseWatchRV(rv string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(rv, 10, 64)
 	if err != nil {
-		return 0, apierrors.NewInvalid(leasesKind, "", field.ErrorList{
-			field.Invalid(field.NewPath("resourceVersion"), rv, err.Error()),
-		})
+		return 0, statusUnknown(field.Invalid(field.NewPath("resourceVersion"), rv, err.Error()).Error())
 	}
 	return n, nil
 }
