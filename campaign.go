@@ -36,7 +36,7 @@ type campaign struct {
 	plan    plan
 	rivals  time.Duration // how far the candidates spread their writes, by what races were lost
 	begun   bool          // the create mode was satisfied
-	doubt   bool          // a write that took the lease may have gone unheard
+	doubts  []term        // what may have taken the lease unheard, since it was last heard to be taken
 	stamped time.Time     // the newest time written to the Lease
 
 	mu    sync.Mutex
@@ -121,7 +121,7 @@ func (c *campaign) leave() {
 
 // withdraw looks whether a write whose outcome is unknown took the lease, and frees it then.
 func (c *campaign) withdraw() {
-	if !c.doubt {
+	if c.doubts == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.clock.wait(c.takeTimeout))
@@ -131,7 +131,7 @@ func (c *campaign) withdraw() {
 		return
 	}
 	s := c.feed.latest()
-	if !s.held() || !c.mine(s.term()) {
+	if !slices.ContainsFunc(c.doubts, s.term().is) {
 		return
 	}
 	_, err := c.write(ctx, "release", c.takeTimeout, func(ctx context.Context) (record, error) {
@@ -240,10 +240,10 @@ func (c *campaign) take(ctx context.Context, s sighting) *hold {
 		err = claim.judge(r, c.duration)
 	}
 	if err != nil {
-		c.settle(ctx, err)
+		c.settle(ctx, claim, err)
 		return nil
 	}
-	c.begun, c.doubt, c.rivals = true, false, fewerRivals(c.rivals)
+	c.begun, c.doubts, c.rivals = true, nil, fewerRivals(c.rivals)
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
 	for h.left() < c.renewDeadline/2 && h.loss() == nil && ctx.Err() == nil {
@@ -262,11 +262,11 @@ func (c *campaign) take(ctx context.Context, s sighting) *hold {
 }
 
 // settle finds out what became of a write that should have taken the lease and failed with err.
-func (c *campaign) settle(ctx context.Context, err error) {
+func (c *campaign) settle(ctx context.Context, claim term, err error) {
 	if !unknownOutcome(err) {
 		c.disclaim()
 	} else {
-		c.doubt = true
+		c.doubts = remember(c.doubts, claim)
 		c.feed.read(ctx) // reports its own failure
 	}
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
@@ -338,10 +338,16 @@ func (c *campaign) stamp(r record) time.Time {
 func (c *campaign) claim(t term) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.terms) == 8 { // a write that was tried that long ago cannot take effect any more
-		c.terms = slices.Delete(c.terms, 0, 1)
+	c.terms = remember(c.terms, t)
+}
+
+// remember returns terms with t added. It forgets the oldest beyond eight: a write that was tried so
+// long ago cannot take effect any more.
+func remember(terms []term, t term) []term {
+	if len(terms) == 8 {
+		terms = slices.Delete(terms, 0, 1)
 	}
-	c.terms = append(c.terms, t)
+	return append(terms, t)
 }
 
 // disclaim notes that the last claim was not written.
@@ -355,9 +361,7 @@ func (c *campaign) disclaim() {
 func (c *campaign) mine(t term) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.ContainsFunc(c.terms, func(own term) bool {
-		return own.identity == t.identity && own.acquired == t.acquired && (own.uid == t.uid || own.uid == "")
-	})
+	return slices.ContainsFunc(c.terms, t.is)
 }
 
 // holder returns who holds the lease in r.

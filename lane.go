@@ -78,16 +78,17 @@ func newTransport(tc *transport.Config, d *dialer, interval time.Duration) (*htt
 	if tc.Proxy != nil {
 		proxy = tc.Proxy
 	}
+	ping := max(interval/2, 250*time.Millisecond) // a busy server takes that long at times
 	return &http.Transport{
 		Proxy:               proxy,
 		DialContext:         d.dialContext,
 		TLSClientConfig:     tlsConfig,
-		TLSHandshakeTimeout: interval,
+		TLSHandshakeTimeout: 2 * interval,
 		DisableCompression:  true, // a Lease is smaller than what compressing it costs
 		ForceAttemptHTTP2:   true,
 		// A watch makes a dead connection look busy. Asking it for a sign of life this often
 		// replaces it within one interval; the usual 30 s and 15 s would cost the lease.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: interval / 2, PingTimeout: interval / 2},
+		HTTP2: &http.HTTP2Config{SendPingTimeout: ping, PingTimeout: ping},
 	}, nil
 }
 
@@ -102,7 +103,7 @@ type dialer struct {
 
 func newDialer(tc *transport.Config, interval time.Duration) *dialer {
 	d := &dialer{conns: map[net.Conn]struct{}{}}
-	d.dial = (&net.Dialer{Timeout: interval, KeepAlive: interval}).DialContext
+	d.dial = (&net.Dialer{Timeout: 2 * interval, KeepAlive: interval}).DialContext
 	if tc.DialHolder != nil {
 		d.dial = tc.DialHolder.Dial
 	}

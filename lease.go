@@ -79,6 +79,15 @@ type term struct {
 	acquired time.Time
 }
 
+// is tells whether t is the term that was claimed, whose uid is not known yet if it was to create
+// the Lease.
+func (t term) is(claimed term) bool {
+	if claimed.uid == "" {
+		claimed.uid = t.uid
+	}
+	return t == claimed
+}
+
 // judge returns nil if r still shows term t, whose holder wrote duration, else why t is over.
 func (t term) judge(r record, duration time.Duration) error {
 	switch {
