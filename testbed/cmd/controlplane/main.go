@@ -165,7 +165,11 @@ func listen(dir *datadir.Dir, port int) (net.Listener, error) {
 		port, _ = strconv.Atoi(last)
 	}
 	if port != 0 {
-		return net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return nil, fmt.Errorf("%w (-port takes another)", err)
+		}
+		return l, nil
 	}
 	var err error
 	for range 100 {
