@@ -81,21 +81,13 @@ func (o options) run(terminal io.Writer) (err error) {
 		}
 	}()
 	if o.untilEOF {
-		var orphan context.CancelFunc
-		ctx, orphan = context.WithCancel(ctx)
-		eof := make(chan struct{})
+		var end context.CancelCauseFunc
+		ctx, end = context.WithCancelCause(ctx)
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
-			close(eof)
-			orphan()
+			end(io.EOF)
 		}()
-		defer func() {
-			select {
-			case <-eof:
-				remove = remove || o.discard
-			default:
-			}
-		}()
+		defer func() { remove = remove || o.discard && context.Cause(ctx) == io.EOF }()
 	}
 
 	dir, err := datadir.Create(o.dir)
@@ -165,7 +157,11 @@ func listen(dir *datadir.Dir, port int) (net.Listener, error) {
 		port, _ = strconv.Atoi(last)
 	}
 	if port != 0 {
-		return net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return nil, fmt.Errorf("%w (-port takes another)", err)
+		}
+		return l, nil
 	}
 	var err error
 	for range 100 {
