@@ -70,18 +70,27 @@ func (f *feed) read(ctx context.Context) error {
 	f.heard = max(f.heard, r.version)
 	switch {
 	case r.version > f.now.version:
-		f.note(r)
+		f.noteAfterGap(r)
 	case before.known != f.now.known || before.version != f.now.version:
 		// Newer news came while the answer was under way.
 	case !f.now.known:
 		f.note(r)
 	case !r.exists() && f.now.exists():
-		f.note(record{version: f.now.version}) // gone; what came before stays old news
+		f.noteAfterGap(record{version: f.now.version}) // gone; what came before stays old news
 	case r.exists() && r.version < f.now.version:
 		f.heard = r.version
-		f.note(r) // the server's store was set back, as by restoring a backup
+		f.noteAfterGap(r) // the server's store was set back, as by restoring a backup
 	}
 	return nil
+}
+
+// noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
+func (f *feed) noteAfterGap(r record) {
+	if r.uid != f.now.uid {
+		// The holder of the Lease that is gone may have renewed until just now.
+		f.now.since = f.clock.now().mono
+	}
+	f.note(r)
 }
 
 // run follows the Lease until ctx ends.
