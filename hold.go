@@ -256,7 +256,8 @@ func (k *keeper) settle(reply reply) {
 		return
 	}
 	now := k.c.clock.now()
-	limit := k.until.Load().left(now) - k.c.renewTimeout // leaves room for one more try
+	// Leaves room for one more try, and for a few once there is none.
+	limit := max(k.until.Load().left(now)-k.c.renewTimeout, k.c.renewTimeout/4)
 	if next := now.add(k.delays.next(reply.err, limit)); k.due.left(next) < 0 {
 		k.due = next
 	}

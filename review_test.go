@@ -64,3 +64,35 @@ func TestReviewGhostUnseenRenewals(t *testing.T) {
 		<-done
 	})
 }
+
+// In the last stretch before the renew deadline a holder must not repeat itself every 10 ms.
+func TestReviewRenewalStorm(t *testing.T) {
+	for _, d := range []time.Duration{time.Second, 15 * time.Second, time.Hour} {
+		t.Run(d.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := leasetest.NewServer()
+				c := srv.Client("a")
+				for s := range Sessions(t.Context(), candidate(srv, "a", WithDuration(d))...) {
+					patches, last := 0, 0
+					until := time.Now().Add(s.ValidFor())
+					c.OnRequest(func(r leasetest.Request) leasetest.Fault {
+						if r.Verb == "patch" {
+							patches++
+							if time.Until(until) < d/10 {
+								last++
+							}
+							return leasetest.Fault{Err: leasetest.TooManyRequests(time.Second)}
+						}
+						return leasetest.Fault{}
+					})
+					<-s.Done()
+					t.Logf("D=%v: %d renewals, %d of them in the last tenth of D", d, patches, last)
+					if last > 12 && float64(last) > d.Seconds()/8 {
+						t.Errorf("%d renewals in %v, with the server asking for 1s between them", last, d/10)
+					}
+					break
+				}
+			})
+		})
+	}
+}
