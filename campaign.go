@@ -267,7 +267,10 @@ func (c *campaign) settle(ctx context.Context, err error) {
 		c.disclaim()
 	} else {
 		c.doubt = true
-		c.feed.read(ctx) // reports its own failure
+		// Until this one is known, another write would only add to the doubt.
+		for err := c.feed.read(ctx); err != nil && ctx.Err() == nil; err = c.feed.read(ctx) {
+			sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
+		}
 	}
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		c.rivals = moreRivals(c.rivals, c.renewInterval)

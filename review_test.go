@@ -96,3 +96,33 @@ func TestReviewRenewalStorm(t *testing.T) {
 		})
 	}
 }
+
+// CreateNew: the reply to the create is lost, and the API server is away for a while.
+func TestReviewCreateNewOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		c := srv.Client("a")
+		began := time.Now()
+		created := false
+		c.OnRequest(func(r leasetest.Request) leasetest.Fault {
+			switch {
+			case time.Since(began) > 30*time.Second || !created && r.Verb != "create":
+				return leasetest.Fault{}
+			case r.Verb == "create" && !created:
+				created = true
+				return leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()}
+			}
+			return leasetest.Fault{Err: leasetest.ConnectionRefused()}
+		})
+		var err error
+		led := false
+		for range Sessions(t.Context(), candidate(srv, "a", WithCreateMode(CreateNew), WithError(&err))...) {
+			led = true
+			break
+		}
+		t.Logf("led %v after %v: %v", led, time.Since(began), err)
+		if !led {
+			t.Error("the campaign took its own Lease for another's")
+		}
+	})
+}
