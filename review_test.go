@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"testing"
@@ -123,6 +124,33 @@ func TestReviewCreateNewOutage(t *testing.T) {
 		t.Logf("led %v after %v: %v", led, time.Since(began), err)
 		if !led {
 			t.Error("the campaign took its own Lease for another's")
+		}
+	})
+}
+
+// Release in WithOverrun.
+func TestReviewReleaseInOverrun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		released := make(chan error, 1)
+		over := WithOverrun(func(s Session) { released <- s.Release() })
+		finished := make(chan struct{})
+		go func() {
+			defer close(finished)
+			for range Sessions(t.Context(), candidate(srv, "a", over)...) {
+				srv.Client("a").Partition(true)
+				time.Sleep(time.Minute)
+				srv.Client("a").Partition(false)
+				break
+			}
+		}()
+		select {
+		case <-finished:
+			if err := <-released; !errors.Is(err, ErrLost) {
+				t.Error(err)
+			}
+		case <-time.After(10 * time.Minute):
+			t.Fatal("deadlock: the loop never ended")
 		}
 	})
 }
