@@ -174,14 +174,14 @@ func (w cancelledWatch) Stop() {
 // check reads the Lease because news is overdue, and reports whether the watch missed some.
 func (f *feed) check(ctx context.Context) (missed bool, err error) {
 	f.mu.Lock()
-	before := f.heard
+	heard, uid := f.heard, f.now.uid
 	f.mu.Unlock()
 	if err := f.read(ctx); err != nil {
 		return false, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.heard != before, nil
+	return f.heard != heard || f.now.uid != uid, nil // what is gone has no version to be heard
 }
 
 // expect has the feed check its watch if it did not bring version.

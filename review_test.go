@@ -9,6 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -151,6 +154,39 @@ func TestReviewReleaseInOverrun(t *testing.T) {
 			}
 		case <-time.After(10 * time.Minute):
 			t.Fatal("deadlock: the loop never ended")
+		}
+	})
+}
+
+// UseExisting: the watch misses the deletion, then stays silent.
+func TestReviewMissedDeletionStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		put := func(holder string) {
+			srv.Put(&coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x"},
+				Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15))},
+			})
+		}
+		put("other")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		began := time.Now()
+		go func() {
+			time.Sleep(time.Second)
+			srv.Client("a").SilenceWatches()
+			srv.Delete("default", "x")
+			time.Sleep(time.Minute)
+			put("")
+		}()
+		led := false
+		for range Sessions(ctx, candidate(srv, "a", WithCreateMode(UseExisting))...) {
+			led = true
+			break
+		}
+		t.Logf("led %v after %v", led, time.Since(began))
+		if !led {
+			t.Error("stalled on a watch that had missed the deletion")
 		}
 	})
 }
