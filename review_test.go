@@ -5,12 +5,15 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -189,4 +192,23 @@ func TestReviewMissedDeletionStalls(t *testing.T) {
 			t.Error("stalled on a watch that had missed the deletion")
 		}
 	})
+}
+
+// A dial that is under way when the loop is left, by a function that waits for its context.
+func TestReviewDialEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var dialing atomic.Int32
+	config := &rest.Config{Host: "https://203.0.113.1", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dialing.Add(1)
+		defer dialing.Add(-1)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	time.AfterFunc(3*time.Second, cancel)
+	for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), quiet()) {
+	}
+	time.Sleep(100 * time.Millisecond)
+	if n := dialing.Load(); n != 0 {
+		t.Errorf("%d dials outlive the loop", n)
+	}
 }
