@@ -149,8 +149,10 @@ func (f *feed) open(ctx context.Context) (watch.Interface, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	tooLong := time.AfterFunc(f.clock.wait(f.timeout), cancel)
 	w, err := f.api.watch(ctx, f.latest().record)
-	if !tooLong.Stop() && err == nil {
-		w.Stop()
+	if !tooLong.Stop() {
+		if err == nil {
+			w.Stop()
+		}
 		err = fmt.Errorf("opening a watch took longer than %v", f.timeout)
 	}
 	if err != nil {

@@ -1,11 +1,13 @@
 package leasehold
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -211,4 +213,25 @@ func TestReviewDialEnds(t *testing.T) {
 	if n := dialing.Load(); n != 0 {
 		t.Errorf("%d dials outlive the loop", n)
 	}
+}
+
+// A watch that is never answered is an outage to be told of.
+func TestReviewSilentOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "watch" {
+				return leasetest.Fault{Drop: leasetest.TheRequest}
+			}
+			return leasetest.Fault{}
+		})
+		var log bytes.Buffer
+		for range Sessions(t.Context(), candidate(srv, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...) {
+			time.Sleep(time.Minute)
+			break
+		}
+		if !strings.Contains(log.String(), "request=watch") {
+			t.Errorf("nothing about the watch in the log:\n%s", &log)
+		}
+	})
 }
