@@ -196,7 +196,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		opt(o)
 	}
 	if o.renewDeadline == 0 {
-		o.renewDeadline = o.duration * 8 / 10
+		o.renewDeadline = o.duration / 10 * 8
 	}
 	if o.renewInterval == 0 {
 		o.renewInterval = o.duration / 5

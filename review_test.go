@@ -235,3 +235,16 @@ func TestReviewSilentOpen(t *testing.T) {
 		}
 	})
 }
+
+// The longest duration that the rules allow.
+func TestReviewLongestDuration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		for s := range Sessions(t.Context(), candidate(srv, "a", WithDuration(maxDuration))...) {
+			if s.ValidFor() < maxDuration/2 {
+				t.Error(s.ValidFor())
+			}
+			break
+		}
+	})
+}
