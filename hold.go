@@ -256,10 +256,11 @@ func (k *keeper) settle(reply reply) {
 		k.absorb(reply.record)
 	}
 	k.absorb(k.c.feed.latest().record)
-	if reply.err == nil {
+	if reply.err == nil && len(k.pending) == 0 {
 		k.delays.reset()
 		return
 	}
+	// A renewal that was answered, but with another time than was sent, counts as failed.
 	now := k.c.clock.now()
 	// Leaves room for one more try, and for a few once there is none.
 	limit := max(k.until.Load().left(now)-k.c.renewTimeout, k.c.renewTimeout/4)

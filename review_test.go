@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,6 +16,8 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -247,4 +250,38 @@ func TestReviewLongestDuration(t *testing.T) {
 			break
 		}
 	})
+}
+
+// A server, or something on the way to it, that does not keep the renewal time it is sent.
+func TestReviewRenewalTimeNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		c := oddClient{srv.Client("a")}
+		for s := range Sessions(t.Context(), candidate(srv, "a", WithClient(c))...) {
+			before := c.Requests()
+			<-s.Done()
+			t.Log(s.Err(), c.Requests()-before)
+			if n := c.Requests() - before; n > 100 {
+				t.Errorf("%d requests", n)
+			}
+			break
+		}
+	})
+}
+
+type oddClient struct{ *leasetest.Client }
+
+func (c oddClient) Leases(ns string) coordinationv1client.LeaseInterface {
+	return oddLeases{c.Client.Leases(ns)}
+}
+
+type oddLeases struct {
+	coordinationv1client.LeaseInterface
+}
+
+func (l oddLeases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
+	time.Sleep(time.Millisecond)
+	data = regexp.MustCompile(`\.\d{6}Z`).ReplaceAll(data, []byte(".000000Z"))
+	data = regexp.MustCompile(`"renewTime":"\d{4}`).ReplaceAll(data, []byte(`"renewTime":"1999`))
+	return l.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...)
 }
