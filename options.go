@@ -255,11 +255,11 @@ func (o *options) logOverrun(s Session) {
 }
 
 // end reports how a loop ended.
-func (o *options) end(err error) {
+func (o *options) end(ctx context.Context, err error) {
 	switch {
 	case o.err != nil:
 		*o.err = err
-	case err != nil:
+	case err != nil && ctx.Err() == nil: // that ctx ended is no fault
 		o.log.Error("campaign ended", "lease", o.name, "error", err)
 	}
 }

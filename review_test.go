@@ -285,3 +285,19 @@ func (l oddLeases) Patch(ctx context.Context, name string, pt types.PatchType, d
 	data = regexp.MustCompile(`"renewTime":"\d{4}`).ReplaceAll(data, []byte(`"renewTime":"1999`))
 	return l.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...)
 }
+
+// A loop that its context ends is no fault.
+func TestReviewQuietEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var log bytes.Buffer
+		for range Sessions(ctx, candidate(srv, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...) {
+			cancel()
+		}
+		if strings.Contains(log.String(), "level=ERROR") {
+			t.Errorf("an error in the log:\n%s", &log)
+		}
+	})
+}
