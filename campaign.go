@@ -202,7 +202,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 			uid:     s.uid,
 			version: s.version,
 			take:    c.feed.viewer.takeable(s),
-			look:    s.since.Add(between(s.wait*6/10, s.wait*7/10)),
+			look:    s.since.Add(between(s.wait/10*6, s.wait/10*7)),
 		}
 		if !c.mine(s.term()) {
 			c.plan.take = c.plan.take.Add(between(0, c.rivals))
@@ -267,7 +267,10 @@ func (c *campaign) settle(ctx context.Context, claim term, err error) {
 		c.disclaim()
 	} else {
 		c.doubts = remember(c.doubts, claim)
-		c.feed.read(ctx) // reports its own failure
+		// Until this one is known, another write would only add to the doubt.
+		for err := c.feed.read(ctx); err != nil && ctx.Err() == nil; err = c.feed.read(ctx) {
+			sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
+		}
 	}
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		c.rivals = moreRivals(c.rivals, c.renewInterval)

@@ -70,18 +70,27 @@ func (f *feed) read(ctx context.Context) error {
 	f.heard = max(f.heard, r.version)
 	switch {
 	case r.version > f.now.version:
-		f.note(r)
+		f.noteAfterGap(r)
 	case before.known != f.now.known || before.version != f.now.version:
 		// Newer news came while the answer was under way.
 	case !f.now.known:
 		f.note(r)
 	case !r.exists() && f.now.exists():
-		f.note(record{version: f.now.version}) // gone; what came before stays old news
+		f.noteAfterGap(record{version: f.now.version}) // gone; what came before stays old news
 	case r.exists() && r.version < f.now.version:
 		f.heard = r.version
-		f.note(r) // the server's store was set back, as by restoring a backup
+		f.noteAfterGap(r) // the server's store was set back, as by restoring a backup
 	}
 	return nil
+}
+
+// noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
+func (f *feed) noteAfterGap(r record) {
+	if r.uid != f.now.uid {
+		// The holder of the Lease that is gone may have renewed until just now.
+		f.now.since = f.clock.now().mono
+	}
+	f.note(r)
 }
 
 // run follows the Lease until ctx ends.
@@ -140,8 +149,10 @@ func (f *feed) open(ctx context.Context) (watch.Interface, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	tooLong := time.AfterFunc(f.clock.wait(f.timeout), cancel)
 	w, err := f.api.watch(ctx, f.latest().record)
-	if !tooLong.Stop() && err == nil {
-		w.Stop()
+	if !tooLong.Stop() {
+		if err == nil {
+			w.Stop()
+		}
 		err = fmt.Errorf("opening a watch took longer than %v", f.timeout)
 	}
 	if err != nil {
@@ -165,14 +176,14 @@ func (w cancelledWatch) Stop() {
 // check reads the Lease because news is overdue, and reports whether the watch missed some.
 func (f *feed) check(ctx context.Context) (missed bool, err error) {
 	f.mu.Lock()
-	before := f.heard
+	heard, uid := f.heard, f.now.uid
 	f.mu.Unlock()
 	if err := f.read(ctx); err != nil {
 		return false, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.heard != before, nil
+	return f.heard != heard || f.now.uid != uid, nil // what is gone has no version to be heard
 }
 
 // expect has the feed check its watch if it did not bring version.

@@ -108,13 +108,18 @@ func (h *hold) loss() error {
 	}
 }
 
+// end tells that the work is done.
+func (h *hold) end() {
+	h.cancel(ErrReleased)
+	h.stopping.Do(func() { close(h.stop) })
+}
+
 // finish ends the session: cancel, wait, release. It returns nil once nothing is held any more. If
 // the API server could not be told, it may be called again.
 func (h *hold) finish() error {
+	h.end()
 	h.finishing.Lock()
 	defer h.finishing.Unlock()
-	h.cancel(ErrReleased)
-	h.stopping.Do(func() { close(h.stop) })
 	h.group.Wait()
 	if h.finished {
 		return h.loss()
@@ -251,12 +256,14 @@ func (k *keeper) settle(reply reply) {
 		k.absorb(reply.record)
 	}
 	k.absorb(k.c.feed.latest().record)
-	if reply.err == nil {
+	if reply.err == nil && len(k.pending) == 0 {
 		k.delays.reset()
 		return
 	}
+	// A renewal that was answered, but with another time than was sent, counts as failed.
 	now := k.c.clock.now()
-	limit := k.until.Load().left(now) - k.c.renewTimeout // leaves room for one more try
+	// Leaves room for one more try, and for a few once there is none.
+	limit := max(k.until.Load().left(now)-k.c.renewTimeout, k.c.renewTimeout/4)
 	if next := now.add(k.delays.next(reply.err, limit)); k.due.left(next) < 0 {
 		k.due = next
 	}
@@ -292,9 +299,14 @@ func (k *keeper) overrun(timer *time.Timer) {
 	end := k.until.Load().add(c.duration - c.renewDeadline)
 	timer.Reset(c.clock.wait(max(0, end.left(c.clock.now()))))
 	select {
-	case <-timer.C:
-		c.overrun(Session{k.hold})
 	case <-k.stop:
+		return
+	case <-timer.C:
+	}
+	select {
+	case <-k.stop: // both at once, after a stall
+	default:
+		c.overrun(Session{k.hold})
 	}
 }
 

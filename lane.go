@@ -94,16 +94,20 @@ func newTransport(tc *transport.Config, d *dialer, interval time.Duration) (*htt
 
 // A dialer opens connections and remembers them, to leave none behind.
 type dialer struct {
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	timeout time.Duration // for one dial: http.Transport goes on dialing when the request has given up
 
-	mu     sync.Mutex // protects following
-	conns  map[net.Conn]struct{}
-	closed bool
+	ctx    context.Context // ends when the dialer is closed
+	cancel context.CancelFunc
+
+	mu    sync.Mutex // protects following
+	conns map[net.Conn]struct{}
 }
 
 func newDialer(tc *transport.Config, interval time.Duration) *dialer {
-	d := &dialer{conns: map[net.Conn]struct{}{}}
-	d.dial = (&net.Dialer{Timeout: 2 * interval, KeepAlive: interval}).DialContext
+	d := &dialer{timeout: 2 * interval, conns: map[net.Conn]struct{}{}}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.dial = (&net.Dialer{KeepAlive: interval}).DialContext
 	if tc.DialHolder != nil {
 		d.dial = tc.DialHolder.Dial
 	}
@@ -111,13 +115,16 @@ func newDialer(tc *transport.Config, interval time.Duration) *dialer {
 }
 
 func (d *dialer) dialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	defer context.AfterFunc(d.ctx, cancel)()
 	conn, err := d.dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.ctx.Err() != nil {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
@@ -128,7 +135,9 @@ func (d *dialer) dialContext(ctx context.Context, network, address string) (net.
 
 func (d *dialer) hangUp(forGood bool) {
 	d.mu.Lock()
-	d.closed = d.closed || forGood
+	if forGood {
+		d.cancel()
+	}
 	conns := slices.Collect(maps.Keys(d.conns))
 	d.mu.Unlock()
 	for _, c := range conns {

@@ -196,7 +196,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		opt(o)
 	}
 	if o.renewDeadline == 0 {
-		o.renewDeadline = o.duration * 8 / 10
+		o.renewDeadline = o.duration / 10 * 8
 	}
 	if o.renewInterval == 0 {
 		o.renewInterval = o.duration / 5
@@ -255,11 +255,11 @@ func (o *options) logOverrun(s Session) {
 }
 
 // end reports how a loop ended.
-func (o *options) end(err error) {
+func (o *options) end(ctx context.Context, err error) {
 	switch {
 	case o.err != nil:
 		*o.err = err
-	case err != nil:
+	case err != nil && ctx.Err() == nil: // that ctx ended is no fault
 		o.log.Error("campaign ended", "lease", o.name, "error", err)
 	}
 }

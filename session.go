@@ -103,6 +103,10 @@ func (s Session) Release() error {
 	if s.hold == nil {
 		return nil
 	}
+	s.hold.end()
+	if err := s.hold.loss(); err != nil {
+		return err // at once: the function of WithOverrun, for which finish waits, may be what asks
+	}
 	return s.hold.finish()
 }
 

@@ -1,0 +1,303 @@
+package leasehold
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+func unheard() Option { return WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil))) }
+
+// campaigner campaigns for default/x as name through its own client of srv.
+func campaigner(srv *leasetest.Server, name string, opts ...Option) []Option {
+	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name), unheard()}, opts...)
+}
+
+// A Lease deleted while its holder is cut off, and a standby whose watch brought neither the holder's
+// last renewal nor the deletion: the holder still trusts its lease.
+func TestGhostUnseenRenewals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var a, b Session
+		gotA, gotB := make(chan struct{}), make(chan struct{})
+		done := make(chan struct{}, 2)
+		go func() {
+			for s := range Sessions(ctx, campaigner(srv, "a")...) {
+				a = s
+				close(gotA)
+				<-s.Done()
+				break
+			}
+			done <- struct{}{}
+		}()
+		<-gotA
+		began := time.Now()
+		go func() {
+			for s := range Sessions(ctx, campaigner(srv, "b")...) {
+				b = s
+				close(gotB)
+				<-s.Done()
+				break
+			}
+			done <- struct{}{}
+		}()
+		time.Sleep(time.Second)
+		srv.Client("b").SilenceWatches()
+		time.Sleep(6500 * time.Millisecond) // a has renewed twice
+		srv.Client("a").Partition(true)
+		srv.Delete("default", "x")
+		<-gotB
+		t.Logf("b leads %v after a did; a valid for %v", time.Since(began), a.ValidFor())
+		if a.Err() == nil && b.Err() == nil {
+			t.Errorf("two sessions live: a for %v more", a.ValidFor())
+		}
+		srv.Client("a").Partition(false)
+		cancel()
+		<-done
+		<-done
+	})
+}
+
+// In the last stretch before the renew deadline a holder must not repeat itself every 10 ms.
+func TestRenewalStorm(t *testing.T) {
+	for _, d := range []time.Duration{time.Second, 15 * time.Second, time.Hour} {
+		t.Run(d.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := leasetest.NewServer()
+				c := srv.Client("a")
+				for s := range Sessions(t.Context(), campaigner(srv, "a", WithDuration(d))...) {
+					patches, last := 0, 0
+					until := time.Now().Add(s.ValidFor())
+					c.OnRequest(func(r leasetest.Request) leasetest.Fault {
+						if r.Verb == "patch" {
+							patches++
+							if time.Until(until) < d/10 {
+								last++
+							}
+							return leasetest.Fault{Err: leasetest.TooManyRequests(time.Second)}
+						}
+						return leasetest.Fault{}
+					})
+					<-s.Done()
+					t.Logf("D=%v: %d renewals, %d of them in the last tenth of D", d, patches, last)
+					if last > 12 && float64(last) > d.Seconds()/8 {
+						t.Errorf("%d renewals in %v, with the server asking for 1s between them", last, d/10)
+					}
+					break
+				}
+			})
+		})
+	}
+}
+
+// CreateNew: the reply to the create is lost, and the API server is away for a while.
+func TestCreateNewOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		c := srv.Client("a")
+		began := time.Now()
+		created := false
+		c.OnRequest(func(r leasetest.Request) leasetest.Fault {
+			switch {
+			case time.Since(began) > 30*time.Second || !created && r.Verb != "create":
+				return leasetest.Fault{}
+			case r.Verb == "create" && !created:
+				created = true
+				return leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()}
+			}
+			return leasetest.Fault{Err: leasetest.ConnectionRefused()}
+		})
+		var err error
+		led := false
+		for range Sessions(t.Context(), campaigner(srv, "a", WithCreateMode(CreateNew), WithError(&err))...) {
+			led = true
+			break
+		}
+		t.Logf("led %v after %v: %v", led, time.Since(began), err)
+		if !led {
+			t.Error("the campaign took its own Lease for another's")
+		}
+	})
+}
+
+// Release in WithOverrun.
+func TestReleaseInOverrun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		released := make(chan error, 1)
+		over := WithOverrun(func(s Session) { released <- s.Release() })
+		finished := make(chan struct{})
+		go func() {
+			defer close(finished)
+			for range Sessions(t.Context(), campaigner(srv, "a", over)...) {
+				srv.Client("a").Partition(true)
+				time.Sleep(time.Minute)
+				srv.Client("a").Partition(false)
+				break
+			}
+		}()
+		select {
+		case <-finished:
+			if err := <-released; !errors.Is(err, ErrLost) {
+				t.Error(err)
+			}
+		case <-time.After(10 * time.Minute):
+			t.Fatal("deadlock: the loop never ended")
+		}
+	})
+}
+
+// UseExisting: the watch misses the deletion, then stays silent.
+func TestMissedDeletionStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		put := func(holder string) {
+			srv.Put(&coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x"},
+				Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15))},
+			})
+		}
+		put("other")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		began := time.Now()
+		go func() {
+			time.Sleep(time.Second)
+			srv.Client("a").SilenceWatches()
+			srv.Delete("default", "x")
+			time.Sleep(time.Minute)
+			put("")
+		}()
+		led := false
+		for range Sessions(ctx, campaigner(srv, "a", WithCreateMode(UseExisting))...) {
+			led = true
+			break
+		}
+		t.Logf("led %v after %v", led, time.Since(began))
+		if !led {
+			t.Error("stalled on a watch that had missed the deletion")
+		}
+	})
+}
+
+// A dial that is under way when the loop is left, by a function that waits for its context.
+func TestDialEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var dialing atomic.Int32
+	config := &rest.Config{Host: "https://203.0.113.1", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dialing.Add(1)
+		defer dialing.Add(-1)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	time.AfterFunc(3*time.Second, cancel)
+	for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), unheard()) {
+	}
+	time.Sleep(100 * time.Millisecond)
+	if n := dialing.Load(); n != 0 {
+		t.Errorf("%d dials outlive the loop", n)
+	}
+}
+
+// A watch that is never answered is an outage to be told of.
+func TestSilentOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "watch" {
+				return leasetest.Fault{Drop: leasetest.TheRequest}
+			}
+			return leasetest.Fault{}
+		})
+		var log bytes.Buffer
+		for range Sessions(t.Context(), campaigner(srv, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...) {
+			time.Sleep(time.Minute)
+			break
+		}
+		if !strings.Contains(log.String(), "request=watch") {
+			t.Errorf("nothing about the watch in the log:\n%s", &log)
+		}
+	})
+}
+
+// The longest duration that the rules allow.
+func TestLongestDuration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		for s := range Sessions(t.Context(), campaigner(srv, "a", WithDuration(maxDuration))...) {
+			if s.ValidFor() < maxDuration/2 {
+				t.Error(s.ValidFor())
+			}
+			break
+		}
+	})
+}
+
+// A server, or something on the way to it, that does not keep the renewal time it is sent.
+func TestRenewalTimeNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		c := oddClient{srv.Client("a")}
+		for s := range Sessions(t.Context(), campaigner(srv, "a", WithClient(c))...) {
+			before := c.Requests()
+			<-s.Done()
+			t.Log(s.Err(), c.Requests()-before)
+			if n := c.Requests() - before; n > 100 {
+				t.Errorf("%d requests", n)
+			}
+			break
+		}
+	})
+}
+
+type oddClient struct{ *leasetest.Client }
+
+func (c oddClient) Leases(ns string) coordinationv1client.LeaseInterface {
+	return oddLeases{c.Client.Leases(ns)}
+}
+
+type oddLeases struct {
+	coordinationv1client.LeaseInterface
+}
+
+func (l oddLeases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
+	time.Sleep(time.Millisecond)
+	data = regexp.MustCompile(`\.\d{6}Z`).ReplaceAll(data, []byte(".000000Z"))
+	data = regexp.MustCompile(`"renewTime":"\d{4}`).ReplaceAll(data, []byte(`"renewTime":"1999`))
+	return l.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...)
+}
+
+// A loop that its context ends is no fault.
+func TestQuietEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var log bytes.Buffer
+		for range Sessions(ctx, campaigner(srv, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...) {
+			cancel()
+		}
+		if strings.Contains(log.String(), "level=ERROR") {
+			t.Errorf("an error in the log:\n%s", &log)
+		}
+	})
+}
