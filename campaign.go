@@ -202,7 +202,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 			uid:     s.uid,
 			version: s.version,
 			take:    c.feed.viewer.takeable(s),
-			look:    s.since.Add(between(s.wait*6/10, s.wait*7/10)),
+			look:    s.since.Add(between(s.wait/10*6, s.wait/10*7)),
 		}
 		if !c.mine(s.term()) {
 			c.plan.take = c.plan.take.Add(between(0, c.rivals))

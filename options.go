@@ -196,7 +196,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		opt(o)
 	}
 	if o.renewDeadline == 0 {
-		o.renewDeadline = o.duration * 8 / 10
+		o.renewDeadline = o.duration / 10 * 8
 	}
 	if o.renewInterval == 0 {
 		o.renewInterval = o.duration / 5
@@ -235,7 +235,7 @@ func (o *options) validate() {
 	if d < time.Second || d%time.Second != 0 || d > maxDuration {
 		o.fault("want 1s <= duration (%v) <= %v, in whole seconds", d, maxDuration)
 	}
-	if i <= 0 || r < 2*i {
+	if i <= 0 || i > r/2 {
 		o.fault("want 0 < renew interval (%v), 2 x interval <= renew deadline (%v)", i, r)
 	}
 	if r > d/10*9 {
