@@ -264,8 +264,10 @@ func TestOwnershipOfMetadataIsKept(t *testing.T) {
 func TestSecondProcessWithOurIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := leasetest.NewServer()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
 		var taken time.Time
-		for s := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithIdentity("a"),
+		for s := range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithIdentity("a"),
 			WithClient(srv.Client("a")), inVirtualTime, unlogged) {
 			if !taken.IsZero() {
 				if after := time.Since(taken); after != 30*time.Second {
