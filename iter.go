@@ -24,11 +24,11 @@ func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
 	}
 	return func(yield func(Session) bool) {
 		if invalid != nil {
-			o.end(invalid)
+			o.end(ctx, invalid)
 			return
 		}
 		var err error
-		defer func() { o.end(err) }() // nil if the body panics
+		defer func() { o.end(ctx, err) }() // nil if the body panics
 		err = o.campaign(ctx, yield)
 	}
 }

@@ -254,12 +254,12 @@ func (o *options) logOverrun(s Session) {
 		"lease", s.Holder().Namespace+"/"+s.Holder().Name, "cause", s.Err(), "fencingToken", s.FencingToken())
 }
 
-// end reports how a loop ended.
-func (o *options) end(err error) {
+// end reports how a loop over ctx ended. That ctx ended it was asked for and is not logged.
+func (o *options) end(ctx context.Context, err error) {
 	switch {
 	case o.err != nil:
 		*o.err = err
-	case err != nil:
+	case err != nil && !errors.Is(err, context.Cause(ctx)):
 		o.log.Error("campaign ended", "lease", o.name, "error", err)
 	}
 }

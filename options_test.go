@@ -446,18 +446,27 @@ func TestWithErrorIsClearedByBreak(t *testing.T) {
 	})
 }
 
-// When ctx ends the loop, its cause is the error, and no line in the log: it was asked for.
-func TestWithErrorIsTheCauseOfTheContext(t *testing.T) {
+// When ctx ends the loop, its cause is the error. It is no line in the log: it was asked for.
+func TestContextEndsTheLoop(t *testing.T) {
 	srv := leasetest.NewServer()
 	cause := errors.New("shutting down")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
+	var log bytes.Buffer
+	opts := []Option{WithLease("x"), WithNamespace("blue"), WithClient(srv.Client("a")), WithLogger(slog.New(slog.NewTextHandler(&log, nil)))}
+
 	var err error
-	for range Sessions(ctx, WithLease("x"), WithNamespace("blue"), WithClient(srv.Client("a")), WithError(&err)) {
+	for range Sessions(ctx, append(opts, WithError(&err))...) {
 		t.Fatal("a session after ctx has ended")
 	}
 	if err != cause {
 		t.Errorf("err %v, want %v", err, cause)
+	}
+	for range Sessions(ctx, opts...) {
+		t.Fatal("a session after ctx has ended")
+	}
+	if log.Len() > 0 {
+		t.Errorf("logged %s", &log)
 	}
 	if srv.Lease("blue", "x") != nil {
 		t.Error("the lease was taken")
