@@ -416,6 +416,30 @@ func TestTerminalErrors(t *testing.T) {
 	}
 }
 
+// To find no Lease is not yet to have created it.
+func TestCreateNewLosesTheRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "blue", Name: "x"}})
+			}
+			return leasetest.Fault{}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var err error
+		for range Sessions(ctx, WithLease("x"), WithNamespace("blue"), WithCreateMode(CreateNew), WithClient(srv.Client("a")),
+			WithError(&err), inVirtualTime, unlogged) {
+			t.Error("a session under a Lease that somebody else created")
+			break
+		}
+		if !errors.Is(err, ErrExists) {
+			t.Errorf("error %v, want %v", err, ErrExists)
+		}
+	})
+}
+
 // A pod that lacks its token does not go astray to whatever a kubeconfig says.
 func TestNoFallbackFromABrokenPod(t *testing.T) {
 	inNoCluster(t, kubeconfigOfBlue)
