@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cenkalti/backoff/v4"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -119,7 +120,7 @@ const (
 func WithCreateMode(mode CreateMode) Option { return func(o *options) { o.createMode = mode } }
 
 // WithFieldManager says under which name the API server keeps track of our changes: "leasehold" by
-// default, at most 128 characters. One name for all candidates keeps the Lease small.
+// default, at most 128 printable characters. One name for all candidates keeps the Lease small.
 func WithFieldManager(name string) Option { return func(o *options) { o.fieldManager = name } }
 
 // WithOverrun calls f, once and on a goroutine of its own, for a session whose body is still running
@@ -221,6 +222,9 @@ func (o *options) validate() {
 	}
 	if n := len(o.fieldManager); n == 0 || n > 128 {
 		o.fault("field manager %q: want 1 to 128 characters, not %d", o.fieldManager, n)
+	}
+	if strings.ContainsFunc(o.fieldManager, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		o.fault("field manager %q: want printable characters", o.fieldManager)
 	}
 	if o.client != nil && o.config != nil {
 		o.fault("WithClient and WithRESTConfig: want one of them")

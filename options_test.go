@@ -55,6 +55,8 @@ func TestInvalidOptions(t *testing.T) {
 		{"field manager empty", []Option{x, WithFieldManager("")}, []string{`field manager "": want 1 to 128 characters, not 0`}},
 		{"field manager too long", []Option{x, WithFieldManager(strings.Repeat("x", 129))},
 			[]string{`field manager "` + strings.Repeat("x", 129) + `": want 1 to 128 characters, not 129`}},
+		{"field manager that the server refuses", []Option{x, WithFieldManager("lease\nhold")},
+			[]string{`field manager "lease\nhold": want printable characters`}},
 		{"create mode too small", []Option{x, WithCreateMode(-1)}, []string{"create mode -1: want AutoCreate, CreateNew or UseExisting"}},
 		{"create mode too large", []Option{x, WithCreateMode(3)}, []string{"create mode 3: want AutoCreate, CreateNew or UseExisting"}},
 
