@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cenkalti/backoff/v4"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -119,7 +120,7 @@ const (
 func WithCreateMode(mode CreateMode) Option { return func(o *options) { o.createMode = mode } }
 
 // WithFieldManager says under which name the API server keeps track of our changes: "leasehold" by
-// default, at most 128 characters. One name for all candidates keeps the Lease small.
+// default, at most 128 printable characters. One name for all candidates keeps the Lease small.
 func WithFieldManager(name string) Option { return func(o *options) { o.fieldManager = name } }
 
 // WithOverrun calls f, once and on a goroutine of its own, for a session whose body is still running
@@ -222,6 +223,9 @@ func (o *options) validate() {
 	if n := len(o.fieldManager); n == 0 || n > 128 {
 		o.fault("field manager %q: want 1 to 128 characters, not %d", o.fieldManager, n)
 	}
+	if strings.ContainsFunc(o.fieldManager, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		o.fault("field manager %q: want printable characters", o.fieldManager)
+	}
 	if o.client != nil && o.config != nil {
 		o.fault("WithClient and WithRESTConfig: want one of them")
 	}
@@ -235,7 +239,7 @@ func (o *options) validate() {
 	if d < time.Second || d%time.Second != 0 || d > maxDuration {
 		o.fault("want 1s <= duration (%v) <= %v, in whole seconds", d, maxDuration)
 	}
-	if i <= 0 || r < 2*i {
+	if i <= 0 || i > r/2 {
 		o.fault("want 0 < renew interval (%v), 2 x interval <= renew deadline (%v)", i, r)
 	}
 	if r > d/10*9 {
@@ -254,12 +258,12 @@ func (o *options) logOverrun(s Session) {
 		"lease", s.Holder().Namespace+"/"+s.Holder().Name, "cause", s.Err(), "fencingToken", s.FencingToken())
 }
 
-// end reports how a loop ended.
+// end reports how a loop over ctx ended. That ctx ended it was asked for and is not logged.
 func (o *options) end(ctx context.Context, err error) {
 	switch {
 	case o.err != nil:
 		*o.err = err
-	case err != nil && ctx.Err() == nil: // that ctx ended is no fault
+	case err != nil && !errors.Is(err, context.Cause(ctx)):
 		o.log.Error("campaign ended", "lease", o.name, "error", err)
 	}
 }

@@ -1,0 +1,293 @@
+package leasehold_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// In a cluster WithLease is all that is needed: the client configuration, the namespace and the
+// identity are found as in any pod. The examples add a Lease API in memory, to run anywhere.
+func cluster() leasehold.Option {
+	return leasehold.WithClient(leasetest.NewServer().Client("example"))
+}
+
+// Each turn of the loop is one term of leadership. Whatever ends the term cancels s.Context(), and
+// however the body ends, the lease is given back only then.
+func Example() {
+	ctx, shutdown := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
+	defer shutdown()
+
+	reconcile := func(ctx context.Context) {
+		fmt.Println("leading")
+		shutdown()
+		<-ctx.Done() // work that listens to its context stops in time
+		fmt.Println("stopped:", context.Cause(ctx))
+	}
+
+	for s := range leasehold.Sessions(ctx,
+		leasehold.WithLease("reconciler"),
+		leasehold.WithNamespace("default"),
+		cluster(),
+	) {
+		reconcile(s.Context())
+	}
+	fmt.Println("lease released")
+	// Output:
+	// leading
+	// stopped: context canceled
+	// lease released
+}
+
+// Of several replicas that start together, one migrates the schema. It leaves the loop when that is
+// done; if it loses the lease half-way, the loop turns again and it starts over once it holds the
+// lease again.
+func ExampleSessions_runOnce() {
+	migrate := func(ctx context.Context) error {
+		fmt.Println("migrating")
+		return ctx.Err()
+	}
+
+	for s := range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("migration"),
+		leasehold.WithNamespace("default"),
+		cluster(),
+	) {
+		if err := migrate(s.Context()); err != nil {
+			continue // give the lease back, let others have a turn, and try again
+		}
+		break // gives the lease back and ends the campaign
+	}
+	fmt.Println("done")
+	// Output:
+	// migrating
+	// done
+}
+
+// A leader that does several things at once starts them in a group of its own. Wait keeps the body,
+// and with it the lease, until the last of them has stopped. A worker that fails stops the others,
+// and the next term starts all of them again.
+func ExampleSessions_workers() {
+	load := func(ctx context.Context, term int) error {
+		if term == 1 {
+			return errors.New("connection reset")
+		}
+		return nil
+	}
+	serve := func(ctx context.Context, term int) error {
+		if term == 1 {
+			<-ctx.Done() // until the group or the session ends
+		}
+		return ctx.Err()
+	}
+
+	term := 0
+	for s := range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("workers"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithDuration(time.Second), // so that the next term of this example comes soon
+		cluster(),
+	) {
+		term++
+		group, ctx := errgroup.WithContext(s.Context())
+		group.Go(func() error { return load(ctx, term) })
+		group.Go(func() error { return serve(ctx, term) })
+		err := group.Wait()
+		fmt.Printf("term %d: %v\n", term, err)
+		if err == nil {
+			break
+		}
+	}
+	// Output:
+	// term 1: connection reset
+	// term 2: <nil>
+}
+
+// An error says why the loop ended. With WithError, err is nil after break and return, the cause
+// of ctx if that ended it, else what made the campaign impossible. An API server that is away is no
+// such error: the campaign tries again until ctx ends.
+func ExampleWithError() {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	stopped := errors.New("stopped by the operator")
+
+	var err error
+	for s := range leasehold.Sessions(ctx,
+		leasehold.WithLease("reconciler"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithError(&err),
+		cluster(),
+	) {
+		cancel(stopped)
+		<-s.Done()
+		fmt.Println("session:", s.Err())
+	}
+	fmt.Println("loop:", err)
+
+	for range leasehold.Sessions(context.Background(),
+		leasehold.WithDuration(15*time.Second),
+		leasehold.WithRenewDeadline(14*time.Second), // leaves too little for clocks to differ
+		leasehold.WithError(&err),
+	) {
+		fmt.Println("never")
+	}
+	fmt.Println(err)
+	// Output:
+	// session: stopped by the operator
+	// loop: stopped by the operator
+	// leasehold: no lease: WithLease names it
+	// want renew deadline (14s) <= 0.9 x duration (15s)
+}
+
+// UseExisting is for programs that may not create Leases, CreateNew for those that must be the first.
+// Without either, a missing Lease is created and an existing one is used.
+func ExampleWithCreateMode() {
+	kubernetes := cluster()
+	campaign := func(mode leasehold.CreateMode) {
+		var err error
+		for s := range leasehold.Sessions(context.Background(),
+			leasehold.WithLease("installer"),
+			leasehold.WithNamespace("default"),
+			leasehold.WithCreateMode(mode),
+			leasehold.WithError(&err),
+			kubernetes,
+		) {
+			fmt.Println("leading, transitions:", s.Holder().Transitions)
+			break
+		}
+		if errors.Is(err, leasehold.ErrExists) || errors.Is(err, leasehold.ErrNotFound) {
+			fmt.Println(err)
+		}
+	}
+
+	campaign(leasehold.UseExisting)
+	campaign(leasehold.CreateNew)
+	campaign(leasehold.CreateNew)
+	campaign(leasehold.UseExisting)
+	// Output:
+	// leasehold: lease not found: default/installer, and UseExisting does not create it
+	// leading, transitions: 0
+	// leasehold: lease exists: default/installer, and CreateNew wants to create it
+	// leading, transitions: 1
+}
+
+// A process can be stopped for any time between looking at its lease and writing to a store. A store
+// that refuses tokens smaller than the greatest it has seen is safe from such late writes.
+func ExampleSession_FencingToken() {
+	var store fencedStore
+	var former leasehold.Session
+	terms := 0
+	for s := range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("writer"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithDuration(time.Second), // so that the next term of this example comes soon
+		cluster(),
+	) {
+		if terms++; terms == 1 {
+			fmt.Println("first leader: ", store.Write(s.FencingToken(), "a"))
+			former = s
+			continue
+		}
+		fmt.Println("second leader:", store.Write(s.FencingToken(), "b"))
+		fmt.Println("late write:   ", store.Write(former.FencingToken(), "c"))
+		break
+	}
+	fmt.Println("value:        ", store.value)
+	// Output:
+	// first leader:  <nil>
+	// second leader: <nil>
+	// late write:    refused: there is a newer leader
+	// value:         b
+}
+
+// A fencedStore keeps a value. In a database the same is one condition more in the update:
+// UPDATE … SET token = $1 … WHERE token <= $1.
+type fencedStore struct {
+	mu    sync.Mutex
+	token uint64 // the greatest seen; protected by mu
+	value string // protected by mu
+}
+
+func (s *fencedStore) Write(token uint64, value string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if token < s.token {
+		return errors.New("refused: there is a newer leader")
+	}
+	s.token, s.value = token, value
+	return nil
+}
+
+// A client with a guarded transport sends nothing once the session has ended, whoever kept it.
+func ExampleSession_Guard() {
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println("the backend got:", r.Method, r.URL.Path)
+	}))
+	defer backend.Close()
+
+	var client *http.Client
+	for s := range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("billing"),
+		leasehold.WithNamespace("default"),
+		cluster(),
+	) {
+		client = &http.Client{Transport: s.Guard(backend.Client().Transport)}
+		charge(client, backend.URL)
+		break
+	}
+	charge(client, backend.URL)
+	// Output:
+	// the backend got: POST /charge
+	// refused: true
+}
+
+func charge(client *http.Client, url string) {
+	resp, err := client.Post(url+"/charge", "text/plain", nil)
+	if err != nil {
+		fmt.Println("refused:", errors.Is(err, leasehold.ErrReleased))
+		return
+	}
+	resp.Body.Close()
+}
+
+// Deep in a call there is only a context. The session is found in it, and the code there can ask
+// how long leadership is certain before it begins what must not be cut short.
+func ExampleFromContext() {
+	save := func(ctx context.Context) {
+		s, ok := leasehold.FromContext(ctx)
+		if !ok {
+			fmt.Println("not the leader")
+			return
+		}
+		if s.ValidFor() < time.Second {
+			fmt.Println("too late to begin")
+			return
+		}
+		fmt.Println("saving as", s.Holder().Identity)
+	}
+
+	for s := range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("archive"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithIdentity("archive-0"),
+		cluster(),
+	) {
+		ctx, cancel := context.WithTimeout(s.Context(), time.Minute) // a derived context will do
+		save(ctx)
+		cancel()
+		break
+	}
+	save(context.Background())
+	// Output:
+	// saving as archive-0
+	// not the leader
+}
