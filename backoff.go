@@ -16,7 +16,7 @@ const (
 	// it at most, a candidate is back within a second of the last fault.
 	longestDelay = 650 * time.Millisecond
 	// refusedDelay is for what does not mend itself, such as a missing right.
-	refusedDelay = 3 * time.Second
+	refusedDelay = 900 * time.Millisecond
 )
 
 // defaultBackOff starts at 50 ms and doubles up to 650 ms, each delay up to half longer or shorter

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -43,6 +44,9 @@ type campaign struct {
 	terms []term // what we wrote or may have written, the newest last; protected by mu
 }
 
+// longestTimeout bounds every request: after it, a new one is more likely to be answered.
+const longestTimeout = 10 * time.Second
+
 // newCampaign connects and begins to follow the Lease.
 func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	c := &campaign{options: o}
@@ -51,8 +55,8 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	}
 	c.log = o.log.With("lease", c.api.namespace+"/"+c.api.name, "identity", c.api.identity)
 	c.outages = &outages{log: c.log}
-	c.renewTimeout = (c.renewDeadline - c.renewInterval) / 4
-	c.takeTimeout = c.renewDeadline / 3
+	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
+	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
 	c.delays = c.newDelays()
 	c.feed = &feed{
 		api:      c.api,
@@ -226,7 +230,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 // take tries to take the lease as it is in s. It returns nil if that failed, after a pause.
 func (c *campaign) take(ctx context.Context, s sighting) *hold {
 	sent := c.clock.now()
-	claim := term{s.uid, c.api.identity, c.stamp(s.record)}
+	claim := term{s.uid, c.api.identity, c.claimStamp()}
 	c.claim(claim)
 	// A write that is cut short has an unknown outcome: ctx does not end this one, its timeout does.
 	r, err := c.write(context.WithoutCancel(ctx), "acquire", c.takeTimeout, func(ctx context.Context) (record, error) {
@@ -275,6 +279,10 @@ func (c *campaign) settle(ctx context.Context, claim term, err error) {
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		c.rivals = moreRivals(c.rivals, c.renewInterval)
 		c.log.Debug("somebody else was faster", "error", err)
+		if now := c.feed.latest(); now.held() && !c.mine(now.term()) {
+			c.delays.reset()
+			return // a standby again: the next release must not find it asleep
+		}
 	}
 	sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
 }
@@ -303,13 +311,14 @@ func (c *campaign) pause(ctx context.Context, h *hold) {
 
 // write makes a request that changes the Lease, and takes note of what the Lease says then.
 func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error)) (record, error) {
+	before := c.feed.latest()
 	wctx, cancel := context.WithTimeout(ctx, c.clock.wait(timeout))
 	defer cancel()
 	r, err := request(wctx)
 	c.outages.note(kind, err)
 	switch {
 	case err == nil:
-		c.feed.see(r)
+		c.feed.see(r, before)
 	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
 		c.feed.read(ctx) // reports its own failure
 	}
@@ -327,11 +336,21 @@ func (c *campaign) nextRenewal() time.Duration {
 // writes took effect.
 func (c *campaign) stamp(r record) time.Time {
 	t := time.Now().UTC().Truncate(time.Microsecond)
-	if !t.After(c.stamped) {
-		t = c.stamped.Add(time.Microsecond)
-	}
 	if t == r.renewed {
 		t = t.Add(time.Microsecond)
+	}
+	return c.later(t)
+}
+
+// claimStamp is stamp for a claim. Its microseconds are drawn by chance: if a second process with our
+// identity claims the lease in the same moment, a claim of ours that was lost must not look like its.
+func (c *campaign) claimStamp() time.Time {
+	return c.later(time.Now().UTC().Truncate(time.Millisecond).Add(rand.N(time.Millisecond).Truncate(time.Microsecond)))
+}
+
+func (c *campaign) later(t time.Time) time.Time {
+	if !t.After(c.stamped) {
+		t = c.stamped.Add(time.Microsecond)
 	}
 	c.stamped = t
 	return t

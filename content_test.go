@@ -317,7 +317,7 @@ func TestContentThatTheServerRefuses(t *testing.T) {
 		defer cancel()
 		began := time.Now()
 		time.AfterFunc(5*time.Minute, func() {
-			if n := srv.Client("a").Requests(); n > 300 {
+			if n := srv.Client("a").Requests(); n > 400 {
 				t.Errorf("%d requests in five minutes", n)
 			}
 			srv.Edit("default", "x", func(l *coordinationv1.Lease) { l.Labels = nil })

@@ -17,6 +17,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 
@@ -298,6 +299,72 @@ func TestQuietEnd(t *testing.T) {
 		}
 		if strings.Contains(log.String(), "level=ERROR") {
 			t.Errorf("an error in the log:\n%s", &log)
+		}
+	})
+}
+
+// Two processes with the same identity that claim in the same microsecond; one's request is lost.
+func TestSameIdentitySameInstant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		first := true
+		srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" && first {
+				first = false
+				return leasetest.Fault{Drop: leasetest.TheRequest, Err: leasetest.ConnectionReset()}
+			}
+			return leasetest.Fault{}
+		})
+		var sa, sb Session
+		live := make(chan string, 10)
+		done := make(chan struct{}, 2)
+		run := func(name string, s *Session) {
+			for x := range Sessions(ctx, campaigner(srv, name, WithIdentity("same"))...) {
+				*s = x
+				live <- name
+				<-x.Done()
+				break
+			}
+			done <- struct{}{}
+		}
+		srv.Client("a").OnEvent(func(e watch.Event) time.Duration { return time.Second })
+		go run("a", &sa)
+		go run("b", &sb)
+		t.Log(<-live)
+		select {
+		case n := <-live:
+			t.Log(n, "a:", sa.Err(), "b:", sb.Err())
+			if sa.Err() == nil && sb.Err() == nil {
+				t.Error("two sessions live")
+			}
+		case <-time.After(10 * time.Second):
+		}
+		cancel()
+		<-done
+		<-done
+	})
+}
+
+// A standby whose read was lost just before the last fault ended.
+func TestLostRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		holder := "gone"
+		srv.Put(&coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x"},
+			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15))},
+		})
+		srv.Client("a").Partition(true)
+		time.AfterFunc(100*time.Millisecond, func() { srv.Client("a").Partition(false) })
+		began := time.Now()
+		for range Sessions(t.Context(), campaigner(srv, "a")...) {
+			t.Logf("led %v after the last fault", time.Since(began)-100*time.Millisecond)
+			if time.Since(began) > 16100*time.Millisecond {
+				t.Error("more than D + 1s")
+			}
+			break
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/watch"
@@ -40,34 +41,15 @@ func (f *feed) latest() sighting {
 	return f.now
 }
 
-// see takes note of r, unless something newer is known.
-func (f *feed) see(r record) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.now.known || r.version > f.now.version {
-		f.note(r)
-	}
-}
-
 // note makes r the newest record. The caller holds mu.
 func (f *feed) note(r record) {
 	f.now = f.viewer.see(f.now, r, f.clock.now().mono)
 	signal(f.changed)
 }
 
-// read asks the API server and takes note of the answer.
-func (f *feed) read(ctx context.Context) error {
-	before := f.latest()
-	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(f.timeout))
-	defer cancel()
-	r, err := f.api.get(ctx)
-	f.outages.note("get", err)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.heard = max(f.heard, r.version)
+// learn takes note of r, the answer to a request of ours that was sent when before was known. The
+// caller holds mu.
+func (f *feed) learn(r record, before sighting) {
 	switch {
 	case r.version > f.now.version:
 		f.noteAfterGap(r)
@@ -81,7 +63,6 @@ func (f *feed) read(ctx context.Context) error {
 		f.heard = r.version
 		f.noteAfterGap(r) // the server's store was set back, as by restoring a backup
 	}
-	return nil
 }
 
 // noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
@@ -91,6 +72,62 @@ func (f *feed) noteAfterGap(r record) {
 		f.now.since = f.clock.now().mono
 	}
 	f.note(r)
+}
+
+// see takes note of r, what the Lease is after a write of ours that was sent when before was known.
+func (f *feed) see(r record, before sighting) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.learn(r, before)
+}
+
+// read asks the API server and takes note of the answer.
+func (f *feed) read(ctx context.Context) error {
+	before := f.latest()
+	r, err := f.get(ctx)
+	f.outages.note("get", err)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.heard = max(f.heard, r.version)
+	f.learn(r, before)
+	return nil
+}
+
+// get returns the first answer to a read that is sent again as long as none has come: a request that
+// was lost must not keep a candidate from knowing the Lease for long once the API server answers (G8),
+// nor may a slow server's answers be thrown away.
+func (f *feed) get(ctx context.Context) (record, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(f.timeout))
+	type answer struct {
+		record
+		err error
+	}
+	var group errgroup.Group
+	defer group.Wait()
+	defer cancel()
+	answers := make(chan answer)
+	again := time.NewTicker(f.clock.wait(longestDelay))
+	defer again.Stop()
+	for {
+		group.Go(func() error {
+			r, err := f.api.get(ctx)
+			select {
+			case answers <- answer{r, err}:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+		select {
+		case a := <-answers:
+			return a.record, a.err
+		case <-ctx.Done():
+			return record{}, fmt.Errorf("get lease %s/%s: no answer in %v: %w", f.api.namespace, f.api.name, f.timeout, ctx.Err())
+		case <-again.C:
+		}
+	}
 }
 
 // run follows the Lease until ctx ends.
@@ -132,6 +169,7 @@ func (f *feed) follow(ctx context.Context, now time.Time) error {
 				return nil
 			}
 			if err := f.take(event); err != nil {
+				f.outages.log.Debug("the watch ends", "error", err)
 				return err
 			}
 		case <-f.overdue:

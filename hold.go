@@ -243,6 +243,9 @@ func (k *keeper) renew(ctx context.Context, now instant) {
 	k.inFlight = true
 	k.group.Go(func() error {
 		answer, err := k.c.write(ctx, "renew", k.c.renewTimeout, func(ctx context.Context) (record, error) {
+			if err := k.loss(); err != nil {
+				return record{}, err
+			}
 			return k.c.api.renew(ctx, r, stamp)
 		})
 		k.replies <- reply{answer, err}

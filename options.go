@@ -99,7 +99,7 @@ func WithDuration(d time.Duration) Option { return func(o *options) { o.duration
 func WithRenewDeadline(d time.Duration) Option { return func(o *options) { o.renewDeadline = d } }
 
 // WithRenewInterval says how long after the start of a renewal the next one begins: a fifth of the
-// duration by default, at most half of the renew deadline.
+// duration by default, at least 10 ms, at most half of the renew deadline.
 func WithRenewInterval(d time.Duration) Option { return func(o *options) { o.renewInterval = d } }
 
 // A CreateMode says what a campaign does about a Lease that does or does not exist when it begins.
@@ -241,6 +241,8 @@ func (o *options) validate() {
 	}
 	if i <= 0 || i > r/2 {
 		o.fault("want 0 < renew interval (%v), 2 x interval <= renew deadline (%v)", i, r)
+	} else if i < shortestDelay {
+		o.fault("want renew interval (%v) >= %v", i, shortestDelay)
 	}
 	if r > d/10*9 {
 		o.fault("want renew deadline (%v) <= 0.9 x duration (%v)", r, d)

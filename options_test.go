@@ -157,11 +157,12 @@ func TestOptionNil(t *testing.T) {
 
 func TestContextNil(t *testing.T) {
 	const want = "leasehold: the context is nil"
-	if got := panicOf(func() { Sessions(nil, WithLease("x")) }); got == nil || got.Error() != want { //nolint:staticcheck // on purpose
+	var none context.Context
+	if got := panicOf(func() { Sessions(none, WithLease("x")) }); got == nil || got.Error() != want {
 		t.Errorf("panic %v, want %s", got, want)
 	}
 	var err error
-	for range Sessions(nil, WithLease("x"), WithError(&err)) { //nolint:staticcheck // on purpose
+	for range Sessions(none, WithLease("x"), WithError(&err)) {
 		t.Fatal("a session without a context")
 	}
 	if errorText(err) != want {

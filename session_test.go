@@ -998,7 +998,7 @@ func TestForbidden_G11(t *testing.T) {
 				if w.logged(strings.ReplaceAll(rule, `"`, `\"`)) == 0 {
 					t.Errorf("the rule is not in the log: %s", rule)
 				}
-				if n := w.srv.Client("a").Requests(); n > 200 {
+				if n := w.srv.Client("a").Requests(); n > 300 {
 					t.Errorf("%d requests in four minutes", n)
 				}
 				if verb == "watch" {
