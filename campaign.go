@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -10,7 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -28,13 +32,16 @@ type campaign struct {
 	renewTimeout time.Duration // of a write that keeps or frees the lease; three fit before the deadline
 	takeTimeout  time.Duration // of a read, or a write that takes the lease
 
-	group    errgroup.Group // the feed
+	group    errgroup.Group  // the feed
+	ctx      context.Context // the feed's
 	stopFeed context.CancelFunc
+	left     sync.Once
 
 	// What follows is owned by who is at work: the candidate or, while there is a session, its
 	// keeper.
 	delays  delays
 	plan    plan
+	raced   bool          // the last try to take the lease met with somebody else's write
 	rivals  time.Duration // how far the candidates spread their writes, by what races were lost
 	begun   bool          // the create mode was satisfied
 	doubts  []term        // what may have taken the lease unheard, since it was last heard to be taken
@@ -47,7 +54,7 @@ type campaign struct {
 // longestTimeout bounds every request: after it, a new one is more likely to be answered.
 const longestTimeout = 10 * time.Second
 
-// newCampaign connects and begins to follow the Lease.
+// newCampaign prepares to campaign. It makes no request yet; follow does.
 func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	c := &campaign{options: o}
 	if err := c.connect(); err != nil {
@@ -70,12 +77,16 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		overdue:  make(chan struct{}, 1),
 	}
 	// The feed outlives ctx: a body that winds down after ctx has ended still holds the lease.
-	ctx, c.stopFeed = context.WithCancel(context.WithoutCancel(ctx))
+	c.ctx, c.stopFeed = context.WithCancel(context.WithoutCancel(ctx))
+	return c, nil
+}
+
+// follow begins to follow the Lease.
+func (c *campaign) follow() {
 	c.group.Go(func() error {
-		c.feed.run(ctx)
+		c.feed.run(c.ctx)
 		return nil
 	})
-	return c, nil
 }
 
 // connect finds out where the Lease is and how to get there.
@@ -110,6 +121,8 @@ func (c *campaign) connect() (err error) {
 		identity:     identity,
 		duration:     c.duration,
 		fieldManager: c.fieldManager,
+		labels:       c.labels,
+		owner:        c.owner,
 	}
 	return nil
 }
@@ -120,7 +133,7 @@ func (c *campaign) leave() {
 	c.withdraw()
 	c.stopFeed()
 	c.group.Wait()
-	c.lane.close()
+	c.lane.reconnect()
 }
 
 // withdraw looks whether a write whose outcome is unknown took the lease, and frees it then.
@@ -128,21 +141,63 @@ func (c *campaign) withdraw() {
 	if c.doubts == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), c.clock.wait(c.takeTimeout))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.clock.wait(c.takeTimeout))
 	defer cancel()
-	if err := c.feed.read(ctx); err != nil {
+	err := c.feed.read(ctx)
+	if err == nil {
+		err = c.free(ctx, func(r record) error {
+			if !slices.ContainsFunc(c.doubts, r.term().is) {
+				return errNotOurs
+			}
+			return nil
+		})
+	}
+	if err != nil && err != errNotOurs {
 		c.log.Warn("lease perhaps not released; it runs out by itself", "error", err)
-		return
 	}
-	s := c.feed.latest()
-	if !slices.ContainsFunc(c.doubts, s.term().is) {
-		return
+	c.doubts = nil
+}
+
+// errNotOurs is why a lease is not freed.
+var errNotOurs = errors.New("not ours")
+
+// free gives the lease back, and tries again until ctx ends. It gives up when refuse, which is asked
+// about the newest record before each try, returns an error. Nil means that the lease was freed.
+func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
+	delays, inDoubt := c.newDelays(), false
+	for {
+		r := c.feed.latest().record
+		if err := refuse(r); err != nil {
+			if inDoubt {
+				return nil // an earlier try did it
+			}
+			return err
+		}
+		free, err := c.write(ctx, "release", c.renewTimeout, func(ctx context.Context) (record, error) {
+			return c.api.release(ctx, r)
+		})
+		if err == nil {
+			if c.deleteOnRelease {
+				c.remove(ctx, free)
+			}
+			return nil
+		}
+		inDoubt = inDoubt || unknownOutcome(err)
+		sleep(ctx, c.clock, delays.next(err, c.renewInterval))
+		if ctx.Err() != nil {
+			return err
+		}
 	}
-	_, err := c.write(ctx, "release", c.takeTimeout, func(ctx context.Context) (record, error) {
-		return c.api.release(ctx, s.record)
-	})
+}
+
+// remove deletes the Lease that was just freed. It is left where somebody has taken it meanwhile.
+func (c *campaign) remove(ctx context.Context, free record) {
+	ctx, cancel := context.WithTimeout(ctx, c.clock.wait(c.renewTimeout))
+	defer cancel()
+	err := c.api.remove(ctx, free)
+	c.outages.note("delete", err)
 	if err != nil {
-		c.log.Warn("lease not released; it runs out by itself", "error", err)
+		c.log.Debug("the Lease was not deleted", "error", err)
 	}
 }
 
@@ -158,9 +213,11 @@ func (c *campaign) await(ctx context.Context) (*hold, error) {
 		}
 		wake := c.prepare(s)
 		if wake <= 0 {
-			if h := c.take(ctx, s); h != nil {
+			h, err := c.take(ctx, s)
+			if err == nil {
 				return h, nil
 			}
+			c.settle(ctx, err)
 			continue
 		}
 		timer.Reset(c.clock.wait(wake))
@@ -208,7 +265,10 @@ func (c *campaign) prepare(s sighting) time.Duration {
 			take:    c.feed.viewer.takeable(s),
 			look:    s.since.Add(between(s.wait/10*6, s.wait/10*7)),
 		}
-		if !c.mine(s.term()) {
+		switch {
+		case c.reclaim && s.identity == c.api.identity:
+			c.plan.take = s.since
+		case !c.mine(s.term()):
 			c.plan.take = c.plan.take.Add(between(0, c.rivals))
 		}
 	}
@@ -227,8 +287,9 @@ func (c *campaign) prepare(s sighting) time.Duration {
 	return wake
 }
 
-// take tries to take the lease as it is in s. It returns nil if that failed, after a pause.
-func (c *campaign) take(ctx context.Context, s sighting) *hold {
+// take tries to take the lease as it is in s. The error may also be why the session ended before it
+// began.
+func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	sent := c.clock.now()
 	claim := term{s.uid, c.api.identity, c.claimStamp()}
 	c.claim(claim)
@@ -243,11 +304,16 @@ func (c *campaign) take(ctx context.Context, s sighting) *hold {
 		claim.uid = r.uid
 		err = claim.judge(r, c.duration)
 	}
-	if err != nil {
-		c.settle(ctx, claim, err)
-		return nil
+	switch {
+	case err == nil:
+	case unknownOutcome(err):
+		c.doubts = remember(c.doubts, claim)
+		return nil, err
+	default:
+		c.disclaim()
+		return nil, err
 	}
-	c.begun, c.doubts, c.rivals = true, nil, fewerRivals(c.rivals)
+	c.begun, c.raced, c.doubts, c.rivals = true, false, nil, fewerRivals(c.rivals)
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
 	for h.left() < c.renewDeadline/2 && h.loss() == nil && ctx.Err() == nil {
@@ -257,31 +323,37 @@ func (c *campaign) take(ctx context.Context, s sighting) *hold {
 		case <-ctx.Done():
 		}
 	}
-	if h.loss() != nil || ctx.Err() != nil {
+	if err := h.Err(); err != nil {
 		h.finish()
-		return nil
+		return nil, err
 	}
 	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
-	return h
+	c.event("became leader")
+	return h, nil
 }
 
-// settle finds out what became of a write that should have taken the lease and failed with err.
-func (c *campaign) settle(ctx context.Context, claim term, err error) {
-	if !unknownOutcome(err) {
-		c.disclaim()
-	} else {
-		c.doubts = remember(c.doubts, claim)
+// settle finds out what became of a try to take the lease that failed with err, and pauses where the
+// next one would come too soon.
+func (c *campaign) settle(ctx context.Context, err error) {
+	switch {
+	case errors.Is(err, ErrLost) || ctx.Err() != nil:
+	case unknownOutcome(err):
 		// Until this one is known, another write would only add to the doubt.
 		for err := c.feed.read(ctx); err != nil && ctx.Err() == nil; err = c.feed.read(ctx) {
 			sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
 		}
-	}
-	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		c.rivals = moreRivals(c.rivals, c.renewInterval)
+	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):
 		c.log.Debug("somebody else was faster", "error", err)
+		c.rivals = moreRivals(c.rivals, c.renewInterval)
+		again := c.raced
+		c.raced = true
 		if now := c.feed.latest(); now.held() && !c.mine(now.term()) {
+			c.raced = false
 			c.delays.reset()
 			return // a standby again: the next release must not find it asleep
+		}
+		if !again {
+			return // there may be room for us nevertheless
 		}
 	}
 	sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
@@ -397,4 +469,16 @@ func (c *campaign) holder(r record) Holder {
 		Duration:    r.duration,
 		Transitions: r.transitions,
 	}
+}
+
+// event tells Kubernetes what happened to our leadership, in client-go's words.
+func (c *campaign) event(what string) {
+	if c.recorder == nil {
+		return
+	}
+	r := c.feed.latest().record
+	c.recorder.Eventf(&coordinationv1.Lease{
+		TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.api.namespace, Name: c.api.name, UID: r.uid, ResourceVersion: r.resourceVersion()},
+	}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.api.identity, what)
 }

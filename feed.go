@@ -130,11 +130,11 @@ func (f *feed) get(ctx context.Context) (record, error) {
 	}
 }
 
-// run follows the Lease until ctx ends.
+// run follows the Lease until ctx ends. It begins with what was just read, if something was.
 func (f *feed) run(ctx context.Context) {
-	for ctx.Err() == nil {
+	for read := f.latest().known; ctx.Err() == nil; read = false {
 		began := f.clock.now().mono
-		err := f.follow(ctx, began)
+		err := f.follow(ctx, began, read)
 		if lasted := f.clock.now().mono.Sub(began); err == nil && lasted >= f.interval {
 			f.delays.reset()
 			continue
@@ -143,11 +143,13 @@ func (f *feed) run(ctx context.Context) {
 	}
 }
 
-// follow reads the Lease and watches it until the watch ends. Where it may not watch it only reads,
-// and tries again to watch after a while.
-func (f *feed) follow(ctx context.Context, now time.Time) error {
-	if err := f.read(ctx); err != nil {
-		return err
+// follow reads the Lease, unless that was just done, and watches it until the watch ends. Where it
+// may not watch it only reads, and tries again to watch after a while.
+func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
+	if !read {
+		if err := f.read(ctx); err != nil {
+			return err
+		}
 	}
 	if now.Before(f.pollTill) {
 		sleep(ctx, f.clock, f.interval)

@@ -40,6 +40,7 @@ type hold struct {
 
 	finishing sync.Mutex // held while the lease is given back
 	finished  bool       // nothing is left to give back; protected by finishing
+	leave     func()     // ends the campaign after a session that was acquired for itself; else nil
 }
 
 // newHold starts keeping the term that r shows, which was acquired by a write begun at sent. The
@@ -108,6 +109,9 @@ func (h *hold) loss() error {
 	}
 }
 
+// Err returns why the session ended, or nil.
+func (h *hold) Err() error { return context.Cause(h.ctx) }
+
 // end tells that the work is done.
 func (h *hold) end() {
 	h.cancel(ErrReleased)
@@ -135,34 +139,36 @@ func (h *hold) release() error {
 	c := h.c
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), c.clock.wait(c.renewDeadline/2))
 	defer cancel()
-	delays, inDoubt := c.newDelays(), false
-	for {
+	known := h.loss() != nil
+	err := c.free(ctx, func(r record) error {
 		h.check()
 		if err := h.loss(); err != nil {
 			return err
 		}
-		r := c.feed.latest().record
-		if err := h.term.judge(r, c.duration); err != nil {
-			if inDoubt {
-				return nil // an earlier try did it
-			}
-			h.lose(err)
-			return err
-		}
-		_, err := c.write(ctx, "release", c.renewTimeout, func(ctx context.Context) (record, error) {
-			return c.api.release(ctx, r)
-		})
-		if err == nil {
-			c.log.Info("lease released", "fencingToken", h.token)
-			return nil
-		}
-		inDoubt = inDoubt || unknownOutcome(err)
-		sleep(ctx, c.clock, delays.next(err, h.left()))
-		if ctx.Err() != nil {
-			c.log.Warn("lease not released; it runs out by itself", "error", err)
-			return err
-		}
+		return h.term.judge(r, c.duration)
+	})
+	if errors.Is(err, ErrLost) {
+		h.lose(err)
 	}
+	switch loss := h.loss(); {
+	case known:
+		return loss // as the keeper said
+	case loss != nil:
+		h.logLoss()
+		return loss
+	case err != nil:
+		c.log.Warn("lease not released; it runs out by itself", "error", err)
+		return err
+	}
+	c.log.Info("lease released", "fencingToken", h.token)
+	c.event("stopped leading")
+	return nil
+}
+
+// logLoss tells operators that the lease was lost.
+func (h *hold) logLoss() {
+	h.c.log.Warn("lease lost", "cause", h.cause, "fencingToken", h.token)
+	h.c.event("stopped leading")
 }
 
 // A keeper is the goroutine of a hold: it renews the lease until the body has returned, and finds
@@ -298,7 +304,7 @@ func (k *keeper) absorb(r record) {
 // lease may be another's by the clock alone.
 func (k *keeper) overrun(timer *time.Timer) {
 	c := k.c
-	c.log.Warn("lease lost", "cause", k.loss(), "fencingToken", k.token)
+	k.logLoss()
 	end := k.until.Load().add(c.duration - c.renewDeadline)
 	timer.Reset(c.clock.wait(max(0, end.left(c.clock.now()))))
 	select {

@@ -18,38 +18,18 @@ import (
 // Nothing happens before the sequence is ranged over, and nothing that it started is left when the
 // loop is. Ranging over it twice is two campaigns.
 func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
-	o, invalid := newOptions(ctx, opts)
-	if invalid != nil && o.err == nil {
-		panic(invalid)
-	}
-	return func(yield func(Session) bool) {
-		if invalid != nil {
-			o.end(ctx, invalid)
-			return
+	return sequence(ctx, opts, func(c *campaign, yield func(Session) bool) error {
+		for {
+			h, err := c.await(ctx)
+			if err != nil {
+				return err
+			}
+			if more := h.lead(yield); !more {
+				return nil
+			}
+			c.pause(ctx, h)
 		}
-		var err error
-		defer func() { o.end(ctx, err) }() // nil if the body panics
-		err = o.campaign(ctx, yield)
-	}
-}
-
-// campaign returns nil when the loop was left, else why it ended.
-func (o *options) campaign(ctx context.Context, yield func(Session) bool) error {
-	c, err := newCampaign(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer c.leave()
-	for {
-		h, err := c.await(ctx)
-		if err != nil {
-			return err
-		}
-		if more := h.lead(yield); !more {
-			return nil
-		}
-		c.pause(ctx, h)
-	}
+	})
 }
 
 // lead yields the session and holds the lease for exactly as long as yield runs. It returns what
@@ -57,4 +37,60 @@ func (o *options) campaign(ctx context.Context, yield func(Session) bool) error 
 func (h *hold) lead(yield func(Session) bool) bool {
 	defer h.finish() // break, return, panic and Goexit all come through here
 	return yield(Session{h})
+}
+
+// sequence returns what follow yields in a campaign that lasts as long as the loop. It ends as follow
+// does: nil when the loop was left, else why the sequence ended.
+func sequence[T any](ctx context.Context, opts []Option, walk func(*campaign, func(T) bool) error) iter.Seq[T] {
+	o, invalid := newOptions(ctx, opts)
+	if invalid != nil && o.err == nil {
+		panic(invalid)
+	}
+	return func(yield func(T) bool) {
+		if invalid != nil {
+			o.end(ctx, invalid)
+			return
+		}
+		var err error
+		defer func() { o.end(ctx, err) }() // nil if the body panics
+		c, err := newCampaign(ctx, o)
+		if err != nil {
+			return
+		}
+		defer c.leave()
+		c.follow()
+		err = walk(c, yield)
+	}
+}
+
+// Chan turns a sequence into a channel, for select. It ranges over seq on a goroutine of its own, and
+// asks for the next value only when the last one was received. The channel is closed when the sequence
+// ends, or ctx does.
+//
+// A value that has a method Done() <-chan struct{}, as a Session, is held until Done closes before the
+// next one is asked for. For a Session that means that its receiver must call Release when its work is
+// done, and that the work must have stopped by the time the session's context ends for another reason,
+// because the lease is given back then. Where that is too soon, range over Sessions or use Acquire.
+//
+// Give ctx to the sequence too: the goroutine ends only when the sequence does.
+func Chan[T any](ctx context.Context, seq iter.Seq[T]) <-chan T {
+	values := make(chan T)
+	go func() {
+		defer close(values)
+		for v := range seq {
+			select {
+			case values <- v:
+			case <-ctx.Done():
+				return
+			}
+			if held, ok := any(v).(interface{ Done() <-chan struct{} }); ok {
+				select {
+				case <-held.Done():
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return values
 }

@@ -110,6 +110,14 @@ func (a *api) release(ctx context.Context, r record) (record, error) {
 	})
 }
 
+// remove deletes the Lease, if it still is as r.
+func (a *api) remove(ctx context.Context, r record) error {
+	err := a.leases.Delete(ctx, a.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
+		UID: &r.uid, ResourceVersion: new(r.resourceVersion()),
+	}})
+	return a.explain("delete", err, 0)
+}
+
 func (a *api) patch(ctx context.Context, r record, spec map[string]any) (record, error) {
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": r.resourceVersion()},

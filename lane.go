@@ -54,18 +54,10 @@ func newLane(config *rest.Config, interval time.Duration) (lane, error) {
 	return l, err
 }
 
-// reconnect closes the connections, so that the next request opens a new one. A connection that
-// was authenticated with a client certificate stays with it, however long that has been replaced.
+// reconnect closes the connections and ends the dials under way; the next request opens a new one.
 func (l lane) reconnect() {
 	if l.dialer != nil {
-		l.dialer.hangUp(false)
-	}
-}
-
-// close closes the connections, and those whose opening was still under way.
-func (l lane) close() {
-	if l.dialer != nil {
-		l.dialer.hangUp(true)
+		l.dialer.hangUp()
 	}
 }
 
@@ -97,11 +89,10 @@ type dialer struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	timeout time.Duration // for one dial: http.Transport goes on dialing when the request has given up
 
-	ctx    context.Context // ends when the dialer is closed
+	mu     sync.Mutex // protects following
+	conns  map[net.Conn]struct{}
+	ctx    context.Context // of the dials under way
 	cancel context.CancelFunc
-
-	mu    sync.Mutex // protects following
-	conns map[net.Conn]struct{}
 }
 
 func newDialer(tc *transport.Config, interval time.Duration) *dialer {
@@ -115,16 +106,19 @@ func newDialer(tc *transport.Config, interval time.Duration) *dialer {
 }
 
 func (d *dialer) dialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	d.mu.Lock()
+	hungUp := d.ctx
+	d.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	defer context.AfterFunc(d.ctx, cancel)()
+	defer context.AfterFunc(hungUp, cancel)()
 	conn, err := d.dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ctx.Err() != nil {
+	if hungUp.Err() != nil {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
@@ -133,11 +127,10 @@ func (d *dialer) dialContext(ctx context.Context, network, address string) (net.
 	return c, nil
 }
 
-func (d *dialer) hangUp(forGood bool) {
+func (d *dialer) hangUp() {
 	d.mu.Lock()
-	if forGood {
-		d.cancel()
-	}
+	d.cancel()
+	d.ctx, d.cancel = context.WithCancel(context.Background())
 	conns := slices.Collect(maps.Keys(d.conns))
 	d.mu.Unlock()
 	for _, c := range conns {

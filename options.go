@@ -5,16 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/cenkalti/backoff/v4"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
+	clientrecord "k8s.io/client-go/tools/record"
 )
 
 // An Option says how to campaign for a lease. The only required one is WithLease.
@@ -33,6 +36,11 @@ type options struct {
 	newBackOff      func() backoff.BackOff
 	log             *slog.Logger
 	overrun         func(Session)
+	labels          map[string]string
+	owner           *metav1.OwnerReference
+	deleteOnRelease bool
+	reclaim         bool
+	recorder        clientrecord.EventRecorder
 	err             *error
 	clock           clock
 
@@ -122,6 +130,39 @@ func WithCreateMode(mode CreateMode) Option { return func(o *options) { o.create
 // WithFieldManager says under which name the API server keeps track of our changes: "leasehold" by
 // default, at most 128 printable characters. One name for all candidates keeps the Lease small.
 func WithFieldManager(name string) Option { return func(o *options) { o.fieldManager = name } }
+
+// WithLabels gives the Lease these labels when it is created and each time it is acquired. Others'
+// labels stay.
+func WithLabels(labels map[string]string) Option {
+	return func(o *options) { o.labels = maps.Clone(labels) }
+}
+
+// WithOwner makes owner an owner of the Lease when it is created and each time it is acquired, so that
+// Kubernetes deletes the Lease with it. Others' owners stay.
+func WithOwner(owner metav1.OwnerReference) Option {
+	return func(o *options) { o.owner = &owner }
+}
+
+// WithDeleteOnRelease deletes the Lease after it was released, if nobody has taken it by then. It is not
+// deleted when it was lost. Fencing tokens keep growing. It needs the right to delete the Lease.
+func WithDeleteOnRelease() Option { return func(o *options) { o.deleteOnRelease = true } }
+
+// WithReclaim takes a lease at once that is held by our identity, instead of waiting for it to expire as
+// for anybody else's. It is for identities that are unique by construction, as the name of a
+// StatefulSet's pod: no other process that has the identity may be running, not even for as long as it
+// takes to stop. It needs WithIdentity.
+func WithReclaim() Option { return func(o *options) { o.reclaim = true } }
+
+// WithEventRecorder records Kubernetes Events about the Lease, as client-go does: with the reason
+// LeaderElection, "<identity> became leader" and "<identity> stopped leading".
+func WithEventRecorder(recorder clientrecord.EventRecorder) Option {
+	return func(o *options) {
+		o.recorder = recorder
+		if recorder == nil {
+			o.fault("WithEventRecorder: the recorder is nil")
+		}
+	}
+}
 
 // WithOverrun calls f, once and on a goroutine of its own, for a session whose body is still running
 // when its lease may be somebody else's: the duration after the start of the last renewal that
@@ -225,6 +266,20 @@ func (o *options) validate() {
 	}
 	if strings.ContainsFunc(o.fieldManager, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		o.fault("field manager %q: want printable characters", o.fieldManager)
+	}
+	for key, value := range o.labels {
+		if wrong := validation.IsQualifiedName(key); wrong != nil {
+			o.fault("label %q: %s", key, strings.Join(wrong, "; "))
+		}
+		if wrong := validation.IsValidLabelValue(value); wrong != nil {
+			o.fault("label %s=%q: %s", key, value, strings.Join(wrong, "; "))
+		}
+	}
+	if w := o.owner; w != nil && (w.APIVersion == "" || w.Kind == "" || w.Name == "" || w.UID == "") {
+		o.fault("owner %s %s %q, uid %q: want apiVersion, kind, name and uid", w.APIVersion, w.Kind, w.Name, w.UID)
+	}
+	if o.reclaim && o.identity == "" {
+		o.fault("WithReclaim: want WithIdentity with an identity that no other process has")
 	}
 	if o.client != nil && o.config != nil {
 		o.fault("WithClient and WithRESTConfig: want one of them")

@@ -58,7 +58,12 @@ func (s Session) Done() <-chan struct{} { return s.Context().Done() }
 
 // Err returns nil while the lease is held, else why the session ended: ErrLost, ErrReleased, or the
 // cause of the campaign's context. It is judged by the clock when it is called.
-func (s Session) Err() error { return context.Cause(s.Context()) }
+func (s Session) Err() error {
+	if s.hold == nil {
+		return ErrReleased
+	}
+	return s.hold.Err()
+}
 
 // ValidFor returns for how long leadership is certain even if the lease cannot be renewed again; 0
 // when the session has ended.
@@ -103,11 +108,15 @@ func (s Session) Release() error {
 	if s.hold == nil {
 		return nil
 	}
-	s.hold.end()
-	if err := s.hold.loss(); err != nil {
+	h := s.hold
+	h.end()
+	if h.leave != nil {
+		defer h.leave()
+	}
+	if err := h.loss(); err != nil {
 		return err // at once: the function of WithOverrun, for which finish waits, may be what asks
 	}
-	return s.hold.finish()
+	return h.finish()
 }
 
 // Guard returns a RoundTripper that passes requests to next while the lease is held, and afterwards
