@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 )
 
 // Acquire waits until this process holds the lease and returns the session. It is for code that is not
@@ -46,7 +45,10 @@ func acquire(ctx context.Context, opts []Option, enter func(*campaign) (*hold, e
 		c.leave()
 		return Session{}, err
 	}
-	h.leave = sync.OnceFunc(c.leave)
+	h.leave = func() {
+		c.held.Store(nil)
+		c.leave()
+	}
 	return Session{h}, nil
 }
 

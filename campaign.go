@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,6 +29,10 @@ type campaign struct {
 	api     *api
 	feed    *feed
 	outages *outages
+	ledger  *ledger
+	started time.Time
+	held    atomic.Pointer[hold]    // the session whose body runs; nil between them
+	due     atomic.Pointer[instant] // when who is at work means to go on
 
 	renewTimeout time.Duration // of a write that keeps or frees the lease; three fit before the deadline
 	takeTimeout  time.Duration // of a read, or a write that takes the lease
@@ -35,7 +40,6 @@ type campaign struct {
 	group    errgroup.Group  // the feed
 	ctx      context.Context // the feed's
 	stopFeed context.CancelFunc
-	left     sync.Once
 
 	// What follows is owned by who is at work: the candidate or, while there is a session, its
 	// keeper.
@@ -61,10 +65,12 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		return nil, fmt.Errorf("leasehold: no usable client configuration: %w", err)
 	}
 	c.log = o.log.With("lease", c.api.namespace+"/"+c.api.name, "identity", c.api.identity)
-	c.outages = &outages{log: c.log}
+	c.started = time.Now()
+	c.expect(maxDuration) // until it begins
 	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
 	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
 	c.delays = c.newDelays()
+	c.outages = &outages{log: c.log}
 	c.feed = &feed{
 		api:      c.api,
 		clock:    c.clock,
@@ -76,6 +82,8 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		changed:  make(chan struct{}, 1),
 		overdue:  make(chan struct{}, 1),
 	}
+	c.ledger = c.monitor.ledger(c)
+	c.outages.ledger = c.ledger
 	// The feed outlives ctx: a body that winds down after ctx has ended still holds the lease.
 	c.ctx, c.stopFeed = context.WithCancel(context.WithoutCancel(ctx))
 	return c, nil
@@ -128,12 +136,13 @@ func (c *campaign) connect() (err error) {
 }
 
 // leave ends the campaign: nothing that it started is left. A write that took the lease unheard of
-// is taken back.
+// is taken back. It may be called again after another request was made.
 func (c *campaign) leave() {
 	c.withdraw()
 	c.stopFeed()
 	c.group.Wait()
 	c.lane.reconnect()
+	c.ledger.left(c)
 }
 
 // withdraw looks whether a write whose outcome is unknown took the lease, and frees it then.
@@ -220,6 +229,7 @@ func (c *campaign) await(ctx context.Context) (*hold, error) {
 			c.settle(ctx, err)
 			continue
 		}
+		c.expect(wake)
 		timer.Reset(c.clock.wait(wake))
 		select {
 		case <-timer.C:
@@ -290,6 +300,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 // take tries to take the lease as it is in s. The error may also be why the session ended before it
 // began.
 func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
+	c.expect(2*c.takeTimeout + c.renewDeadline) // the write, a read, and a renewal
 	sent := c.clock.now()
 	claim := term{s.uid, c.api.identity, c.claimStamp()}
 	c.claim(claim)
@@ -327,6 +338,8 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		h.finish()
 		return nil, err
 	}
+	c.held.Store(h)
+	c.ledger.acquired()
 	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
 	c.event("became leader")
 	return h, nil
@@ -340,6 +353,7 @@ func (c *campaign) settle(ctx context.Context, err error) {
 	case unknownOutcome(err):
 		// Until this one is known, another write would only add to the doubt.
 		for err := c.feed.read(ctx); err != nil && ctx.Err() == nil; err = c.feed.read(ctx) {
+			c.expect(c.takeTimeout + c.renewInterval)
 			sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
 		}
 	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):
@@ -395,6 +409,12 @@ func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration
 		c.feed.read(ctx) // reports its own failure
 	}
 	return r, err
+}
+
+// expect notes that who is at work means to go on in d, for Monitor.Check.
+func (c *campaign) expect(d time.Duration) {
+	due := c.clock.now().add(d)
+	c.due.Store(&due)
 }
 
 // nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the

@@ -32,6 +32,11 @@ type feed struct {
 	mu    sync.Mutex // protects following
 	now   sighting
 	heard uint64 // the newest version that did not come from our own writes
+
+	// For the Monitor.
+	polling bool
+	updates uint64
+	updated time.Time
 }
 
 // latest returns what is known now.
@@ -43,6 +48,8 @@ func (f *feed) latest() sighting {
 
 // note makes r the newest record. The caller holds mu.
 func (f *feed) note(r record) {
+	f.updates++
+	f.updated = time.Now()
 	f.now = f.viewer.see(f.now, r, f.clock.now().mono)
 	signal(f.changed)
 }
@@ -151,7 +158,10 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 			return err
 		}
 	}
-	if now.Before(f.pollTill) {
+	f.mu.Lock()
+	f.polling = now.Before(f.pollTill)
+	f.mu.Unlock()
+	if f.polling {
 		sleep(ctx, f.clock, f.interval)
 		return nil
 	}
@@ -159,7 +169,7 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 	f.outages.note("watch", err)
 	if err != nil {
 		if refused(err) {
-			f.pollTill = now.Add(100 * f.interval)
+			f.pollTill = now.Add(min(100*min(f.interval, time.Hour), time.Hour))
 		}
 		return err
 	}
@@ -262,6 +272,31 @@ func (f *feed) take(event watch.Event) error {
 		f.note(record{version: r.version})
 	}
 	return nil
+}
+
+// show adds to s what is known of the Lease.
+func (f *feed) show(s *LeaseStatus) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.Updates, s.UpdateTime = f.updates, f.updated
+	switch {
+	case f.polling:
+		s.Following = "poll"
+	case f.now.known:
+		s.Following = "watch"
+	}
+	if f.now.exists() {
+		s.ResourceVersion = f.now.resourceVersion()
+	}
+	if f.now.held() {
+		s.Holder = &HolderStatus{
+			Identity:    f.now.identity,
+			AcquireTime: f.now.acquired,
+			RenewTime:   f.now.renewed,
+			Transitions: f.now.transitions,
+			ExpiryTime:  time.Now().Add(f.now.since.Add(f.now.wait).Sub(f.clock.now().mono)),
+		}
+	}
 }
 
 // signal makes c ready to receive from, once.

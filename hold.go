@@ -3,7 +3,6 @@ package leasehold
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +32,8 @@ type hold struct {
 	losing sync.Once
 	lost   chan struct{} // closed when the lease is lost
 	cause  error         // why; readable once lost is closed
+
+	overran atomic.Bool // the body goes on without the lease
 
 	group    errgroup.Group // keep, and the request it has under way
 	stop     chan struct{}  // closed when the body has returned
@@ -84,10 +85,10 @@ func (h *hold) check() {
 		return
 	}
 	if awake := until.mono.Sub(now.mono); awake > 0 {
-		h.lose(fmt.Errorf("%w: the clock jumped by %v (the machine slept?)", ErrLost, (awake - until.left(now)).Round(time.Millisecond)))
+		h.lose(lostBy(slept, "the clock jumped by %v (the machine slept?)", (awake - until.left(now)).Round(time.Millisecond)))
 		return
 	}
-	h.lose(fmt.Errorf("%w: not renewed within %v", ErrLost, h.c.renewDeadline))
+	h.lose(lostBy(expired, "not renewed within %v", h.c.renewDeadline))
 }
 
 // lose ends the session because of cause. Nothing is written about this term any more.
@@ -124,7 +125,9 @@ func (h *hold) finish() error {
 	h.end()
 	h.finishing.Lock()
 	defer h.finishing.Unlock()
+	h.c.expect(h.c.renewDeadline) // at most: a request under way, and half of that for the release
 	h.group.Wait()
+	h.c.held.CompareAndSwap(h, nil)
 	if h.finished {
 		return h.loss()
 	}
@@ -160,6 +163,7 @@ func (h *hold) release() error {
 		c.log.Warn("lease not released; it runs out by itself", "error", err)
 		return err
 	}
+	c.ledger.released()
 	c.log.Info("lease released", "fencingToken", h.token)
 	c.event("stopped leading")
 	return nil
@@ -167,6 +171,7 @@ func (h *hold) release() error {
 
 // logLoss tells operators that the lease was lost.
 func (h *hold) logLoss() {
+	h.c.ledger.lost(h.cause)
 	h.c.log.Warn("lease lost", "cause", h.cause, "fencingToken", h.token)
 	h.c.event("stopped leading")
 }
@@ -191,6 +196,7 @@ type renewal struct {
 type reply struct {
 	record record
 	err    error
+	sent   instant
 }
 
 // keep returns when the body has returned and no request is under way.
@@ -218,6 +224,7 @@ func (k *keeper) keep(ctx context.Context) {
 		default:
 			wake = min(wake, k.due.left(now))
 		}
+		k.c.expect(wake)
 		timer.Reset(k.c.clock.wait(max(wake, 0)))
 		select {
 		case <-timer.C:
@@ -254,7 +261,7 @@ func (k *keeper) renew(ctx context.Context, now instant) {
 			}
 			return k.c.api.renew(ctx, r, stamp)
 		})
-		k.replies <- reply{answer, err}
+		k.replies <- reply{answer, err, now}
 		return nil
 	})
 }
@@ -267,6 +274,7 @@ func (k *keeper) settle(reply reply) {
 	k.absorb(k.c.feed.latest().record)
 	if reply.err == nil && len(k.pending) == 0 {
 		k.delays.reset()
+		k.c.ledger.renewed(-reply.sent.left(k.c.clock.now()))
 		return
 	}
 	// A renewal that was answered, but with another time than was sent, counts as failed.
@@ -305,6 +313,7 @@ func (k *keeper) absorb(r record) {
 func (k *keeper) overrun(timer *time.Timer) {
 	c := k.c
 	k.logLoss()
+	c.expect(maxDuration) // for the body; whether that is too long is another question
 	end := k.until.Load().add(c.duration - c.renewDeadline)
 	timer.Reset(c.clock.wait(max(0, end.left(c.clock.now()))))
 	select {
@@ -315,6 +324,7 @@ func (k *keeper) overrun(timer *time.Timer) {
 	select {
 	case <-k.stop: // both at once, after a stall
 	default:
+		k.overran.Store(true)
 		c.overrun(Session{k.hold})
 	}
 }

@@ -92,18 +92,40 @@ func (t term) is(claimed term) bool {
 func (t term) judge(r record, duration time.Duration) error {
 	switch {
 	case !r.exists() || r.uid != t.uid:
-		return fmt.Errorf("%w: the Lease was deleted", ErrLost)
+		return lostBy(deleted, "the Lease was deleted")
 	case !r.held():
-		return fmt.Errorf("%w: its holder was removed", ErrLost)
+		return lostBy(emptied, "its holder was removed")
 	case r.identity != t.identity:
-		return fmt.Errorf("%w: now held by %q", ErrLost, r.identity)
+		return lostBy(taken, "now held by %q", r.identity)
 	case r.acquired != t.acquired:
-		return fmt.Errorf("%w: now held by another process that calls itself %q too", ErrLost, r.identity)
+		return lostBy(taken, "now held by another process that calls itself %q too", r.identity)
 	case r.duration < duration:
-		return fmt.Errorf("%w: its duration was cut from %v to %v", ErrLost, duration, r.duration)
+		return lostBy(edited, "its duration was cut from %v to %v", duration, r.duration)
 	}
 	return nil
 }
+
+// A loss is why a lease was lost. It matches ErrLost.
+type loss struct {
+	reason string // one of the following, for those who count
+	text   string
+}
+
+const (
+	expired = "expired" // not renewed in time
+	slept   = "slept"   // not renewed in time because the machine slept
+	taken   = "taken"   // somebody else holds the lease
+	deleted = "deleted" // the Lease is gone
+	emptied = "emptied" // somebody removed the holder
+	edited  = "edited"  // somebody changed what the holder relies on
+)
+
+func lostBy(reason, format string, args ...any) error {
+	return &loss{reason, fmt.Sprintf(format, args...)}
+}
+
+func (l *loss) Error() string { return ErrLost.Error() + ": " + l.text }
+func (l *loss) Unwrap() error { return ErrLost }
 
 // A sighting is what a candidate knows of a lease: the newest record, and for how long, on its own
 // monotonic clock, it has seen the holder do nothing.

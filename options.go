@@ -41,6 +41,7 @@ type options struct {
 	deleteOnRelease bool
 	reclaim         bool
 	recorder        clientrecord.EventRecorder
+	monitor         *Monitor
 	err             *error
 	clock           clock
 

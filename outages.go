@@ -13,7 +13,8 @@ import (
 // outages logs when requests of a kind begin to fail and when they work again: two lines for an
 // outage, however many requests it costs.
 type outages struct {
-	log *slog.Logger
+	log    *slog.Logger
+	ledger *ledger
 
 	mu    sync.Mutex
 	since map[string]time.Time // when a kind of request began to fail; protected by mu
@@ -29,6 +30,9 @@ func (o *outages) note(kind string, err error) {
 	}
 	if errors.Is(err, context.Canceled) {
 		return
+	}
+	if err != nil {
+		o.ledger.failed(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
