@@ -73,8 +73,14 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 			c.follow()
 		}
 		h, err := c.take(ctx, s)
-		if err == nil || ctx.Err() != nil || c.feed.latest().version == s.version || tries == 3 {
+		if err == nil || tries == 3 {
 			return h, err
+		}
+		if unknownOutcome(err) {
+			c.feed.read(ctx) // what it brings decides, as after a conflict
+		}
+		if c.feed.latest().version == s.version {
+			return nil, err
 		}
 	}
 }

@@ -191,7 +191,10 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 			}
 			return nil
 		}
-		inDoubt = inDoubt || unknownOutcome(err)
+		if unknownOutcome(err) {
+			inDoubt = true
+			c.feed.read(ctx) // reports its own failure
+		}
 		sleep(ctx, c.clock, delays.next(err, c.renewInterval))
 		if ctx.Err() != nil {
 			return err

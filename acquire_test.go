@@ -1,0 +1,540 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// acquire is Acquire, watched over.
+func (w *world) acquire(ctx context.Context, candidate string, opts ...Option) Session {
+	w.Helper()
+	s, err := Acquire(ctx, w.options(candidate, opts...)...)
+	if err != nil {
+		w.Fatalf("Acquire: %v", err)
+	}
+	w.enter(s)
+	return s
+}
+
+// An acquired session lasts until Release, whatever becomes of ctx, and leaves nothing behind.
+func TestAcquire(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
+		s := w.acquire(ctx, "a")
+		time.Sleep(time.Hour)
+		if s.Err() != nil || w.holder() != "a" {
+			t.Fatalf("after an hour: %v, held by %q", s.Err(), w.holder())
+		}
+		cancel()
+		time.Sleep(time.Hour) // the work winds down
+		if s.Err() != context.Canceled || w.holder() != "a" {
+			t.Errorf("an hour after ctx ended: %v, held by %q", s.Err(), w.holder())
+		}
+		for range 2 {
+			if err := s.Release(); err != nil || w.holder() != "" {
+				t.Errorf("Release() = %v, held by %q", err, w.holder())
+			}
+		}
+		synctest.Wait()
+		if n := w.srv.Client("a").WatchCount(); n != 0 {
+			t.Errorf("%d watches are open", n)
+		}
+	})
+}
+
+// Acquire waits for the lease as a loop does, and ends with ctx or what makes it impossible.
+func TestAcquireWaits(t *testing.T) {
+	inWorld(t, func(w *world) {
+		first := w.acquire(w.Context(), "a")
+		time.AfterFunc(time.Hour, func() { first.Release() })
+		began := time.Now()
+		second := w.acquire(w.Context(), "b")
+		if waited := time.Since(began); waited != time.Hour {
+			t.Errorf("waited %v", waited)
+		}
+
+		cause := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(w.Context())
+		time.AfterFunc(time.Minute, func() { cancel(cause) })
+		var err error
+		if s, got := Acquire(ctx, w.options("c", WithError(&err))...); got != cause || err != cause || s.Err() == nil {
+			t.Errorf("Acquire() = %v, %v, WithError %v", s.Err(), got, err)
+		}
+		if _, err := Acquire(w.Context(), w.options("c", WithCreateMode(CreateNew))...); !errors.Is(err, ErrExists) {
+			t.Errorf("CreateNew: %v", err)
+		}
+		if _, err := Acquire(w.Context(), WithLease("No_Name")); err == nil {
+			t.Error("no error for an invalid name")
+		}
+		second.Release()
+	})
+}
+
+// A session that was acquired and lost: Release says so and writes nothing.
+func TestAcquireLost(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		w.steal("thief")
+		<-s.Done()
+		version := w.lease().ResourceVersion
+		for range 2 {
+			if err := s.Release(); !errors.Is(err, ErrLost) {
+				t.Errorf("Release() = %v", err)
+			}
+		}
+		if w.lease().ResourceVersion != version {
+			t.Error("written after the loss")
+		}
+	})
+}
+
+// A Release that fails can be repeated, as long as the lease may still be ours.
+func TestAcquireReleaseFails(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		w.fail("a", leasetest.InternalError())
+		if err := s.Release(); err == nil || errors.Is(err, ErrLost) || w.holder() != "a" {
+			t.Errorf("Release() = %v, held by %q", err, w.holder())
+		}
+		w.srv.Client("a").OnRequest(nil)
+		if err := s.Release(); err != nil || w.holder() != "" {
+			t.Errorf("second Release() = %v, held by %q", err, w.holder())
+		}
+
+		s = w.acquire(w.Context(), "a")
+		w.fail("a", leasetest.InternalError())
+		s.Release()
+		time.Sleep(R)
+		w.srv.Client("a").OnRequest(nil)
+		if err := s.Release(); !errors.Is(err, ErrLost) || w.holder() != "a" {
+			t.Errorf("Release() after the trust has ended = %v, held by %q", err, w.holder())
+		}
+	})
+}
+
+// TryAcquire never waits: it has the lease or says who does.
+func TestTryAcquire(t *testing.T) {
+	inWorld(t, func(w *world) {
+		began := time.Now()
+		s, err := TryAcquire(w.Context(), w.options("a")...)
+		if err != nil || s.Err() != nil || w.holder() != "a" {
+			t.Fatalf("TryAcquire() = %v, %v", s.Err(), err)
+		}
+		n := w.srv.Client("b").Requests()
+		none, err := TryAcquire(w.Context(), w.options("b")...)
+		if !errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "a"` || none != (Session{}) {
+			t.Errorf("TryAcquire() of a held lease = %v", err)
+		}
+		if n := w.srv.Client("b").Requests() - n; n != 1 {
+			t.Errorf("%d requests, want one read", n)
+		}
+		if time.Since(began) != 0 {
+			t.Errorf("waited %v", time.Since(began))
+		}
+		time.Sleep(time.Hour) // it is renewed
+		if s.Err() != nil {
+			t.Errorf("after an hour: %v", s.Err())
+		}
+		s.Release()
+		w.fail("b", leasetest.ConnectionRefused())
+		if _, err := TryAcquire(w.Context(), w.options("b")...); err == nil || errors.Is(err, ErrHeld) {
+			t.Errorf("without an API server: %v", err)
+		}
+	})
+}
+
+// Many that try at once: one has it, the others learn who.
+func TestTryAcquireRace(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var mu sync.Mutex
+		var won []Session
+		var group sync.WaitGroup
+		for _, name := range []string{"a", "b", "c", "d", "e"} {
+			w.srv.Client(name).OnRequest(func(leasetest.Request) leasetest.Fault {
+				return leasetest.Fault{Before: time.Millisecond, After: time.Millisecond}
+			})
+			group.Go(func() {
+				s, err := TryAcquire(w.Context(), w.options(name)...)
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case err == nil:
+					w.enter(s)
+					won = append(won, s)
+				case !errors.Is(err, ErrHeld):
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
+		group.Wait()
+		if len(won) != 1 {
+			t.Fatalf("%d have it", len(won))
+		}
+		won[0].Release()
+	})
+}
+
+// TryAcquire whose write's outcome is unknown reads, and leaves no lease behind that nobody knows of.
+func TestTryAcquireDoubt(t *testing.T) {
+	for _, lost := range []string{"create", "create and apply"} {
+		t.Run(lost, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if strings.Contains(lost, r.Verb) {
+						return leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()}
+					}
+					return leasetest.Fault{}
+				})
+				s, err := TryAcquire(w.Context(), w.options("a")...)
+				switch lost {
+				case "create":
+					if err != nil || s.Err() != nil || w.holder() != "a" {
+						t.Errorf("TryAcquire() = %v, %v, held by %q", s.Err(), err, w.holder())
+					}
+					s.Release()
+				default:
+					if err == nil || w.holder() != "" {
+						t.Errorf("TryAcquire() = %v, held by %q", err, w.holder())
+					}
+				}
+			})
+		})
+	}
+}
+
+// Do calls the function once, with the lease, and tells what became of either.
+func TestDo(t *testing.T) {
+	inWorld(t, func(w *world) {
+		calls := 0
+		work := func(ctx context.Context) (int, error) {
+			calls++
+			s, ok := FromContext(ctx)
+			if !ok || s.Err() != nil || w.holder() != "a" {
+				t.Errorf("inside: %v, %v, held by %q", ok, s.Err(), w.holder())
+			}
+			return 42, nil
+		}
+		if v, err := Do(w.Context(), work, w.options("a")...); v != 42 || err != nil || calls != 1 || w.holder() != "" {
+			t.Errorf("Do() = %v, %v after %d calls, held by %q", v, err, calls, w.holder())
+		}
+
+		own := errors.New("own")
+		v, err := Do(w.Context(), func(ctx context.Context) (string, error) {
+			w.steal("thief")
+			<-ctx.Done()
+			return "half", own
+		}, w.options("a")...)
+		if v != "half" || !errors.Is(err, own) || !errors.Is(err, ErrLost) {
+			t.Errorf("Do() that lost the lease = %v, %v", v, err)
+		}
+
+		// Lost without noticing: its result is not to be trusted either.
+		w.steal("")
+		_, err = Do(w.Context(), func(ctx context.Context) (any, error) {
+			w.srv.Client("a").SilenceWatches()
+			w.steal("thief")
+			return nil, nil
+		}, w.options("a")...)
+		if !errors.Is(err, ErrLost) {
+			t.Errorf("Do() that lost the lease unawares = %v", err)
+		}
+
+		ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+		defer cancel()
+		if _, err := Do(ctx, work, w.options("a")...); !errors.Is(err, context.DeadlineExceeded) || calls != 1 {
+			t.Errorf("Do() that never got the lease = %v after %d calls", err, calls)
+		}
+
+		w.steal("")
+		func() {
+			defer func() {
+				if recover() != "work" || w.holder() != "" {
+					t.Errorf("after a panic held by %q", w.holder())
+				}
+			}()
+			Do(w.Context(), func(context.Context) (any, error) { panic("work") }, w.options("a")...)
+		}()
+	})
+}
+
+// Vacate frees what its identity holds and nothing else, and can be repeated.
+func TestVacate(t *testing.T) {
+	inWorld(t, func(w *world) {
+		if freed, err := Vacate(w.Context(), w.options("a")...); freed || err != nil {
+			t.Errorf("without a Lease: %v, %v", freed, err)
+		}
+		a := w.run("a", nil)
+		if freed, err := Vacate(w.Context(), w.options("b")...); freed || err != nil || w.holder() != "a" {
+			t.Errorf("somebody else's: %v, %v, held by %q", freed, err, w.holder())
+		}
+		w.fail("by hand", leasetest.InternalError())
+		vacate := func() (bool, error) {
+			return Vacate(w.Context(), w.options("a", WithClient(w.srv.Client("by hand")))...)
+		}
+		if freed, err := vacate(); freed || err == nil {
+			t.Errorf("without an answer: %v, %v", freed, err)
+		}
+		w.srv.Client("by hand").OnRequest(nil)
+		w.srv.Client("a").Partition(true)
+		if freed, err := vacate(); !freed || err != nil || w.holder() != "" {
+			t.Errorf("one's own: %v, %v, held by %q", freed, err, w.holder())
+		}
+		if freed, err := vacate(); freed || err != nil {
+			t.Errorf("twice: %v, %v", freed, err)
+		}
+		w.srv.Client("a").Partition(false)
+		a.quit()
+
+		// The reply is lost: it is freed all the same, and says so.
+		w.steal("a")
+		w.srv.Client("by hand").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "patch" {
+				return leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()}
+			}
+			return leasetest.Fault{}
+		})
+		if freed, err := vacate(); !freed || err != nil || w.holder() != "" {
+			t.Errorf("with a lost reply: %v, %v, held by %q", freed, err, w.holder())
+		}
+		if _, err := Vacate(w.Context(), WithLease(name), WithClient(w.srv.Client("a"))); err == nil {
+			t.Error("no error without an identity")
+		}
+	})
+}
+
+// Holders yields the present holder at once, and each change, but no renewal.
+func TestHolders(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var seen []string
+		ctx, cancel := context.WithCancel(w.Context())
+		done := make(chan struct{})
+		var err error
+		wrote := w.writes("observer")
+		go func() {
+			defer close(done)
+			for h := range Holders(ctx, w.options("observer", WithError(&err))...) {
+				if h.Identity == "" && h != (Holder{}) {
+					t.Errorf("nobody is %v", h)
+				}
+				seen = append(seen, h.Identity)
+			}
+		}()
+		synctest.Wait()
+		a := w.run("a", nil)
+		w.sleep(time.Hour)
+		a.quit()
+		w.sleep(time.Second)
+		b := w.run("b", nil)
+		w.sleep(time.Hour)
+		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} })
+		w.steal("thief")
+		w.sleep(time.Second)
+		w.srv.Delete(ns, name)
+		w.sleep(time.Second)
+		b.quit()
+		cancel()
+		<-done
+		want := []string{"", "a", "", "b", "thief", ""}
+		if len(seen) < len(want) || !equal(seen[:len(want)], want) {
+			t.Errorf("saw %q, want %q", seen, want)
+		}
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("err = %v", err)
+		}
+		if wrote() != 0 {
+			t.Errorf("%d writes", wrote())
+		}
+	})
+}
+
+func equal(a, b []string) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return len(a) == len(b)
+}
+
+// A slow body misses holders in between, but never the newest; an hour of a busy leader is no event.
+func TestHoldersSlowBody(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var seen []string
+		c := make(chan struct{})
+		ctx, cancel := context.WithCancel(w.Context())
+		go func() {
+			defer close(c)
+			for h := range Holders(ctx, w.options("observer")...) {
+				seen = append(seen, h.Identity)
+				time.Sleep(time.Minute)
+			}
+		}()
+		for _, id := range []string{"a", "b", "c", "d"} {
+			session := w.acquire(w.Context(), id)
+			time.Sleep(10 * time.Second)
+			if id != "d" {
+				session.Release()
+			}
+			defer session.Release()
+		}
+		w.sleep(2 * time.Minute)
+		n := len(seen)
+		if n > 4 || seen[n-1] != "d" {
+			t.Errorf("saw %q", seen)
+		}
+		w.sleep(time.Hour)
+		if len(seen) != n {
+			t.Errorf("saw %q in an hour of renewals", seen[n:])
+		}
+		cancel()
+		<-c
+	})
+}
+
+// Holders needs the rights to get and watch, or only to get.
+func TestHoldersRights(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.acquire(w.Context(), "a")
+		w.srv.Client("observer").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "get" {
+				return leasetest.Fault{Err: leasetest.Forbidden(r)}
+			}
+			return leasetest.Fault{}
+		})
+		var seen []string
+		for h := range Holders(w.Context(), w.options("observer")...) {
+			seen = append(seen, h.Identity)
+			if h.Identity == "" {
+				break
+			}
+			time.AfterFunc(time.Minute, func() { a.Release() })
+		}
+		if !equal(seen, []string{"a", ""}) {
+			t.Errorf("saw %q", seen)
+		}
+	})
+}
+
+// Chan holds a session until it ends, and closes with the sequence.
+func TestChan(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
+		sessions := Chan(ctx, w.sequence(ctx, "a"))
+		s := <-sessions
+		select {
+		case <-sessions:
+			t.Error("a second session beside the first")
+		case <-time.After(time.Hour):
+		}
+		if w.holder() != "a" {
+			t.Errorf("held by %q", w.holder())
+		}
+		s.Release()
+		s = <-sessions
+		if s.Err() != nil {
+			t.Errorf("the next session: %v", s.Err())
+		}
+		cancel()
+		if _, open := <-sessions; open {
+			t.Error("a session after ctx ended")
+		}
+		if w.holder() != "" {
+			t.Errorf("held by %q", w.holder())
+		}
+	})
+	inWorld(t, func(w *world) { // values without Done, and a receiver that leaves
+		ctx, cancel := context.WithCancel(w.Context())
+		numbers := Chan(ctx, func(yield func(int) bool) {
+			for i := 0; yield(i); i++ {
+			}
+		})
+		if a, b := <-numbers, <-numbers; a != 0 || b != 1 {
+			t.Errorf("%d, %d", a, b)
+		}
+		cancel()
+		synctest.Wait()
+		<-numbers
+		if _, open := <-numbers; open {
+			t.Error("the channel stays open")
+		}
+	})
+}
+
+// WithDeleteOnRelease deletes the Lease with the release, never after a loss, and tokens grow on.
+func TestDeleteOnRelease(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for i := range 3 {
+			s := w.acquire(w.Context(), "a", WithDeleteOnRelease()) // the world compares the tokens
+			time.Sleep(time.Duration(i) * I)
+			if err := s.Release(); err != nil || w.srv.Lease(ns, name) != nil {
+				t.Errorf("Release() = %v, and the Lease is there: %v", err, w.srv.Lease(ns, name) != nil)
+			}
+		}
+		s := w.acquire(w.Context(), "a", WithDeleteOnRelease())
+		w.srv.Client("a").SilenceWatches()
+		w.steal("thief")
+		if err := s.Release(); !errors.Is(err, ErrLost) || w.holder() != "thief" {
+			t.Errorf("after a loss: Release() = %v, held by %q", err, w.holder())
+		}
+	})
+	inWorld(t, func(w *world) { // the standby has it at once all the same
+		a := w.run("a", nil, WithDeleteOnRelease())
+		b := w.run("b", nil, WithDeleteOnRelease())
+		w.sleep(time.Minute)
+		a.quit()
+		w.sleep(eps)
+		w.wantLeader("b")
+		b.quit()
+	})
+}
+
+// WithReclaim takes over from a dead namesake at once.
+func TestReclaim(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for _, identity := range []string{"pod-0", "pod-1"} {
+			w.acquire(w.Context(), "other").Release()
+			w.steal("pod-0") // which dies
+			began := time.Now()
+			s, err := Acquire(w.Context(), w.options(identity, WithReclaim())...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]time.Duration{"pod-0": 0, "pod-1": D}[identity]
+			if waited := time.Since(began); waited != want {
+				t.Errorf("%s waited %v, want %v", identity, waited, want)
+			}
+			s.Release()
+		}
+	})
+}
+
+// Labels and owner are there from the creation on, and do not touch others'.
+func TestLabelsAndOwner(t *testing.T) {
+	owner := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "d", UID: "u"}
+	inWorld(t, func(w *world) {
+		for _, exists := range []bool{false, true} {
+			if exists {
+				w.srv.Delete(ns, name)
+				w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Labels: map[string]string{"theirs": "1"},
+					OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "q"}}}})
+			}
+			s := w.acquire(w.Context(), "a", WithLabels(map[string]string{"team": "storage"}), WithOwner(owner))
+			l := w.lease()
+			if l.Labels["team"] != "storage" || exists && (l.Labels["theirs"] != "1" || len(l.OwnerReferences) != 2) ||
+				l.OwnerReferences[len(l.OwnerReferences)-1] != owner {
+				t.Errorf("exists %v: labels %v, owners %v", exists, l.Labels, l.OwnerReferences)
+			}
+			s.Release()
+		}
+	})
+}
