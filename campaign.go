@@ -193,10 +193,12 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 		}
 		if unknownOutcome(err) {
 			inDoubt = true
-			c.feed.read(ctx) // reports its own failure
+			if refuse(c.feed.latest().record) == nil { // the watch has not told
+				c.feed.read(ctx) // reports its own failure
+			}
 		}
 		sleep(ctx, c.clock, delays.next(err, c.renewInterval))
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && refuse(c.feed.latest().record) == nil {
 			return err
 		}
 	}
