@@ -31,8 +31,8 @@ type campaign struct {
 	outages *outages
 	ledger  *ledger
 	started time.Time
-	held    atomic.Pointer[hold]    // the session whose body runs; nil between them
-	due     atomic.Pointer[instant] // when who is at work means to go on
+	held    atomic.Pointer[hold] // the session whose body runs; nil between them
+	due     promise              // of who is at work
 
 	renewTimeout time.Duration // of a write that keeps or frees the lease; three fit before the deadline
 	takeTimeout  time.Duration // of a read, or a write that takes the lease
@@ -66,7 +66,6 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	}
 	c.log = o.log.With("lease", c.api.namespace+"/"+c.api.name, "identity", c.api.identity)
 	c.started = time.Now()
-	c.expect(maxDuration) // until it begins
 	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
 	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
 	c.delays = c.newDelays()
@@ -82,6 +81,8 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		changed:  make(chan struct{}, 1),
 		overdue:  make(chan struct{}, 1),
 	}
+	c.expect(maxDuration) // until it begins
+	c.feed.promise(maxDuration)
 	c.ledger = c.monitor.ledger(c)
 	c.outages.ledger = c.ledger
 	// The feed outlives ctx: a body that winds down after ctx has ended still holds the lease.
@@ -138,6 +139,7 @@ func (c *campaign) connect() (err error) {
 // leave ends the campaign: nothing that it started is left. A write that took the lease unheard of
 // is taken back. It may be called again after another request was made.
 func (c *campaign) leave() {
+	c.expect(2 * c.takeTimeout) // for a lease to be taken back, and for requests under way
 	c.withdraw()
 	c.stopFeed()
 	c.group.Wait()
@@ -417,10 +419,7 @@ func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration
 }
 
 // expect notes that who is at work means to go on in d, for Monitor.Check.
-func (c *campaign) expect(d time.Duration) {
-	due := c.clock.now().add(d)
-	c.due.Store(&due)
-}
+func (c *campaign) expect(d time.Duration) { c.due.in(c.clock, d) }
 
 // nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the
 // renewals of many leases from coming all at once.

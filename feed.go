@@ -34,9 +34,11 @@ type feed struct {
 	heard uint64 // the newest version that did not come from our own writes
 
 	// For the Monitor.
-	polling bool
-	updates uint64
-	updated time.Time
+	following string
+	updates   uint64
+	updated   time.Time
+
+	due promise // of run
 }
 
 // latest returns what is known now.
@@ -146,35 +148,42 @@ func (f *feed) run(ctx context.Context) {
 			f.delays.reset()
 			continue
 		}
+		f.promise(f.interval)
 		sleep(ctx, f.clock, f.delays.next(err, f.interval))
 	}
+	f.follows("")
 }
 
 // follow reads the Lease, unless that was just done, and watches it until the watch ends. Where it
 // may not watch it only reads, and tries again to watch after a while.
 func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 	if !read {
+		f.promise(f.timeout)
 		if err := f.read(ctx); err != nil {
+			f.follows("")
 			return err
 		}
 	}
-	f.mu.Lock()
-	f.polling = now.Before(f.pollTill)
-	f.mu.Unlock()
-	if f.polling {
+	if now.Before(f.pollTill) {
+		f.follows("poll")
+		f.promise(f.interval)
 		sleep(ctx, f.clock, f.interval)
 		return nil
 	}
+	f.promise(f.timeout)
 	w, err := f.open(ctx)
 	f.outages.note("watch", err)
 	if err != nil {
+		f.follows("")
 		if refused(err) {
 			f.pollTill = now.Add(min(100*min(f.interval, time.Hour), time.Hour))
 		}
 		return err
 	}
 	defer w.Stop()
+	f.follows("watch")
 	for {
+		f.promise(maxDuration) // for news
 		select {
 		case event, open := <-w.ResultChan():
 			if !open {
@@ -185,6 +194,7 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 				return err
 			}
 		case <-f.overdue:
+			f.promise(f.timeout)
 			if missed, err := f.check(ctx); missed || err != nil {
 				return err
 			}
@@ -278,13 +288,7 @@ func (f *feed) take(event watch.Event) error {
 func (f *feed) show(s *LeaseStatus) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s.Updates, s.UpdateTime = f.updates, f.updated
-	switch {
-	case f.polling:
-		s.Following = "poll"
-	case f.now.known:
-		s.Following = "watch"
-	}
+	s.Following, s.UpdateTime = f.following, f.updated
 	if f.now.exists() {
 		s.ResourceVersion = f.now.resourceVersion()
 	}
@@ -298,6 +302,23 @@ func (f *feed) show(s *LeaseStatus) {
 		}
 	}
 }
+
+// count returns how often the Lease was seen to change.
+func (f *feed) count() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.updates
+}
+
+// follows notes how the Lease is followed from now on.
+func (f *feed) follows(by string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.following = by
+}
+
+// promise notes that run means to go on in d.
+func (f *feed) promise(d time.Duration) { f.due.in(f.clock, d) }
 
 // signal makes c ready to receive from, once.
 func signal(c chan struct{}) {

@@ -211,6 +211,7 @@ func (k *keeper) keep(ctx context.Context) {
 		if k.loss() != nil {
 			cancel()
 			k.overrun(timer)
+			k.c.expect(k.c.renewDeadline) // for a request under way to end
 			return
 		}
 		now := k.c.clock.now()
