@@ -12,10 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -51,6 +48,8 @@ type campaign struct {
 	doubts  []term        // what may have taken the lease unheard, since it was last heard to be taken
 	stamped time.Time     // the newest time written to the Lease
 
+	namesake term // the last one that somebody else had in our name
+
 	mu    sync.Mutex
 	terms []term // what we wrote or may have written, the newest last; protected by mu
 }
@@ -69,7 +68,7 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
 	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
 	c.delays = c.newDelays()
-	c.outages = &outages{log: c.log}
+	c.outages = newOutages(c.log, c.duration)
 	c.feed = &feed{
 		api:      c.api,
 		clock:    c.clock,
@@ -287,6 +286,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 			c.plan.take = s.since
 		case !c.mine(s.term()):
 			c.plan.take = c.plan.take.Add(between(0, c.rivals))
+			c.noteNamesake(s.term())
 		}
 	}
 	now := c.clock.now().mono
@@ -302,6 +302,16 @@ func (c *campaign) prepare(s sighting) time.Duration {
 		}
 	}
 	return wake
+}
+
+// noteNamesake tells operators, once for each term, that somebody else holds the lease in our name.
+func (c *campaign) noteNamesake(t term) {
+	if t.identity != c.api.identity || t == c.namesake {
+		return
+	}
+	c.namesake = t
+	c.log.Warn("another process holds the lease under our identity, or this one did before it restarted; waiting for it as for anybody else",
+		"acquireTime", t.acquired)
 }
 
 // take tries to take the lease as it is in s. The error may also be why the session ended before it
@@ -334,6 +344,9 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	c.begun, c.raced, c.doubts, c.rivals = true, false, nil, fewerRivals(c.rivals)
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
+	c.ledger.acquired()
+	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
+	h.event("became leader")
 	for h.left() < c.renewDeadline/2 && h.loss() == nil && ctx.Err() == nil {
 		select {
 		case <-h.renewed:
@@ -346,9 +359,6 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		return nil, err
 	}
 	c.held.Store(h)
-	c.ledger.acquired()
-	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
-	c.event("became leader")
 	return h, nil
 }
 
@@ -493,16 +503,4 @@ func (c *campaign) holder(r record) Holder {
 		Duration:    r.duration,
 		Transitions: r.transitions,
 	}
-}
-
-// event tells Kubernetes what happened to our leadership, in client-go's words.
-func (c *campaign) event(what string) {
-	if c.recorder == nil {
-		return
-	}
-	r := c.feed.latest().record
-	c.recorder.Eventf(&coordinationv1.Lease{
-		TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: c.api.namespace, Name: c.api.name, UID: r.uid, ResourceVersion: r.resourceVersion()},
-	}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.api.identity, what)
 }

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // A hold is one term at work: from the write that acquired the lease until the body has returned
@@ -165,7 +168,7 @@ func (h *hold) release() error {
 	}
 	c.ledger.released()
 	c.log.Info("lease released", "fencingToken", h.token)
-	c.event("stopped leading")
+	h.event("stopped leading")
 	return nil
 }
 
@@ -173,7 +176,19 @@ func (h *hold) release() error {
 func (h *hold) logLoss() {
 	h.c.ledger.lost(h.cause)
 	h.c.log.Warn("lease lost", "cause", h.cause, "fencingToken", h.token)
-	h.c.event("stopped leading")
+	h.event("stopped leading")
+}
+
+// event tells Kubernetes what happened to our leadership, in client-go's words.
+func (h *hold) event(what string) {
+	c := h.c
+	if c.recorder == nil {
+		return
+	}
+	c.recorder.Eventf(&coordinationv1.Lease{
+		TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.api.namespace, Name: c.api.name, UID: h.term.uid},
+	}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.api.identity, what)
 }
 
 // A keeper is the goroutine of a hold: it renews the lease until the body has returned, and finds

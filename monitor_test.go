@@ -533,7 +533,9 @@ func TestMonitorNeverBlocks(t *testing.T) {
 		more := make(chan struct{})
 		var readers sync.WaitGroup
 		for range 10 {
-			readers.Go(func() { m.ServeHTTP(slowWriter{httptest.NewRecorder(), more}, httptest.NewRequest(http.MethodGet, "/", nil)) })
+			readers.Go(func() {
+				m.ServeHTTP(slowWriter{httptest.NewRecorder(), more}, httptest.NewRequest(http.MethodGet, "/", nil))
+			})
 		}
 		synctest.Wait() // they write
 		w.sleep(time.Hour)
