@@ -157,8 +157,8 @@ func (f *feed) run(ctx context.Context) {
 // follow reads the Lease, unless that was just done, and watches it until the watch ends. Where it
 // may not watch it only reads, and tries again to watch after a while.
 func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
+	f.promise(2 * f.timeout) // a read, and a watch to open
 	if !read {
-		f.promise(f.timeout)
 		if err := f.read(ctx); err != nil {
 			f.follows("")
 			return err
@@ -170,7 +170,6 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 		sleep(ctx, f.clock, f.interval)
 		return nil
 	}
-	f.promise(f.timeout)
 	w, err := f.open(ctx)
 	f.outages.note("watch", err)
 	if err != nil {

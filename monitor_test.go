@@ -405,6 +405,9 @@ func TestMonitorCheck(t *testing.T) {
 			healthy(R-I-eps, "")
 			w.sleep(D - R + I)
 			sick(time.Hour, `lease default/reconciler: work goes on without it: lease lost: now held by "thief"`)
+			if err := m.Check(nil); strings.Contains(err.Error(), "stuck") {
+				w.Error(err) // the campaign waits, as it should
+			}
 			close(returns)
 			synctest.Wait()
 			healthy(time.Minute, "")
@@ -481,6 +484,33 @@ func TestMonitorCheckStuck(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The same where a campaign ends that looks whether it took the lease unheard.
+func TestMonitorCheckStuckInDoubt(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var m Monitor
+		client := &deafClient{LeasesGetter: w.srv.Client("a"), answer: make(chan struct{})}
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				return leasetest.Fault{Err: leasetest.EOF(), Drop: leasetest.TheRequest, Before: time.Second}
+			}
+			return leasetest.Fault{}
+		})
+		a := w.run("a", nil, WithMonitor(&m), WithClient(client))
+		b := w.run("b", nil)
+		w.sleep(time.Minute)
+		w.wantLeader("b")
+		client.verb = "get"
+		a.stop()
+		w.sleep(3 * D)
+		if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "stuck") {
+			t.Errorf("after %v: %v", 3*D, err)
+		}
+		close(client.answer)
+		a.quit()
+		b.quit()
+	})
 }
 
 // A deafClient answers requests of one verb only once answer is closed, whatever their contexts say.
