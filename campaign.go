@@ -138,7 +138,6 @@ func (c *campaign) connect() (err error) {
 // leave ends the campaign: nothing that it started is left. A write that took the lease unheard of
 // is taken back. It may be called again after another request was made.
 func (c *campaign) leave() {
-	c.expect(2 * c.takeTimeout) // for a lease to be taken back, and for requests under way
 	c.withdraw()
 	c.stopFeed()
 	c.group.Wait()

@@ -226,7 +226,6 @@ func (k *keeper) keep(ctx context.Context) {
 		if k.loss() != nil {
 			cancel()
 			k.overrun(timer)
-			k.c.expect(k.c.renewDeadline) // for a request under way to end
 			return
 		}
 		now := k.c.clock.now()
@@ -334,11 +333,11 @@ func (k *keeper) overrun(timer *time.Timer) {
 	timer.Reset(c.clock.wait(max(0, end.left(c.clock.now()))))
 	select {
 	case <-k.stop:
-		return
 	case <-timer.C:
 	}
 	select {
-	case <-k.stop: // both at once, after a stall
+	case <-k.stop: // even if both came at once, after a stall
+		c.expect(c.renewDeadline) // for a request under way to end
 	default:
 		k.overran.Store(true)
 		c.overrun(Session{k.hold})
