@@ -123,7 +123,8 @@ func example() *timeline {
 	a.lives = []stretch{{sec(0), sec(4)}, {sec(6), still}}
 	b.sessions = []*session{{row: b, token: 110, worked: stretch{sec(4), sec(6)}}, {row: b, token: 140, worked: stretch{sec(9), sec(12)}}}
 	b.killed = []time.Duration{sec(6)}
-	b.lives = []stretch{{sec(0), sec(6)}, {sec(8), still}}
+	b.outlived = []stretch{{sec(6), sec(11)}}
+	b.lives = []stretch{{sec(0), sec(6)}, {sec(8.5), still}}
 	b.frozen = []stretch{{sec(12), still}}
 	c.lives = []stretch{{sec(0), still}}
 	*t.steps[0] = step{"a", "SIGTERM to the leader", passed, "amber → teal", "3.1 ms", "101 → 110", "at once"}
@@ -136,12 +137,13 @@ func TestFrame(t *testing.T) {
 	const want = `
   leasehold  three processes, one Lease, one leader at a time                           20.0 s
 
-                          ▾a   ▾SIGKILL      ▾SIGSTOP
-  API server     ━━━━╳╳╳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
-  amber          ▏101██████    ─────────────────────────────────
-  teal           ─────────▏110█✕   ───▏140████░░░░░░░░░░░░░░░░░░
-  violet         ───────────────────────────────────────────────
-                 0s         5s          10s         15s        20s         25s         30s
+                          ▾a  ▾SIGKILL      ▾SIGSTOP
+  API server     ━━━━╳╳╳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+  amber          ▏101██████   ─────────────────────────────────
+  teal           ─────────▏110✕┄┄┄┄┄─▏140████░░░░░░░░░░░░░░░░░░
+  violet         ──────────────────────────────────────────────
+                 0s         5s         10s        15s         20s        25s        30s
+                 █ leads, with its fencing token   ─ stands by   ┄ dead, its lease runs out
 
   teal is frozen
 

@@ -40,7 +40,7 @@ func (s style) bar() style   { return bars + s }
 func (s style) label() style { return labels + s }
 
 // horizon is the time that the whole show takes on a machine that is not busy.
-const horizon = 33 * time.Second
+const horizon = 34 * time.Second
 
 // margin is left of everything.
 const margin = 2
@@ -155,6 +155,8 @@ func (f *frame) chart(t *timeline) {
 	for at := time.Duration(0); at < s.whole; at += every {
 		f.text(s.of(t.start+at), fmt.Sprintf("%ds", int(at.Seconds())), dim)
 	}
+	f.line()
+	f.text(s.column, "█ leads, with its fencing token   ─ stands by   ┄ dead, its lease runs out", dim)
 }
 
 // row draws what the processes of a candidate do: wait, lead, or nothing.
@@ -172,6 +174,8 @@ func (f *frame) row(t *timeline, r *row, s scale) {
 			f.text(c, "░", ice)
 		case slices.ContainsFunc(r.lives, at.overlaps):
 			f.text(c, "─", dim)
+		case slices.ContainsFunc(r.outlived, at.overlaps):
+			f.text(c, "┄", r.style)
 		}
 	}
 	for _, session := range r.sessions {
@@ -225,6 +229,9 @@ func (f *frame) table(t *timeline) {
 		f.line()
 		next := margin + 2
 		for _, c := range columns {
+			if c.name == "" {
+				st = dim
+			}
 			f.text(next, cut(text(c), c.width-1), st)
 			next += c.width
 		}

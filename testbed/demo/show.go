@@ -135,10 +135,12 @@ func (s *show) kill(ctx context.Context, st *step) error {
 		return err
 	}
 	old.row.killed = append(old.row.killed, at)
+	old.row.outlived = append(old.row.outlived, stretch{at, still})
 	after, err := s.heirOfSilent(ctx, st, old, at)
 	if err != nil {
 		return err
 	}
+	old.row.outlived[len(old.row.outlived)-1].end(s.newest().worked.from)
 	st.remark = fmt.Sprintf("%s after its last renewal", short(after))
 	return s.replace(ctx, old.row)
 }
@@ -430,9 +432,9 @@ func (s *show) mark(key, label string) time.Duration {
 // tell says what is happening.
 func (s *show) tell(format string, args ...any) {
 	s.note = fmt.Sprintf(format, args...)
-	s.screen.say("%s  %s", s.clock(), s.note)
 	s.now = bootTime()
 	s.screen.show(s.timeline)
+	s.screen.say("%s  %s", s.clock(), s.note)
 }
 
 // clock is the time since the start.

@@ -27,6 +27,7 @@ type row struct {
 	process  *process // the last
 	lives    []stretch
 	frozen   []stretch
+	outlived []stretch // by its lease, after it was killed
 	killed   []time.Duration
 	sessions []*session
 }
