@@ -239,6 +239,7 @@ func TestShort(t *testing.T) {
 
 func TestEnds(t *testing.T) {
 	failure := errors.New("exit status 1")
+	terminated := exec.Command("sh", "-c", "kill -TERM $$").Run()
 	for _, tt := range []struct {
 		name  string
 		asked syscall.Signal
@@ -246,6 +247,7 @@ func TestEnds(t *testing.T) {
 		want  string
 	}{
 		{"stopped", syscall.SIGTERM, nil, ""},
+		{"stopped before it had begun", syscall.SIGTERM, terminated, ""},
 		{"killed", syscall.SIGKILL, failure, ""},
 		{"failed", 0, failure, "amber ended by itself: exit status 1"},
 		{"had enough", 0, nil, "amber ended by itself: exit status 0"},

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -103,6 +104,17 @@ func (p *place) start(name string) (*process, error) {
 		return nil, fmt.Errorf("start candidate %s: %w", name, err)
 	}
 	return c, nil
+}
+
+// terminated tells whether a process ended by SIGTERM itself, as one does that has only just been started: it has no
+// handler yet, and no lease.
+func terminated(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGTERM
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }

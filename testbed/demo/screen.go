@@ -207,7 +207,6 @@ func (s *screen) close() {
 // final leaves the last frame behind.
 func (s *screen) final(t *timeline) {
 	s.close()
-	t.now = bootTime()
 	var b bytes.Buffer
 	width, _ := s.size()
 	draw(t, width).write(&b, s.colours, "")

@@ -42,6 +42,7 @@ func (s *show) play(ctx context.Context) (err error) {
 	if err := s.prepare(); err != nil {
 		return err
 	}
+	defer func() { s.now = bootTime() }()
 	defer func() { err = errors.Join(err, s.stopCandidates()) }()
 	s.tell("three candidates start: the first to write the Lease leads")
 	for _, r := range s.rows {

@@ -82,7 +82,7 @@ func (t *timeline) see(n news) error {
 		switch {
 		case n.asked == 0:
 			return fmt.Errorf("%s ended by itself: %w", r.name, cmp.Or(n.err, errNone))
-		case n.asked == syscall.SIGTERM && n.err != nil:
+		case n.asked == syscall.SIGTERM && n.err != nil && !terminated(n.err):
 			return fmt.Errorf("%s after SIGTERM: %w", r.name, n.err)
 		}
 		return nil
