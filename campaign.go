@@ -332,6 +332,10 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	c.begun, c.raced, c.doubts, c.rivals = true, false, nil, fewerRivals(c.rivals)
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
+	c.held.Store(h)
+	c.ledger.acquired()
+	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
+	c.event("became leader")
 	for h.left() < c.renewDeadline/2 && h.loss() == nil && ctx.Err() == nil {
 		select {
 		case <-h.renewed:
@@ -343,10 +347,6 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		h.finish()
 		return nil, err
 	}
-	c.held.Store(h)
-	c.ledger.acquired()
-	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
-	c.event("became leader")
 	return h, nil
 }
 
