@@ -1210,6 +1210,36 @@ func TestRelease(t *testing.T) {
 	})
 }
 
+// A renewal under way when the body returns is waited for: a release beside it could free the lease
+// before the renewal is refused, or be refused because of it.
+func TestReleaseWaitsForRenewal(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for range w.sequence(w.Context(), "a") {
+			var renewal, release time.Time
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				switch {
+				case r.Verb != "patch":
+				case bytes.Contains(r.Body, []byte(`"holderIdentity":null`)):
+					release = time.Now()
+				default:
+					renewal = time.Now()
+				}
+				return leasetest.Fault{Before: time.Second, After: time.Second}
+			})
+			w.sleep(I + eps) // it has begun
+			if renewal.IsZero() {
+				t.Fatal("no renewal")
+			}
+			defer func() {
+				if waited := release.Sub(renewal); waited != 2*time.Second {
+					t.Errorf("released %v after the renewal began, want after its reply", waited)
+				}
+			}()
+			break
+		}
+	})
+}
+
 // Two candidates with one identity never lead together, and neither takes the other's lease before
 // it expires.
 func TestSameIdentity(t *testing.T) {
