@@ -16,7 +16,7 @@ require (
 	k8s.io/kubernetes v1.36.3
 )
 
-require github.com/cenkalti/backoff/v4 v4.3.0 // indirect
+require github.com/cenkalti/backoff/v4 v4.3.0
 
 require (
 	cel.dev/expr v0.25.1 // indirect
