@@ -343,6 +343,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	c.begun, c.raced, c.doubts, c.rivals = true, false, nil, fewerRivals(c.rivals)
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
+	c.held.Store(h)
 	c.ledger.acquired()
 	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
 	h.event("became leader")
@@ -357,7 +358,6 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		h.finish()
 		return nil, err
 	}
-	c.held.Store(h)
 	return h, nil
 }
 

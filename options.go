@@ -202,9 +202,13 @@ func WithLogger(logger *slog.Logger) Option {
 }
 
 // WithError stores in *err why the loop ended, on the goroutine of the loop and before it is left:
-// nil after break and return, context.Cause(ctx) if ctx ended it, else what made it impossible:
-// invalid options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid options panic, because a loop
-// that silently runs zero times is an outage nobody sees, and the other errors are logged.
+// nil after break and return, context.Cause(ctx) if ctx ended it, else what made it impossible: invalid
+// options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid options panic,
+// because a loop that silently runs zero times is an outage nobody sees, and the other errors are
+// logged.
+//
+// Let err be a variable of its own, not a named result of the function that has the loop: a return
+// within the loop sets the result first, and then leaves the loop, which sets it to nil.
 func WithError(err *error) Option {
 	return func(o *options) {
 		o.err = err
