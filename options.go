@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"time"
@@ -35,6 +36,7 @@ type options struct {
 	overrun         func(Session)
 	err             *error
 	clock           clock
+	chance          func(n time.Duration) time.Duration // a random duration in [0, n)
 
 	faults []error // what is wrong with the options themselves
 }
@@ -184,6 +186,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		newBackOff:   defaultBackOff,
 		log:          slog.Default(),
 		clock:        systemClock{},
+		chance:       rand.N[time.Duration],
 	}
 	o.overrun = o.logOverrun
 	if ctx == nil {
