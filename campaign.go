@@ -260,6 +260,7 @@ func (c *campaign) take(ctx context.Context, s sighting) *hold {
 		h.finish()
 		return nil
 	}
+	h.given.Store(true)
 	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
 	return h
 }

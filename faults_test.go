@@ -368,3 +368,23 @@ func TestLostRead(t *testing.T) {
 		}
 	})
 }
+
+// The machine sleeps while the reply to the write that takes the lease is under way: the lease is
+// lost before anybody works under it, so that nobody overruns it.
+func TestNoOverrunWithoutBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		var slept atomic.Int64
+		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				time.AfterFunc(time.Second, func() { slept.Store(int64(time.Minute)) })
+				return leasetest.Fault{After: 2 * time.Second}
+			}
+			return leasetest.Fault{}
+		})
+		over := WithOverrun(func(s Session) { t.Error("overrun, but there is no body:", s.Err()) })
+		for range Sessions(t.Context(), campaigner(srv, "a", over, withClock(sleepyClock{&slept}))...) {
+			break
+		}
+	})
+}

@@ -38,8 +38,9 @@ type hold struct {
 	stop     chan struct{}  // closed when the body has returned
 	stopping sync.Once
 
-	finishing sync.Mutex // held while the lease is given back
-	finished  bool       // nothing is left to give back; protected by finishing
+	given     atomic.Bool // to somebody who works under it
+	finishing sync.Mutex  // held while the lease is given back
+	finished  bool        // nothing is left to give back; protected by finishing
 }
 
 // newHold starts keeping the term that r shows, which was acquired by a write begun at sent. The
@@ -309,7 +310,9 @@ func (k *keeper) overrun(timer *time.Timer) {
 	select {
 	case <-k.stop: // both at once, after a stall
 	default:
-		c.overrun(Session{k.hold})
+		if k.given.Load() {
+			c.overrun(Session{k.hold})
+		}
 	}
 }
 

@@ -1,11 +1,12 @@
 package leasehold
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 	"time"
 	_ "unsafe" // for go:linkname
@@ -119,18 +120,22 @@ func (c *simCandidate) live() {
 	clock := simClock{rateClock{c.sim.start, c.rate}, &c.slept}
 	pauses := roll(c.sim.seed, 4, c.link.id)
 	for c.sim.ctx.Err() == nil {
-		var till time.Duration
+		pause := pauses.among(30*time.Millisecond, 9*time.Second)
 		ctx, cancel := context.WithCancelCause(c.sim.ctx)
-		if till = nextDown(c.downs, c.sim.now()); till > c.sim.now() {
+		if till := nextDown(c.downs, c.sim.now()); till > c.sim.now() {
 			down := time.AfterFunc(till-c.sim.now(), func() { cancel(errDown) })
 			c.campaigns++
-			k := newSimCampaign(c, clock)
-			k.run(ctx)
+			if err := newSimCampaign(c, clock).run(ctx); err != nil {
+				pause += 10 * time.Second // no use in trying again soon
+			}
 			down.Stop()
 		}
 		cancel(nil)
-		pause := pauses.among(30*time.Millisecond, 20*time.Second)
-		c.sim.sleepUntil(max(upAgain(c.downs, c.sim.now()), c.sim.now()+pause))
+		now := c.sim.now()
+		if now+pause > c.sim.calm && pause < 10*time.Second {
+			pause = max(30*time.Millisecond, c.sim.calm-now) // there is somebody to lead in fair weather
+		}
+		c.sim.sleepUntil(max(upAgain(c.downs, now), now+pause))
 	}
 }
 
@@ -190,11 +195,10 @@ func newSimCampaign(c *simCandidate, clock clock) *simCampaign {
 }
 
 // run campaigns once: until ctx ends or the body has had enough.
-func (k *simCampaign) run(ctx context.Context) {
+func (k *simCampaign) run(ctx context.Context) (err error) {
 	s := k.sim
 	policies := uint64(0)
 	luck := roll(s.seed, 5, k.link.id, uint64(k.campaigns))
-	var err error
 	opts := []Option{
 		WithLease(name), WithNamespace(ns), WithClient(k), WithIdentity(k.identity), unlogged, WithError(&err),
 		WithDuration(k.duration), WithRenewDeadline(k.renewDeadline), WithRenewInterval(k.renewInterval),
@@ -224,6 +228,7 @@ func (k *simCampaign) run(ctx context.Context) {
 	}()
 	<-done
 	s.judge.campaignEnded(k, err)
+	return err
 }
 
 // simBackOff is defaultBackOff with dice of its own.
@@ -332,19 +337,18 @@ func (k *simCampaign) Patch(ctx context.Context, name string, pt types.PatchType
 	return k.reply(k.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...))
 }
 
-// A patchBody is what the judge looks at in a merge patch.
-type patchBody struct {
-	Metadata struct {
-		ResourceVersion string `json:"resourceVersion"`
-	} `json:"metadata"`
-	Spec struct {
-		RenewTime *metav1.MicroTime `json:"renewTime"`
-	} `json:"spec"`
-}
-
-func readPatch(data []byte) (p patchBody, err error) {
-	err = json.Unmarshal(data, &p)
-	return p, err
+// readPatch finds in a merge patch its precondition and the renewal time that it sets, if any.
+func readPatch(data []byte) (version uint64, renewed int64) {
+	value := func(field string) string {
+		_, rest, _ := bytes.Cut(data, []byte(`"`+field+`":"`))
+		value, _, _ := bytes.Cut(rest, []byte(`"`))
+		return string(value)
+	}
+	version, _ = strconv.ParseUint(value("resourceVersion"), 10, 64)
+	if t, err := time.Parse(metav1.RFC3339Micro, value("renewTime")); err == nil {
+		renewed = t.UnixMicro()
+	}
+	return version, renewed
 }
 
 // A simElector is a process with client-go's leaderelection.

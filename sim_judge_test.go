@@ -360,14 +360,13 @@ func (j *judge) claimed(k *simCampaign, identity *string, acquired *metav1.Micro
 func (j *judge) patched(k *simCampaign, data []byte) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	body, err := readPatch(data)
-	version, _ := strconv.ParseUint(body.Metadata.ResourceVersion, 10, 64)
-	if err != nil || version == 0 {
+	version, renewed := readPatch(data)
+	if version == 0 {
 		j.blame("%s: a write without a precondition: %s", k.label, data)
 		return
 	}
-	if body.Spec.RenewTime != nil {
-		k.sent[micros(body.Spec.RenewTime)] = k.clock.now()
+	if renewed != 0 {
+		k.sent[renewed] = k.clock.now()
 	}
 	var about *tenure
 	if i := int(version) - firstVersion; i >= 0 && i < len(j.versions) {
@@ -378,7 +377,7 @@ func (j *judge) patched(k *simCampaign, data []byte) {
 		j.blame("%s: writes about a term that is not its own: %s", k.label, data)
 	case about.session != nil && (about.session.hold.loss() != nil || about.trust() <= 0):
 		j.blame("%s: writes after its loss (%v, trust for %v): %s", k.label, about.session.hold.loss(), about.trust(), data)
-	case body.Spec.RenewTime == nil && about.session != nil && about.session.running:
+	case renewed == 0 && about.session != nil && about.session.running:
 		j.blame("%s: releases while the body runs", k.label)
 	}
 }

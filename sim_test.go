@@ -1,20 +1,27 @@
 package leasehold
 
 import (
+	"context"
 	"flag"
 	"fmt"
+	"os"
+	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "simulate this seed alone, and print what happened")
 	simSeeds = flag.Uint64("sim.seeds", 0, "simulate so many seeds, rather than as many as fit in a minute (5 s with -short)")
 	simFrom  = flag.Uint64("sim.from", 1, "the first seed")
+	simStep  = flag.Uint64("sim.step", 0, "simulate every so many-th seed, in this process alone")
 )
 
 // TestSimulation makes a world of each seed and lets ten to thirty minutes of virtual time pass there:
@@ -24,42 +31,77 @@ var (
 //
 //	go test -run TestSimulation -sim.seed=N .
 func TestSimulation(t *testing.T) {
-	if *simSeed != 0 {
+	switch {
+	case *simSeed != 0:
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 		s := simulate(t, *simSeed)
 		t.Log(s.story(true))
 		if s.failed() {
 			t.Fail()
 		}
-		return
+	case *simStep != 0:
+		simulateAll(t)
+	default:
+		simulateOnAllCores(t)
 	}
+}
+
+// simulateOnAllCores runs a process for each core: one world keeps no more than one busy, and two
+// worlds in one process get in each other's way.
+func simulateOnAllCores(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	began := time.Now()
+	var group errgroup.Group
+	var seeds atomic.Int64
+	step := uint64(runtime.GOMAXPROCS(0))
+	for i := range step {
+		cmd := exec.CommandContext(ctx, exe, "-test.run=^TestSimulation$", "-test.v", "-test.timeout=0",
+			fmt.Sprint("-test.short=", testing.Short()), fmt.Sprint("-sim.step=", step),
+			fmt.Sprint("-sim.from=", *simFrom+i), fmt.Sprint("-sim.seeds=", *simSeeds))
+		group.Go(func() error {
+			out, err := cmd.CombinedOutput()
+			var n int64
+			if _, rest, ok := strings.Cut(string(out), simulated); ok {
+				fmt.Sscan(rest, &n)
+			}
+			seeds.Add(n)
+			if err != nil && ctx.Err() == nil {
+				cancel() // one fault is enough
+				t.Errorf("%v\n%s", err, out)
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	took := time.Since(began)
+	t.Logf("%d seeds from %d in %v: %.1f/s", seeds.Load(), *simFrom, took.Round(time.Second), float64(seeds.Load())/took.Seconds())
+}
+
+const simulated = "seeds simulated: "
+
+// simulateAll runs this process's share of the seeds, until one fails.
+func simulateAll(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // worlds are small and many
 	budget := time.Minute
 	if testing.Short() {
 		budget = 5 * time.Second
 	}
-	began := time.Now()
-	var next, done atomic.Uint64
-	var stop atomic.Bool
-	t.Cleanup(func() {
-		took := time.Since(began)
-		t.Logf("%d seeds from %d in %v: %.1f/s", done.Load(), *simFrom, took.Round(time.Second), float64(done.Load())/took.Seconds())
-	})
-	for worker := range runtime.GOMAXPROCS(0) {
-		t.Run(fmt.Sprint("worker ", worker), func(t *testing.T) {
-			t.Parallel()
-			for !stop.Load() {
-				n := next.Add(1) - 1
-				if *simSeeds > 0 && n >= *simSeeds || *simSeeds == 0 && time.Since(began) > budget {
-					return
-				}
-				s := simulate(t, *simFrom+n)
-				done.Add(1)
-				if s.failed() {
-					stop.Store(true)
-					t.Errorf("%s\nreplay: go test -run TestSimulation -sim.seed=%d .", s.story(false), s.seed)
-				}
-			}
-		})
+	began, n := time.Now(), 0
+	for i := uint64(0); *simSeeds == 0 && time.Since(began) < budget || i < *simSeeds; i += *simStep {
+		n++
+		if s := simulate(t, *simFrom+i); s.failed() {
+			t.Errorf("%s\nreplay: go test -run TestSimulation -sim.seed=%d .", s.story(false), s.seed)
+			break
+		}
 	}
+	t.Log(simulated, n)
 }
 
 // simulate runs the world of a seed.

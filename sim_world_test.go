@@ -105,20 +105,26 @@ func newSim(seed uint64) *sim {
 	d := roll(seed, 1)
 	s := &sim{seed: seed, latency: d.among(100*time.Microsecond, 30*time.Millisecond)}
 	s.judge = &judge{sim: s, terms: map[tenureKey]*tenure{}, claims: map[claimKey]*simCampaign{}}
-	durations := []int{1, 2, 3, 5, 8, 10, 10, 15, 15, 15, 15, 15, 20, 20, 30, 30, 30, 60, 60}
-	base := time.Duration(durations[d.IntN(len(durations))]) * time.Second
-	if base < 3*time.Second && d.happens(0.6) {
-		base = 15 * time.Second // short ones cost much
+	base := seconds(d, 10, 15, 15, 15, 20, 30, 40, 60)
+	if d.happens(0.15) {
+		base = seconds(d, 1, 2, 3, 5, 8) // a few, because they cost much
+	}
+	foreign := d.happens(0.15)
+	if foreign {
+		// client-go cuts times to whole seconds, so that it may take a lease up to a second before
+		// its duration has passed since the last renewal: too early where D - R is shorter.
+		base = max(base, 10*time.Second)
 	}
 	mixed, style := d.happens(0.25), d.IntN(10)
-	count := 2 + d.IntN(6)
+	count := 2 + min(d.IntN(6), d.IntN(6))
 	for i := range count {
 		c := &simCandidate{settings: settings{duration: base}, name: string(rune('a' + i))}
 		if mixed && d.happens(0.5) {
-			c.duration = time.Duration(durations[3+d.IntN(len(durations)-3)]) * time.Second
+			c.duration = seconds(d, 10, 15, 30, 60)
 		}
 		c.renewDeadline = c.duration / 10 * 8
 		switch {
+		case foreign: // as above
 		case d.happens(0.15):
 			c.renewDeadline = c.duration / 10 * 9
 		case d.happens(0.25):
@@ -150,19 +156,23 @@ func newSim(seed uint64) *sim {
 		c.sim = s
 		s.candidates = append(s.candidates, c)
 	}
-	if d.happens(0.15) {
+	if foreign {
 		for i := range 1 + d.IntN(2) {
 			s.electors = append(s.electors, newSimElector(s, fmt.Sprint("client-go-", i), base, d))
 		}
 	}
 	s.setClocks(d)
-	length := d.between(10*time.Minute, 30*time.Minute)
+	length := d.among(10*time.Minute, 30*time.Minute)
 	if base < 5*time.Second {
 		length = 10 * time.Minute
 	}
 	s.calm = length - 4*s.longest() - time.Minute
 	s.plan(d)
 	return s
+}
+
+func seconds(d dice, of ...int) time.Duration {
+	return time.Duration(of[d.IntN(len(of))]) * time.Second
 }
 
 // longest is the longest duration that anybody records.
@@ -197,6 +207,9 @@ func (s *sim) setClocks(d dice) {
 			c.rate = math.Sqrt(spread)
 		default:
 			c.rate = 1 / math.Sqrt(spread)
+		}
+		if len(s.electors) > 0 {
+			c.rate = max(c.rate, 1.01*float64(c.renewDeadline)/float64(c.duration-time.Second))
 		}
 	}
 }
