@@ -125,7 +125,7 @@ func (c *simCandidate) live() {
 		if till := nextDown(c.downs, c.sim.now()); till > c.sim.now() {
 			down := time.AfterFunc(till-c.sim.now(), func() { cancel(errDown) })
 			c.campaigns++
-			if err := newSimCampaign(c, clock).run(ctx); err != nil {
+			if err := newSimCampaign(c, clock).run(ctx); errors.Is(err, ErrExists) || errors.Is(err, ErrNotFound) {
 				pause += 10 * time.Second // no use in trying again soon
 			}
 			down.Stop()

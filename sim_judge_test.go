@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,9 @@ type judge struct {
 	bodies   []*simSession // those whose body runs
 	all      int           // sessions so far
 	newest   *simSession   // with the greatest token
-	overlaps int           // of two electors of client-go, which nobody is blamed for
+	lost     int           // sessions so far that were lost
+	excused  int           // overlaps so far that nobody is blamed for
+	overlaps int           // of two electors of client-go
 
 	faults []string
 	lines  []line
@@ -66,6 +69,18 @@ type tenure struct {
 	// seized says that a hand other than its holder's declared the Lease free while it was held, and
 	// how. From then on until it hears of that, nothing protects it.
 	seized string
+}
+
+// link returns its holder's, nil if it is not a process of this world.
+func (t *tenure) link() *link {
+	switch {
+	case t == nil:
+	case t.campaign != nil:
+		return t.campaign.link
+	case t.elector != nil:
+		return t.elector.link
+	}
+	return nil
 }
 
 // trust returns for how long the holder may trust the lease, by its own clock.
@@ -127,7 +142,7 @@ func (s *sim) failed() bool { return len(s.judge.faults) > 0 }
 // story tells what happened: all of it, or what led to the fault found.
 func (s *sim) story(all bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %d sessions in %v", s.seed, s.judge.all, s.calm)
+	fmt.Fprintf(&b, "seed %d: %d sessions in %v, %d of them lost", s.seed, s.judge.all, s.calm, s.judge.lost)
 	for _, f := range s.judge.faults {
 		fmt.Fprintf(&b, "\n  FAULT: %s", f)
 	}
@@ -139,7 +154,10 @@ func (s *sim) story(all bool) string {
 	}
 	for _, st := range s.storms {
 		who := "all"
-		if st.link >= 0 {
+		switch {
+		case st.link == holdersLink:
+			who = "holder"
+		case st.link >= 0:
 			who = s.links[st.link].name
 		}
 		if all || len(s.judge.lines) > 0 && st.from < s.judge.lines[len(s.judge.lines)-1].at {
@@ -213,6 +231,7 @@ func (j *judge) committed(c leasetest.Change) {
 		j.proves(now, c, candidate, elector)
 	}
 	j.versions = append(j.versions, now)
+	j.sim.holders.Store(now.link())
 	j.follow(c, held)
 	j.lookAll()
 	switch {
@@ -248,13 +267,13 @@ func (j *judge) tenureEnds(c leasetest.Change, old *tenure, candidate *simCandid
 	}
 	switch {
 	case c.Client == "" && c.Type == watch.Deleted:
-		old.seized = "deleted"
+		j.seize("deleted")
 	case c.Client == "" && !heldAfter:
-		old.seized = "emptied"
+		j.seize("emptied")
 	case candidate == nil && c.Client != "" && !heldAfter && (old.elector == nil || old.elector.name != c.Client):
 		// client-go releases with a fresh resourceVersion and its memory of who holds the lease
 		// (PARITY.md): it frees what is another's.
-		old.seized = "freed by client-go"
+		j.seize("freed by client-go")
 	case candidate == nil && !heldAfter && old.elector != nil:
 		old.elector.proven = time.Time{} // it promises nothing any more
 	case candidate != nil && !heldAfter:
@@ -263,6 +282,16 @@ func (j *judge) tenureEnds(c leasetest.Change, old *tenure, candidate *simCandid
 			j.blame("%s freed the lease of %s", c.Client, old.identity)
 		case x != nil && x.running:
 			j.blame("%s: released while the body runs", old.campaign.label)
+		}
+	}
+}
+
+// seize notes that a hand declared the lease free, so that it is nobody's: neither of who is written
+// there, nor of somebody before who has not heard yet that his is another's.
+func (j *judge) seize(how string) {
+	for _, t := range j.terms {
+		if t.campaign == nil || t.trust() > 0 {
+			t.seized = cmp.Or(t.seized, how)
 		}
 	}
 }
@@ -411,9 +440,12 @@ func (j *judge) begun(k *simCampaign, s Session) *simSession {
 	x.tenure.session = x
 	j.lookAll()
 	for _, other := range j.sessions {
-		if !j.excused(other.tenure, x.tenure) {
-			j.blame("two sessions live: %s, for %v more, and %s", other.campaign.label, other.ValidFor(), k.label)
+		if j.excuses(other.tenure, x.tenure) {
+			j.excused++
+			j.write(k.label, "%s was %s and has not heard", other.campaign.label, other.tenure.seized)
+			continue
 		}
+		j.blame("two sessions live: %s, for %v more, and %s", other.campaign.label, other.ValidFor(), k.label)
 	}
 	for _, other := range j.bodies {
 		if other.campaign == k {
@@ -424,7 +456,7 @@ func (j *judge) begun(k *simCampaign, s Session) *simSession {
 		// client-go counts from the reply, so that it may lead on beyond what it promises; only its
 		// promise counts.
 		promise := time.Until(e.proven.Add(e.config.RenewDeadline))
-		if t := j.terms[e.term]; e.leading && promise > 0 && t != nil && !j.excused(t, x.tenure) {
+		if t := j.terms[e.term]; e.leading && promise > 0 && t != nil && !j.excuses(t, x.tenure) {
 			j.blame("%s leads for %v more, and %s", e.name, promise, k.label)
 		}
 	}
@@ -440,8 +472,8 @@ func (j *judge) begun(k *simCampaign, s Session) *simSession {
 	return x
 }
 
-// excused tells whether a term that still trusts its lease may overlap with one that began later.
-func (j *judge) excused(old, next *tenure) bool {
+// excuses tells whether a term that still trusts its lease may overlap with one that began later.
+func (j *judge) excuses(old, next *tenure) bool {
 	switch old.seized {
 	case "emptied", "freed by client-go":
 		// Who empties the holder's field declares that nobody holds the lease. Nothing in the Lease
@@ -527,6 +559,7 @@ func (j *judge) look1(x *simSession) (ended bool) {
 	if err != nil {
 		if !x.lost && errors.Is(err, ErrLost) {
 			x.lost = true
+			j.lost++
 			j.write(x.campaign.label, "%v", err)
 		}
 		return true
@@ -594,7 +627,7 @@ func (j *judge) electorBegins(e *simElector) {
 	j.lookAll()
 	t := j.terms[e.term]
 	for _, x := range j.sessions {
-		if t == nil || !j.excused(x.tenure, t) {
+		if t == nil || !j.excuses(x.tenure, t) {
 			j.blame("%s leads for %v more, and %s", x.campaign.label, x.ValidFor(), e.name)
 		}
 	}

@@ -8,8 +8,9 @@ import (
 	"os/exec"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,7 +59,8 @@ func simulateOnAllCores(t *testing.T) {
 	defer cancel()
 	began := time.Now()
 	var group errgroup.Group
-	var seeds atomic.Int64
+	var mu sync.Mutex
+	var all tally
 	step := uint64(runtime.GOMAXPROCS(0))
 	for i := range step {
 		cmd := exec.CommandContext(ctx, exe, "-test.run=^TestSimulation$", "-test.v", "-test.timeout=0",
@@ -66,11 +68,14 @@ func simulateOnAllCores(t *testing.T) {
 			fmt.Sprint("-sim.from=", *simFrom+i), fmt.Sprint("-sim.seeds=", *simSeeds))
 		group.Go(func() error {
 			out, err := cmd.CombinedOutput()
-			var n int64
 			if _, rest, ok := strings.Cut(string(out), simulated); ok {
-				fmt.Sscan(rest, &n)
+				var part tally
+				fmt.Sscanf(rest, tallyFormat, &part.seeds, &part.sessions, &part.lost, &part.excused)
+				mu.Lock()
+				all.seeds, all.sessions = all.seeds+part.seeds, all.sessions+part.sessions
+				all.lost, all.excused = all.lost+part.lost, all.excused+part.excused
+				mu.Unlock()
 			}
-			seeds.Add(n)
 			if err != nil && ctx.Err() == nil {
 				cancel() // one fault is enough
 				t.Errorf("%v\n%s", err, out)
@@ -80,10 +85,20 @@ func simulateOnAllCores(t *testing.T) {
 	}
 	group.Wait()
 	took := time.Since(began)
-	t.Logf("%d seeds from %d in %v: %.1f/s", seeds.Load(), *simFrom, took.Round(time.Second), float64(seeds.Load())/took.Seconds())
+	t.Logf("%v, from seed %d, in %v: %.1f seeds/s", all, *simFrom, took.Round(time.Second), float64(all.seeds)/took.Seconds())
 }
 
-const simulated = "seeds simulated: "
+// A tally is what happened in all worlds.
+type tally struct{ seeds, sessions, lost, excused int }
+
+const (
+	simulated   = "simulated: "
+	tallyFormat = "%d seeds, %d sessions, %d of them lost, %d overlaps excused"
+)
+
+func (t tally) String() string {
+	return fmt.Sprintf(tallyFormat, t.seeds, t.sessions, t.lost, t.excused)
+}
 
 // simulateAll runs this process's share of the seeds, until one fails.
 func simulateAll(t *testing.T) {
@@ -93,15 +108,20 @@ func simulateAll(t *testing.T) {
 	if testing.Short() {
 		budget = 5 * time.Second
 	}
-	began, n := time.Now(), 0
+	began := time.Now()
+	var all tally
 	for i := uint64(0); *simSeeds == 0 && time.Since(began) < budget || i < *simSeeds; i += *simStep {
-		n++
-		if s := simulate(t, *simFrom+i); s.failed() {
+		s := simulate(t, *simFrom+i)
+		all.seeds++
+		all.sessions += s.judge.all
+		all.lost += s.judge.lost
+		all.excused += s.judge.excused
+		if s.failed() {
 			t.Errorf("%s\nreplay: go test -run TestSimulation -sim.seed=%d .", s.story(false), s.seed)
 			break
 		}
 	}
-	t.Log(simulated, n)
+	t.Logf("%s%v", simulated, all)
 }
 
 // simulate runs the world of a seed.
@@ -128,9 +148,9 @@ func TestSimulationRepeats(t *testing.T) {
 	}
 	differ := 0
 	for seed := *simFrom; seed < *simFrom+seeds; seed++ {
-		first := simulate(t, seed).story(true)
+		first := inOrder(simulate(t, seed))
 		for range times - 1 {
-			if again := simulate(t, seed).story(true); again != first {
+			if again := inOrder(simulate(t, seed)); again != first {
 				differ++
 				t.Logf("seed %d: %s", seed, firstDifference(first, again))
 				break
@@ -140,6 +160,13 @@ func TestSimulationRepeats(t *testing.T) {
 	if differ > int(seeds)/10 {
 		t.Errorf("%d of %d seeds had more than one history", differ, seeds)
 	}
+}
+
+// inOrder is the story with the lines of one instant sorted: within one, no order is right.
+func inOrder(s *sim) string {
+	lines := strings.Split(s.story(true), "\n")
+	slices.SortStableFunc(lines[len(lines)-len(s.judge.lines):], strings.Compare)
+	return strings.Join(lines, "\n")
 }
 
 func firstDifference(a, b string) string {

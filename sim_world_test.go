@@ -31,6 +31,7 @@ type sim struct {
 	electors   []*simElector
 	links      []*link
 	judge      *judge
+	holders    atomic.Pointer[link] // of who holds the lease
 
 	latency time.Duration // of half an exchange where nothing is wrong, at most
 	calm    time.Duration // the faults begin to stop
@@ -49,9 +50,28 @@ type sim struct {
 type storm struct {
 	kind     stormKind
 	from, to time.Duration
-	link     int // -1 for all
+	link     int // or one of the following
 	odds     float64
 	reach    time.Duration
+}
+
+const (
+	everyLink   = -1
+	holdersLink = -2 // whoever holds the lease
+)
+
+// strikes tells whether the storm is over a link at a time.
+func (st storm) strikes(l *link, at time.Duration) bool {
+	if at < st.from || at >= st.to {
+		return false
+	}
+	switch st.link {
+	case everyLink:
+		return true
+	case holdersLink:
+		return l.sim.holders.Load() == l
+	}
+	return l.sim.links[st.link] == l
 }
 
 type stormKind int
@@ -218,13 +238,16 @@ func (s *sim) setClocks(d dice) {
 func (s *sim) plan(d dice) {
 	longest := s.longest()
 	somewhen := func() time.Duration { return d.between(0, s.calm) }
-	rounds := 1 + d.IntN(1+int(s.calm/(2*longest)))
+	rounds := 1 + d.IntN(1+int(s.calm/longest))
 	for range rounds {
-		st := storm{kind: stormKind(d.IntN(int(stormKinds))), from: somewhen(), link: -1, odds: 0.2 + 0.8*d.Float64()}
+		st := storm{kind: stormKind(d.IntN(int(stormKinds))), from: somewhen(), link: everyLink, odds: 0.2 + 0.8*d.Float64()}
 		st.to = min(s.calm, st.from+d.among(time.Second, 3*longest))
 		st.reach = d.among(50*time.Millisecond, longest)
-		if d.happens(0.6) {
+		switch {
+		case d.happens(0.4):
 			st.link = d.IntN(len(s.links))
+		case d.happens(0.5):
+			st.link = holdersLink
 		}
 		s.storms = append(s.storms, st)
 	}
@@ -268,10 +291,22 @@ func (s *sim) deed(at time.Duration, who, what string, do func()) {
 func (s *sim) planNetwork(d dice, at, longest time.Duration) {
 	l := s.links[d.IntN(len(s.links))]
 	until := min(s.calm, at+d.among(time.Second, 3*longest))
-	switch d.IntN(8) {
+	switch d.IntN(12) {
 	case 0, 1:
 		s.deed(at, l.name, "is cut off", func() { l.client.Partition(true) })
 		s.deed(until, l.name, "is reachable again", func() { l.client.Partition(false) })
+	case 8, 9, 10, 11:
+		var holder *link
+		s.deed(at, "holder", "is cut off", func() {
+			if holder = s.holders.Load(); holder != nil {
+				holder.client.Partition(true)
+			}
+		})
+		s.deed(until, "holder", "that was is reachable again", func() {
+			if holder != nil {
+				holder.client.Partition(false)
+			}
+		})
 	case 2:
 		backlog := d.happens(0.5)
 		s.deed(at, l.name, "watches fall silent", func() { l.client.SilenceWatches() })
@@ -368,6 +403,7 @@ func (s *sim) run() {
 	}
 	for _, c := range s.candidates {
 		s.running.Go(c.live)
+		time.Sleep(time.Microsecond) // so that they have an order
 	}
 	for _, e := range s.electors {
 		s.running.Go(e.live)
@@ -514,7 +550,7 @@ func (s *sim) fate(l *link, r leasetest.Request) leasetest.Fault {
 		if st.from > at {
 			break
 		}
-		if at < st.to && (st.link < 0 || s.links[st.link] == l) {
+		if st.strikes(l, at) {
 			spoil(st.kind, st.odds, st.reach)
 		}
 	}
@@ -547,7 +583,7 @@ func (s *sim) delay(l *link, version string) time.Duration {
 		if st.from > at {
 			break
 		}
-		if st.kind == slow && at < st.to && (st.link < 0 || s.links[st.link] == l) {
+		if st.kind == slow && st.strikes(l, at) {
 			late += d.among(time.Millisecond, st.reach)
 		}
 	}
