@@ -67,9 +67,10 @@ func (f *feed) learn(r record, before sighting) {
 
 // noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
 func (f *feed) noteAfterGap(r record) {
-	if r.uid != f.now.uid {
-		// The holder of the Lease that is gone may have renewed until just now.
-		f.now.since = f.clock.now().mono
+	if f.now.exists() && r.uid != f.now.uid {
+		// The Lease is gone. Whoever held it at the end, perhaps somebody not seen here, may have
+		// renewed until just now.
+		f.now.ghost = later(f.now.ghost, f.clock.now().mono.Add(max(f.now.wait, f.viewer.fallback)))
 	}
 	f.note(r)
 }
