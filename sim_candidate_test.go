@@ -34,7 +34,8 @@ type link struct {
 	leases coordinationv1client.LeaseInterface
 
 	sentBeforeCalm atomic.Int64 // requests under way that were sent before the faults stopped
-	lastFault      atomic.Int64 // when a request last met with one
+	lastTrouble    atomic.Int64 // when anything last went wrong with a request, the link or the clock
+	cuts           atomic.Int64 // by how many faults it is cut off
 }
 
 func (s *sim) newLink(name string) *link {
@@ -65,12 +66,31 @@ func (l *link) begin() (end func()) {
 	return func() { l.sentBeforeCalm.Add(-1) }
 }
 
+// cut cuts the link off, or takes that back.
+func (l *link) cut(off bool) {
+	if off {
+		l.cuts.Add(1)
+	} else {
+		l.cuts.Add(-1)
+	}
+	l.lastTrouble.Store(int64(l.sim.now()))
+	l.client.Partition(l.cuts.Load() > 0)
+}
+
+// trouble returns when anything last went wrong here that might keep a holder from renewing.
+func (l *link) trouble() time.Duration {
+	if l.cuts.Load() > 0 {
+		return l.sim.now()
+	}
+	return time.Duration(l.lastTrouble.Load())
+}
+
 // fault notes a request's fate if it is worth telling.
 func (l *link) fault(at time.Duration, r leasetest.Request, f leasetest.Fault) {
 	if f.Drop == leasetest.Nothing && f.Err == nil && f.Before+f.After <= 2*l.sim.latency {
 		return
 	}
-	l.lastFault.Store(int64(at))
+	l.lastTrouble.Store(int64(at))
 	what := ""
 	switch f.Drop {
 	case leasetest.TheRequest:
@@ -139,6 +159,12 @@ func (c *simCandidate) live() {
 	}
 }
 
+// nap lets the machine sleep for d.
+func (c *simCandidate) nap(d time.Duration) {
+	c.slept.Add(int64(d))
+	c.link.lastTrouble.Store(int64(c.sim.now()))
+}
+
 var errDown = errors.New("the process is told to stop")
 
 // nextDown returns when a process that runs now has to stop; now if it may not run.
@@ -174,8 +200,9 @@ type simCampaign struct {
 	label    string
 
 	// What follows is protected by the judge's mu.
-	uids    map[types.UID]bool // the Leases that it was told of
-	sent    map[int64]instant  // when it began to send a write, by the time written, in microseconds
+	uids    map[types.UID]bool // the Leases that it was told of in a reply
+	terms   map[tenureKey]bool // the terms that it was told of in a reply
+	sent    map[int64]sending  // its writes, by the time written, in microseconds
 	session *simSession        // the last one
 	over    bool
 
@@ -186,7 +213,7 @@ func newSimCampaign(c *simCandidate, clock clock) *simCampaign {
 	k := &simCampaign{
 		simCandidate: c, LeaseInterface: c.link.leases, clock: clock, identity: c.identity,
 		label: fmt.Sprintf("%s-%d", c.name, c.campaigns),
-		uids:  map[types.UID]bool{}, sent: map[int64]instant{},
+		uids:  map[types.UID]bool{}, terms: map[tenureKey]bool{}, sent: map[int64]sending{},
 	}
 	if k.identity == "" {
 		k.identity = k.label
@@ -296,7 +323,7 @@ func (k *simCampaign) Leases(string) coordinationv1client.LeaseInterface { retur
 // reply tells the judge what k has been told.
 func (k *simCampaign) reply(l *coordinationv1.Lease, err error) (*coordinationv1.Lease, error) {
 	if err == nil {
-		k.sim.judge.told(k, l.UID)
+		k.sim.judge.told(k, l)
 	}
 	return l, err
 }

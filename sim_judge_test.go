@@ -56,6 +56,12 @@ type claimKey struct {
 	acquired int64
 }
 
+// A sending is when a write began to be sent.
+type sending struct {
+	instant               // by its sender's clock
+	at      time.Duration // by the world's
+}
+
 // A tenure is one term on the server.
 type tenure struct {
 	tenureKey
@@ -63,8 +69,7 @@ type tenure struct {
 	campaign *simCampaign // which claimed it; nil if it was nobody of ours
 	elector  *simElector
 	session  *simSession
-	proven   instant // when the last of its writes that took effect began to be sent, by its holder's clock
-	at       time.Time
+	proven   sending // the last of its writes that took effect
 
 	// seized says that a hand other than its holder's declared the Lease free while it was held, and
 	// how. From then on until it hears of that, nothing protects it.
@@ -83,9 +88,11 @@ func (t *tenure) link() *link {
 	return nil
 }
 
-// trust returns for how long the holder may trust the lease, by its own clock.
+// trust returns for how long the holder may trust the lease: until the renew deadline has passed since
+// its last good write, on any of its clocks.
 func (t *tenure) trust() time.Duration {
-	return t.proven.add(t.campaign.renewDeadline).left(t.campaign.clock.now())
+	now := t.campaign.clock.now()
+	return t.campaign.renewDeadline - max(now.mono.Sub(t.proven.mono), now.boot-t.proven.boot)
 }
 
 // A simSession is a session and its body.
@@ -363,11 +370,14 @@ func (j *judge) requested(ctx context.Context, k *simCampaign, verb string) {
 	}
 }
 
-// told notes that k knows of the Lease with that uid.
-func (j *judge) told(k *simCampaign, uid types.UID) {
+// told notes what k knows.
+func (j *judge) told(k *simCampaign, l *coordinationv1.Lease) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	k.uids[uid] = true
+	k.uids[l.UID] = true
+	if key, held := keyOf(l); held {
+		k.terms[key] = true
+	}
 }
 
 // claimed judges that k sends a write that shall take the lease.
@@ -382,7 +392,7 @@ func (j *judge) claimed(k *simCampaign, identity *string, acquired *metav1.Micro
 		key.identity = *identity
 	}
 	j.claims[key] = k
-	k.sent[key.acquired] = k.clock.now()
+	k.sent[key.acquired] = sending{k.clock.now(), j.sim.now()}
 }
 
 // patched judges that k sends a renewal or a release.
@@ -395,7 +405,7 @@ func (j *judge) patched(k *simCampaign, data []byte) {
 		return
 	}
 	if renewed != 0 {
-		k.sent[renewed] = k.clock.now()
+		k.sent[renewed] = sending{k.clock.now(), j.sim.now()}
 	}
 	var about *tenure
 	if i := int(version) - firstVersion; i >= 0 && i < len(j.versions) {
@@ -482,7 +492,11 @@ func (j *judge) excuses(old, next *tenure) bool {
 	case "deleted":
 		// With the Lease goes all knowledge of its holder. Who has seen it waits; who has not,
 		// because it began later or was cut off, cannot know. client-go does not wait.
-		return next.campaign == nil || !next.campaign.uids[old.uid]
+		if next.campaign == nil || !next.campaign.uids[old.uid] {
+			return true
+		}
+		// Who has seen the Lease but not this holder waits for as long as its own duration.
+		return !next.campaign.terms[old.tenureKey] && old.campaign.renewDeadline > next.campaign.renewDeadline
 	}
 	return false
 }
@@ -495,6 +509,10 @@ func (j *judge) bodyEnds(x *simSession, how string) {
 		return
 	}
 	j.look1(x)
+	if loss := x.hold.loss(); loss != nil && strings.Contains(loss.Error(), "not renewed") && x.tenure.trust() <= 0 &&
+		j.versions[len(j.versions)-1] == x.tenure && x.campaign.link.trouble() < x.tenure.proven.at {
+		j.blame("%s: %v, though nothing was wrong since its last renewal at %v", x.campaign.label, loss, x.tenure.proven.at)
+	}
 	x.running = false
 	j.bodies = slices.DeleteFunc(j.bodies, func(y *simSession) bool { return x == y })
 	j.write(x.campaign.label, "body ends: %s %v", how, x.Err())
@@ -553,7 +571,7 @@ func (j *judge) look1(x *simSession) (ended bool) {
 	for i := range 3 {
 		ask[(first+i)%3]()
 	}
-	if (err != nil) != (ctxErr != nil) || (err != nil) != (valid == 0) {
+	if (err != nil) != (ctxErr != nil) || (err != nil) != (valid <= 0) {
 		j.blame("%s: asked from %d on: Err() = %v, ValidFor() = %v, Context().Err() = %v", x.campaign.label, first, err, valid, ctxErr)
 	}
 	if err != nil {
@@ -564,7 +582,7 @@ func (j *judge) look1(x *simSession) (ended bool) {
 		}
 		return true
 	}
-	if trust := x.tenure.trust(); valid > max(0, trust) {
+	if trust := x.tenure.trust(); valid > trust {
 		j.blame("%s: valid for %v, but its last write that took effect vouches for %v", x.campaign.label, valid, trust)
 	}
 	return false

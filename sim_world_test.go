@@ -181,6 +181,9 @@ func newSim(seed uint64) *sim {
 			s.electors = append(s.electors, newSimElector(s, fmt.Sprint("client-go-", i), base, d))
 		}
 	}
+	for _, c := range s.candidates {
+		s.latency = min(s.latency, (c.renewDeadline-c.renewInterval)/40) // a tenth of a renewal's timeout
+	}
 	s.setClocks(d)
 	length := d.among(10*time.Minute, 30*time.Minute)
 	if base < 5*time.Second {
@@ -258,7 +261,7 @@ func (s *sim) plan(d dice) {
 	for range d.IntN(6) {
 		c := s.candidates[d.IntN(len(s.candidates))]
 		nap := d.among(time.Second, 2*c.duration)
-		s.deed(somewhen(), c.name, fmt.Sprintf("its machine sleeps %v", nap), func() { c.slept.Add(int64(nap)) })
+		s.deed(somewhen(), c.name, fmt.Sprintf("its machine sleeps %v", nap), func() { c.nap(nap) })
 	}
 	for _, c := range s.candidates {
 		for range d.IntN(4) {
@@ -293,18 +296,18 @@ func (s *sim) planNetwork(d dice, at, longest time.Duration) {
 	until := min(s.calm, at+d.among(time.Second, 3*longest))
 	switch d.IntN(12) {
 	case 0, 1:
-		s.deed(at, l.name, "is cut off", func() { l.client.Partition(true) })
-		s.deed(until, l.name, "is reachable again", func() { l.client.Partition(false) })
+		s.deed(at, l.name, "is cut off", func() { l.cut(true) })
+		s.deed(until, l.name, "is reachable again", func() { l.cut(false) })
 	case 8, 9, 10, 11:
 		var holder *link
 		s.deed(at, "holder", "is cut off", func() {
 			if holder = s.holders.Load(); holder != nil {
-				holder.client.Partition(true)
+				holder.cut(true)
 			}
 		})
 		s.deed(until, "holder", "that was is reachable again", func() {
 			if holder != nil {
-				holder.client.Partition(false)
+				holder.cut(false)
 			}
 		})
 	case 2:
@@ -426,6 +429,7 @@ func (s *sim) run() {
 func (s *sim) calmDown() {
 	for _, l := range s.links {
 		l.client.Partition(false)
+		l.cuts.Store(0)
 		l.client.CloseWatches(nil) // one that is silent, or has lost events, is a fault too
 	}
 	s.judge.note("all", "the faults stop")
@@ -555,6 +559,11 @@ func (s *sim) fate(l *link, r leasetest.Request) leasetest.Fault {
 		}
 	}
 	spoil(stormKind(d.IntN(int(stormKinds))), 0.005, 2*time.Second) // out of the blue
+	if (r.Verb == "apply" || r.Verb == "create") && l.id < uint64(len(s.candidates)) && d.happens(0.02) {
+		c := s.candidates[l.id]
+		nap := d.among(c.renewDeadline/10, 2*c.duration)
+		time.AfterFunc(f.Before+f.After/2, func() { c.nap(nap) }) // while the reply is under way
+	}
 	l.fault(at, r, f)
 	till := at
 	if f.Late {
