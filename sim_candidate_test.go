@@ -391,6 +391,7 @@ type simElector struct {
 	sent    map[int64]time.Time // when it began to send a write, by the time written
 	proven  time.Time           // when it began to send the last write that took effect
 	leading bool
+	working int       // how many works run
 	term    tenureKey // which the last write showed
 }
 
@@ -425,11 +426,16 @@ func (e *simElector) live() {
 		LeaseMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Client: e,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: e.name},
 	}
+	winding := pauses.among(time.Millisecond, time.Second)
 	e.config.Callbacks = leaderelection.LeaderCallbacks{
 		OnStartedLeading: func(ctx context.Context) {
+			e.sim.running.Add(1) // while live still counts
+			defer e.sim.running.Done()
 			e.sim.judge.electorBegins(e)
 			<-ctx.Done()
 			e.sim.judge.electorEnds(e)
+			time.Sleep(winding)
+			e.sim.judge.electorIdle(e)
 		},
 		OnStoppedLeading: func() {},
 	}
@@ -443,7 +449,7 @@ func (e *simElector) live() {
 			ctx, cancel := context.WithTimeout(klog.NewContext(e.sim.ctx, klog.Logger{}), till-e.sim.now())
 			elector.Run(ctx)
 			cancel()
-			time.Sleep(1) // for OnStartedLeading to return
+			time.Sleep(1) // for OnStartedLeading to learn of it
 		}
 		e.sim.sleepUntil(max(upAgain(e.downs, e.sim.now()), e.sim.now()+pauses.among(100*time.Millisecond, 10*time.Second)))
 	}

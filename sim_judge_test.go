@@ -36,10 +36,14 @@ type judge struct {
 	newest   *simSession   // with the greatest token
 	lost     int           // sessions so far that were lost
 	excused  int           // overlaps so far that nobody is blamed for
-	overlaps int           // of two electors of client-go
+	peers    []string      // what client-go's electors did that we do not
 
 	faults []string
 	lines  []line
+}
+
+func newJudge(s *sim) *judge {
+	return &judge{sim: s, terms: map[tenureKey]*tenure{}, claims: map[claimKey]*simCampaign{}}
 }
 
 // A tenureKey is a term as the judge tells it from others.
@@ -281,8 +285,14 @@ func (j *judge) tenureEnds(c leasetest.Change, old *tenure, candidate *simCandid
 		// client-go releases with a fresh resourceVersion and its memory of who holds the lease
 		// (PARITY.md): it frees what is another's.
 		j.seize("freed by client-go")
+		j.peers = append(j.peers, freedAnothers)
 	case candidate == nil && !heldAfter && old.elector != nil:
+		if e := old.elector; e.working > 0 {
+			j.peers = append(j.peers, releasedTooSoon)
+		}
 		old.elector.proven = time.Time{} // it promises nothing any more
+	case old.elector != nil && old.elector.leading:
+		j.peers = append(j.peers, ledOn)
 	case candidate != nil && !heldAfter:
 		switch x := old.session; {
 		case old.campaign == nil || old.campaign.simCandidate != candidate:
@@ -641,6 +651,7 @@ func (j *judge) electorBegins(e *simElector) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	e.leading = true
+	e.working++
 	j.write(e.name, "leads")
 	j.lookAll()
 	t := j.terms[e.term]
@@ -651,15 +662,31 @@ func (j *judge) electorBegins(e *simElector) {
 	}
 	for _, other := range j.sim.electors {
 		if other != e && other.leading {
-			j.overlaps++
+			j.peers = append(j.peers, twoLead)
 			j.write(e.name, "leads beside %s", other.name)
 		}
 	}
 }
 
+// electorEnds notes that the context of an elector's work ends.
 func (j *judge) electorEnds(e *simElector) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	e.leading = false
 	j.write(e.name, "leads no more")
 }
+
+// electorIdle notes that an elector's work has ended too.
+func (j *judge) electorIdle(e *simElector) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e.working--
+}
+
+// Faults of client-go that PARITY.md lists.
+const (
+	twoLead         = "two lead"
+	ledOn           = "it led on after another took the lease"
+	freedAnothers   = "it freed another's lease"
+	releasedTooSoon = "it released the lease while its work was running"
+)

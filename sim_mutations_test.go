@@ -152,3 +152,23 @@ func mutant(t *testing.T, file, old, new string) string {
 	}
 	return exe
 }
+
+// The judge sees the faults of client-go that PARITY.md lists, in worlds without anybody else.
+func TestCheckerSeesClientGo(t *testing.T) {
+	missing := map[string]bool{twoLead: true, ledOn: true, freedAnothers: true, releasedTooSoon: true}
+	for seed := uint64(1); len(missing) > 0; seed++ {
+		if seed > 500 {
+			t.Fatalf("not seen in 500 seeds: %v", missing)
+		}
+		s := newPeerSim(seed).simulate(t)
+		if s.failed() {
+			t.Fatal(s.story(false))
+		}
+		for _, fault := range s.judge.peers {
+			if missing[fault] {
+				delete(missing, fault)
+				t.Logf("seed %d: %s; renew deadline %v, retry period %v", seed, fault, s.electors[0].config.RenewDeadline, s.electors[0].config.RetryPeriod)
+			}
+		}
+	}
+}

@@ -125,8 +125,9 @@ func simulateAll(t *testing.T) {
 }
 
 // simulate runs the world of a seed.
-func simulate(t *testing.T, seed uint64) *sim {
-	s := newSim(seed)
+func simulate(t *testing.T, seed uint64) *sim { return newSim(seed).simulate(t) }
+
+func (s *sim) simulate(t *testing.T) *sim {
 	func() {
 		defer func() {
 			// testing/synctest finds what is left, or stuck, in a world that has ended.

@@ -124,7 +124,7 @@ func (d dice) between(low, high time.Duration) time.Duration {
 func newSim(seed uint64) *sim {
 	d := roll(seed, 1)
 	s := &sim{seed: seed, latency: d.among(100*time.Microsecond, 30*time.Millisecond)}
-	s.judge = &judge{sim: s, terms: map[tenureKey]*tenure{}, claims: map[claimKey]*simCampaign{}}
+	s.judge = newJudge(s)
 	base := seconds(d, 10, 15, 15, 15, 20, 30, 40, 60)
 	if d.happens(0.15) {
 		base = seconds(d, 1, 2, 3, 5, 8) // a few, because they cost much
@@ -194,6 +194,22 @@ func newSim(seed uint64) *sim {
 	return s
 }
 
+// newPeerSim makes a world of client-go's electors alone, with settings that it accepts.
+func newPeerSim(seed uint64) *sim {
+	d := roll(seed, 10)
+	s := &sim{seed: seed, latency: d.among(100*time.Microsecond, 30*time.Millisecond), calm: 20 * time.Minute}
+	s.judge = newJudge(s)
+	for i := range 2 + d.IntN(3) {
+		e := newSimElector(s, fmt.Sprint("client-go-", i), 15*time.Second, d)
+		if seed%2 == 0 {
+			e.config.RenewDeadline, e.config.RetryPeriod = 14*time.Second, 5*time.Second
+		}
+		s.electors = append(s.electors, e)
+	}
+	s.plan(d)
+	return s
+}
+
 func seconds(d dice, of ...int) time.Duration {
 	return time.Duration(of[d.IntN(len(of))]) * time.Second
 }
@@ -258,7 +274,7 @@ func (s *sim) plan(d dice) {
 	for range rounds {
 		s.planNetwork(d, somewhen(), longest)
 	}
-	for range d.IntN(6) {
+	for range d.IntN(6) * min(1, len(s.candidates)) {
 		c := s.candidates[d.IntN(len(s.candidates))]
 		nap := d.among(time.Second, 2*c.duration)
 		s.deed(somewhen(), c.name, fmt.Sprintf("its machine sleeps %v", nap), func() { c.nap(nap) })
@@ -278,7 +294,7 @@ func (s *sim) plan(d dice) {
 			e.downs = append(e.downs, interval{from, min(s.calm, from+d.among(time.Second, 2*longest))})
 		}
 	}
-	if d.happens(0.6) {
+	if d.happens(0.6) && len(s.candidates) > 0 {
 		for range d.IntN(6) {
 			s.planOperator(d, somewhen(), longest)
 		}
@@ -419,7 +435,7 @@ func (s *sim) run() {
 		d.do()
 		s.judge.look()
 	}
-	if s.sleepUntil(s.calm) {
+	if s.sleepUntil(s.calm) && len(s.candidates) > 0 {
 		s.calmDown()
 	}
 	s.end()
