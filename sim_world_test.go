@@ -464,18 +464,27 @@ func (s *sim) calmDown() {
 		slowest = min(slowest, c.rate)
 	}
 	limit := time.Duration(float64(s.longest()+time.Second) / slowest)
-	for s.judge.leader() == "" {
-		if s.now() > settled+limit {
-			s.judge.fault("nobody leads %v after the last fault", s.now()-settled)
-		}
-		if !s.sleepUntil(s.now() + 20*time.Millisecond) {
-			return
-		}
+	if !s.wantLeader(settled + limit) {
+		return
 	}
 	s.judge.note("all", "%s leads", s.judge.leader())
-	if s.sleepUntil(settled+2*limit) && s.judge.leader() == "" {
-		s.judge.fault("nobody leads in fair weather")
+	if s.sleepUntil(settled + 2*limit) {
+		s.wantLeader(settled + 3*limit) // still, or again
 	}
+}
+
+// wantLeader returns when somebody leads, and finds a fault if that is not before the deadline.
+func (s *sim) wantLeader(deadline time.Duration) bool {
+	began := s.now()
+	for s.judge.leader() == "" {
+		if s.now() > deadline {
+			s.judge.fault("nobody leads %v after the last fault", s.now()-began)
+		}
+		if !s.sleepUntil(s.now() + 20*time.Millisecond) {
+			return false
+		}
+	}
+	return true
 }
 
 // settled tells whether the last fault is over: what was sent, delayed or asked for before has come to
