@@ -292,29 +292,27 @@ func (k *simCampaign) body(session Session) (more bool) {
 	defer s.judge.bodyEnds(x, how)
 	timer := time.NewTimer(work)
 	defer timer.Stop()
-	for tick := 0; ; tick++ {
-		select {
-		case <-session.Done():
-			time.Sleep(after)
-			return true
-		case <-timer.C:
-		}
-		switch how {
-		case "break":
-			return false
-		case "panic":
-			panic(errBody)
-		case "goexit":
-			runtime.Goexit()
-		case "release":
-			s.judge.bodyEnds(x, "releases") // nothing that needs the lease runs any more
-			if err := session.Release(); err == nil && !errors.Is(session.Err(), ErrReleased) && context.Cause(session.Context()) == nil {
-				s.judge.fault("%s: released, but Err() = %v", k.label, session.Err())
-			}
-			time.Sleep(after)
-		}
+	select {
+	case <-session.Done():
+		time.Sleep(after)
 		return true
+	case <-timer.C:
 	}
+	switch how {
+	case "break":
+		return false
+	case "panic":
+		panic(errBody)
+	case "goexit":
+		runtime.Goexit()
+	case "release":
+		s.judge.bodyEnds(x, "releases") // nothing that needs the lease runs any more
+		if err := session.Release(); err == nil && session.Err() == nil {
+			s.judge.fault("%s: released, but it has not ended", k.label)
+		}
+		time.Sleep(after)
+	}
+	return true
 }
 
 // Leases returns k itself: there is one namespace in the world.
@@ -449,7 +447,7 @@ func (e *simElector) live() {
 			ctx, cancel := context.WithTimeout(klog.NewContext(e.sim.ctx, klog.Logger{}), till-e.sim.now())
 			elector.Run(ctx)
 			cancel()
-			time.Sleep(1) // for OnStartedLeading to learn of it
+			time.Sleep(time.Nanosecond) // for OnStartedLeading to learn of it
 		}
 		e.sim.sleepUntil(max(upAgain(e.downs, e.sim.now()), e.sim.now()+pauses.among(100*time.Millisecond, 10*time.Second)))
 	}

@@ -126,7 +126,7 @@ func newSim(seed uint64) *sim {
 	s := &sim{seed: seed, latency: d.among(100*time.Microsecond, 30*time.Millisecond)}
 	s.judge = newJudge(s)
 	base := seconds(d, 10, 15, 15, 15, 20, 30, 40, 60)
-	if d.happens(0.15) {
+	if d.happens(0.08) {
 		base = seconds(d, 1, 2, 3, 5, 8) // a few, because they cost much
 	}
 	foreign := d.happens(0.15)
@@ -333,7 +333,7 @@ func (s *sim) planNetwork(d dice, at, longest time.Duration) {
 	case 3:
 		s.deed(at, l.name, "watches fall silent for good", func() { l.client.SilenceWatches() })
 	case 4:
-		err := []error{nil, leasetest.InternalError(), apierrors.NewResourceExpired("too old"), apierrors.NewGone("gone")}[d.IntN(4)]
+		err := []error{nil, leasetest.InternalError(), apierrors.NewResourceExpired("too old")}[d.IntN(3)]
 		s.deed(at, l.name, fmt.Sprintf("watches end: %v", err), func() { l.client.CloseWatches(err) })
 	case 5:
 		n := 1 + d.IntN(20)
