@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -212,7 +211,9 @@ func (c *campaign) remove(ctx context.Context, free record) {
 	c.outages.note("delete", err)
 	if err != nil {
 		c.log.Debug("the Lease was not deleted", "error", err)
+		return
 	}
+	c.feed.removed(free)
 }
 
 // await returns once this process holds the lease, to be trusted for half of the renew deadline at
@@ -278,13 +279,13 @@ func (c *campaign) prepare(s sighting) time.Duration {
 			uid:     s.uid,
 			version: s.version,
 			take:    c.feed.viewer.takeable(s),
-			look:    s.since.Add(between(s.wait/10*6, s.wait/10*7)),
+			look:    s.since.Add(c.between(s.wait/10*6, s.wait/10*7)),
 		}
 		switch {
 		case c.reclaim && s.identity == c.api.identity:
 			c.plan.take = s.since
 		case !c.mine(s.term()):
-			c.plan.take = c.plan.take.Add(between(0, c.rivals))
+			c.plan.take = c.plan.take.Add(c.between(0, c.rivals))
 			c.noteNamesake(s.term())
 		}
 	}
@@ -358,6 +359,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		h.finish()
 		return nil, err
 	}
+	h.given.Store(true)
 	return h, nil
 }
 
@@ -405,7 +407,7 @@ func fewerRivals(spread time.Duration) time.Duration {
 func (c *campaign) pause(ctx context.Context, h *hold) {
 	switch {
 	case h.loss() == nil:
-		sleep(ctx, c.clock, between(c.renewInterval/4, c.renewInterval*3/4))
+		sleep(ctx, c.clock, c.between(c.renewInterval/4, c.renewInterval*3/4))
 	case h.began.add(c.renewInterval).left(c.clock.now()) > 0:
 		sleep(ctx, c.clock, c.delays.next(nil, c.renewInterval)) // whoever ended it may do so again
 	}
@@ -433,7 +435,7 @@ func (c *campaign) expect(d time.Duration) { c.due.in(c.clock, d) }
 // nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the
 // renewals of many leases from coming all at once.
 func (c *campaign) nextRenewal() time.Duration {
-	return between(c.renewInterval*9/10, c.renewInterval)
+	return c.between(c.renewInterval*9/10, c.renewInterval)
 }
 
 // stamp returns the time to write to the Lease that r is of: the present, but later than all that
@@ -450,7 +452,7 @@ func (c *campaign) stamp(r record) time.Time {
 // claimStamp is stamp for a claim. Its microseconds are drawn by chance: if a second process with our
 // identity claims the lease in the same moment, a claim of ours that was lost must not look like its.
 func (c *campaign) claimStamp() time.Time {
-	return c.later(time.Now().UTC().Truncate(time.Millisecond).Add(rand.N(time.Millisecond).Truncate(time.Microsecond)))
+	return c.later(time.Now().UTC().Truncate(time.Millisecond).Add(c.chance(time.Millisecond).Truncate(time.Microsecond)))
 }
 
 func (c *campaign) later(t time.Time) time.Time {

@@ -76,11 +76,32 @@ func (f *feed) learn(r record, before sighting) {
 
 // noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
 func (f *feed) noteAfterGap(r record) {
-	if r.uid != f.now.uid {
-		// The holder of the Lease that is gone may have renewed until just now.
-		f.now.since = f.clock.now().mono
+	if f.now.exists() && r.uid != f.now.uid {
+		// The Lease is gone. Whoever held it at the end, perhaps somebody not seen here, may have
+		// renewed until just now.
+		f.now.unseen = later(f.now.unseen, f.clock.now().mono.Add(max(f.now.wait, f.viewer.fallback)))
+		f.now.unseenUID = f.now.uid
 	}
 	f.note(r)
+}
+
+// removed takes note that we deleted the Lease when it was as last.
+func (f *feed) removed(last record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.now.version == last.version {
+		f.end(last)
+	}
+}
+
+// end takes note that the Lease was deleted when it was as last, so that nobody went unseen. The caller
+// holds mu.
+func (f *feed) end(last record) {
+	if last.uid == f.now.unseenUID {
+		f.now.unseen = time.Time{}
+	}
+	f.note(last)
+	f.note(record{version: last.version})
 }
 
 // see takes note of r, what the Lease is after a write of ours that was sent when before was known.
@@ -277,8 +298,7 @@ func (f *feed) take(event watch.Event) error {
 	case watch.Added, watch.Modified:
 		f.note(r)
 	case watch.Deleted:
-		f.note(r) // as it was at the end
-		f.note(record{version: r.version})
+		f.end(r)
 	}
 	return nil
 }

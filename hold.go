@@ -42,9 +42,10 @@ type hold struct {
 	stop     chan struct{}  // closed when the body has returned
 	stopping sync.Once
 
-	finishing sync.Mutex // held while the lease is given back
-	finished  bool       // nothing is left to give back; protected by finishing
-	leave     func()     // ends the campaign after a session that was acquired for itself; else nil
+	given     atomic.Bool // to somebody who works under it
+	finishing sync.Mutex  // held while the lease is given back
+	finished  bool        // nothing is left to give back; protected by finishing
+	leave     func()      // ends the campaign after a session that was acquired for itself; else nil
 }
 
 // newHold starts keeping the term that r shows, which was acquired by a write begun at sent. The
@@ -339,8 +340,10 @@ func (k *keeper) overrun(timer *time.Timer) {
 	case <-k.stop: // even if both came at once, after a stall
 		c.expect(c.renewDeadline) // for a request under way to end
 	default:
-		k.overran.Store(true)
-		c.overrun(Session{k.hold})
+		if k.given.Load() {
+			k.overran.Store(true)
+			c.overrun(Session{k.hold})
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"time"
@@ -44,6 +45,7 @@ type options struct {
 	monitor         *Monitor
 	err             *error
 	clock           clock
+	chance          func(n time.Duration) time.Duration // a random duration in [0, n)
 
 	faults []error // what is wrong with the options themselves
 }
@@ -230,6 +232,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		newBackOff:   defaultBackOff,
 		log:          slog.Default(),
 		clock:        systemClock{},
+		chance:       rand.N[time.Duration],
 	}
 	o.overrun = o.logOverrun
 	if ctx == nil {
