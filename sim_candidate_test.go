@@ -204,6 +204,7 @@ type simCampaign struct {
 	terms   map[tenureKey]bool // the terms that it was told of in a reply
 	sent    map[int64]sending  // its writes, by the time written, in microseconds
 	session *simSession        // the last one
+	leaving time.Duration      // when its context ended, 0 before
 	over    bool
 
 	second, requests int // how many requests in which second
@@ -239,6 +240,7 @@ func (k *simCampaign) run(ctx context.Context) (err error) {
 		},
 	}
 	s.judge.note(k.label, "campaigns")
+	defer context.AfterFunc(ctx, func() { s.judge.leaves(k) })()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -520,7 +520,7 @@ func (j *judge) bodyEnds(x *simSession, how string) {
 	}
 	j.look1(x)
 	if loss := x.hold.loss(); loss != nil && strings.Contains(loss.Error(), "not renewed") && x.tenure.trust() <= 0 &&
-		j.versions[len(j.versions)-1] == x.tenure && x.campaign.link.trouble() < x.tenure.proven.at {
+		j.latest() == x.tenure && x.campaign.link.trouble() < x.tenure.proven.at {
 		j.blame("%s: %v, though nothing was wrong since its last renewal at %v", x.campaign.label, loss, x.tenure.proven.at)
 	}
 	x.running = false
@@ -555,9 +555,30 @@ func (j *judge) campaignEnded(k *simCampaign, err error) {
 	if x := k.session; x != nil && x.running {
 		j.blame("%s: the loop ended before its body", k.label)
 	}
+	// A claim whose reply was lost is taken back, unless the API server is out of reach or the claim
+	// itself is still on its way.
+	if t := j.latest(); t != nil && t.campaign == k && t.session == nil && t.trust() > 0 &&
+		k.leaving > 0 && k.link.trouble() < k.leaving && j.sim.faultsOver(k.leaving) {
+		j.blame("%s: left a claim standing that it was not told had succeeded", k.label)
+	}
 	if x := k.session; x != nil && x.Err() == nil {
 		j.blame("%s: the loop has ended, its session has not", k.label)
 	}
+}
+
+// latest returns whose term the Lease shows, nil for nobody's.
+func (j *judge) latest() *tenure {
+	if len(j.versions) == 0 {
+		return nil
+	}
+	return j.versions[len(j.versions)-1]
+}
+
+// leaves notes that the context of a campaign has ended.
+func (j *judge) leaves(k *simCampaign) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	k.leaving = j.sim.now()
 }
 
 // look judges what sessions say of themselves.
@@ -631,10 +652,7 @@ func (j *judge) windingDown() string {
 func (j *judge) wantFree() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.versions) == 0 {
-		return
-	}
-	if t := j.versions[len(j.versions)-1]; t != nil && t.campaign != nil && (t.session == nil || t.session.hold.loss() == nil) {
+	if t := j.latest(); t != nil && t.campaign != nil && (t.session == nil || t.session.hold.loss() == nil) {
 		j.blame("%s left the lease held", t.campaign.label)
 	}
 }

@@ -490,10 +490,7 @@ func (s *sim) wantLeader(deadline time.Duration) bool {
 // settled tells whether the last fault is over: what was sent, delayed or asked for before has come to
 // its end, hung requests have been given up, and no body holds a lease whose context has ended.
 func (s *sim) settled() bool {
-	s.mu.Lock()
-	till := s.faultsTill
-	s.mu.Unlock()
-	if s.now() < till {
+	if !s.faultsOver(s.now() + 1) {
 		return false
 	}
 	for _, l := range s.links {
@@ -623,6 +620,13 @@ func (s *sim) delay(l *link, version string) time.Duration {
 	}
 	s.faultUntil(at + late)
 	return late
+}
+
+// faultsOver tells whether nothing that was done before is still to have an effect at that time.
+func (s *sim) faultsOver(at time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.faultsTill < at
 }
 
 func (s *sim) faultUntil(till time.Duration) {
