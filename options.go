@@ -100,8 +100,9 @@ func WithIdentity(identity string) Option {
 }
 
 // WithDuration says how long others leave the lease to a holder that does not renew it: whole
-// seconds, at least one; 15 s by default. The renew deadline and interval follow from it unless they
-// are given too.
+// seconds, at least one; 15 s by default. The renew deadline and interval follow from it unless they are
+// given too. Where client-go's electors compete for the same Lease it should be 5 s at least, because
+// they tell one renewal from the next only by the second.
 func WithDuration(d time.Duration) Option { return func(o *options) { o.duration = d } }
 
 // WithRenewDeadline says how long a holder trusts its lease after the start of the last write that

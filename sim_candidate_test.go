@@ -20,7 +20,6 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-	"k8s.io/klog/v2"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -446,7 +445,7 @@ func (e *simElector) live() {
 				e.sim.judge.fault("%v", err)
 				return
 			}
-			ctx, cancel := context.WithTimeout(klog.NewContext(e.sim.ctx, klog.Logger{}), till-e.sim.now())
+			ctx, cancel := context.WithTimeout(e.sim.ctx, till-e.sim.now())
 			elector.Run(ctx)
 			cancel()
 			time.Sleep(time.Nanosecond) // for OnStartedLeading to learn of it

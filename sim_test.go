@@ -45,6 +45,11 @@ func TestSimulation(t *testing.T) {
 			t.Fail()
 		}
 	case *simStep != 0:
+		quiet, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Stderr = quiet // where client-go logs
 		simulateAll(t)
 	default:
 		simulateOnAllCores(t)
