@@ -1,0 +1,25 @@
+//go:build unix
+
+package main
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// hasTerminal tells whether standard input is a terminal that this process may read: then the command must be able to,
+// and get what is typed, Ctrl-C included.
+func hasTerminal() bool {
+	group, err := unix.IoctlGetInt(int(os.Stdin.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == syscall.Getpgrp()
+}
+
+// takeTerminal makes the terminal ours again after the command.
+func takeTerminal() {
+	signal.Ignore(syscall.SIGTTOU) // what a process gets that does so in the background
+	defer signal.Reset(syscall.SIGTTOU)
+	unix.IoctlSetPointerInt(int(os.Stdin.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone
+}
