@@ -4,6 +4,14 @@
 // It finds the API server as kubectl does. Its commands:
 //
 //	run         Run a command only while holding a lease
+//	get         Show who holds leases
+//	watch       Follow who holds leases
+//	claim       Take a lease and hold it until interrupted
+//	release     Give a lease back
+//	create      Create a Lease that nobody holds
+//	explain     Say what the times of a lease mean
+//	report      Render who held leases as an HTML page
+//	completion  Print a completion script for a shell
 //
 // # Exit codes
 //

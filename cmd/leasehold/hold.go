@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -59,7 +60,7 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 	flags.StringVarP(&h.identity, "identity", "i", "", "who the Lease names as its holder (default <$POD_NAME or host name>_<uuid>)")
 	flags.DurationVar(&h.wait, "wait", 0, "how long to wait for the lease; then the exit code is 124 (default for ever)")
 	flags.BoolVar(&h.noWait, "no-wait", false, "do not wait for a lease that somebody holds; the exit code is 124 then")
-	flags.TextVar(&h.create, "create", createMode(leasehold.AutoCreate), "whether to create the Lease: auto (where there is none), new (or fail), never")
+	flags.TextVar(&h.create, "create", createMode(leasehold.AutoCreate), "`when` to create the Lease: auto (where there is none), new (or fail), never")
 	flags.StringToStringVar(&h.labels, "labels", nil, "labels to give the Lease, as team=storage,tier=1")
 	flags.StringVar(&h.fieldManager, "field-manager", "leasehold", "under which name the API server keeps track of changes")
 	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after it was released")
@@ -160,12 +161,18 @@ type stopped struct{ signal os.Signal }
 
 func (s stopped) Error() string { return "stopped: " + s.signal.String() }
 
+// exit is the code of a process that the signal ended.
+func (s stopped) exit() error {
+	number, _ := s.signal.(syscall.Signal)
+	return exitWith(exitSignal+int(number), nil)
+}
+
 // notAcquired returns how the tool ends that did not get the lease because of err.
 func (h *holding) notAcquired(err error) error {
 	var asked stopped
 	switch {
 	case errors.As(err, &asked):
-		return exitWith(exitSignal+signalNumber(asked.signal), nil)
+		return asked.exit()
 	case errors.Is(err, errNotInTime):
 		return exitWith(exitNotAcquired, fmt.Errorf("the lease was not acquired within %v", h.wait))
 	case errors.Is(err, leasehold.ErrHeld):

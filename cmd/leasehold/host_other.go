@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"runtime"
 	"time"
 
@@ -26,8 +25,6 @@ func (*host) sleep(time.Duration) error                                   { retu
 func (*host) attend(context.CancelCauseFunc, time.Duration) (stop func()) { return func() {} }
 
 func (*runner) term(leasehold.Session) outcome { return outcome{} }
-
-func signalNumber(os.Signal) int { return 2 }
 
 func watching() bool { return false }
 

@@ -52,8 +52,6 @@ func (h *host) close() {
 
 func stops(sig os.Signal) bool { return slices.Contains(stopSignals, sig) }
 
-func signalNumber(sig os.Signal) int { return int(sig.(syscall.Signal)) }
-
 // attend cancels a wait when the tool is asked to stop, or after wait if that is not 0. A second request to stop ends the
 // process. It lasts until the function that it returns is called.
 func (h *host) attend(cancel context.CancelCauseFunc, wait time.Duration) (stop func()) {
@@ -73,7 +71,7 @@ func (h *host) attend(cancel context.CancelCauseFunc, wait time.Duration) (stop 
 					continue
 				}
 				if asked {
-					os.Exit(exitSignal + signalNumber(sig))
+					os.Exit(exitSignal + int(sig.(syscall.Signal)))
 				}
 				asked = true
 				cancel(stopped{sig})

@@ -77,7 +77,10 @@ type command struct {
 
 // commands returns the commands in the order in which help shows them, with their flags at the defaults.
 func commands() []*command {
-	return []*command{runCommand()}
+	return []*command{
+		runCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), createCommand(), explainCommand(),
+		reportCommand(), completionCommand(),
+	}
 }
 
 // main runs the command that args name and returns the exit code.
@@ -194,9 +197,10 @@ func (t *tool) flagSet(c *command) *pflag.FlagSet {
 
 func (t *tool) commonFlags() *pflag.FlagSet {
 	flags := pflag.NewFlagSet("common", pflag.ContinueOnError)
+	flags.SetOutput(io.Discard)
 	t.cluster.flags(flags)
-	flags.TextVar(&t.logLevel, "log-level", slog.LevelInfo, "what to log: debug, info, warn or error")
-	flags.StringVar(&t.logFormat, "log-format", "text", "how to log, to standard error: text or json")
+	flags.TextVar(&t.logLevel, "log-level", slog.LevelInfo, "lowest `level` to log: debug, info, warn or error")
+	flags.StringVar(&t.logFormat, "log-format", "text", "`format` of the log, on standard error: text or json")
 	return flags
 }
 
@@ -213,9 +217,22 @@ func (t *tool) openLog() error {
 	return nil
 }
 
-// interruptible returns a context that ends when the tool is interrupted or asked to stop.
+// interruptible returns a context that ends when the tool is asked to stop; its cause is a stopped. A second request ends
+// the process.
 func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case sig := <-signals:
+			signal.Stop(signals)
+			cancel(stopped{sig})
+		case <-ctx.Done():
+			signal.Stop(signals)
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // An exitError ends the tool with a code of its own. Without an error it says nothing.
