@@ -30,7 +30,8 @@ import (
 // cli is cmd/leasehold, built once, against the real API server.
 type cli struct {
 	*fleet
-	dir string // for what commands write
+	dir       string // for what commands write
+	podConfig string // a kubeconfig of the service account of the manifests, once written
 }
 
 var built struct {
@@ -56,7 +57,7 @@ func newCLI(t *testing.T) *cli {
 	if built.err != nil {
 		t.Fatal(built.err)
 	}
-	return &cli{newFleet(t, server), t.TempDir()}
+	return &cli{fleet: newFleet(t, server), dir: t.TempDir()}
 }
 
 // removeCLI removes what newCLI built.
@@ -182,7 +183,9 @@ func (c *cli) holder(name string) string {
 }
 
 // say has a shell write its process ID to a file, in one step.
-func say(file string) string { return "echo $$ >" + file + ".new && mv " + file + ".new " + file + "; " }
+func say(file string) string {
+	return "echo $$ >" + file + ".new && mv " + file + ".new " + file + "; "
+}
 
 // The command finds out about its term, reads standard input, and the lease is free afterwards.
 func TestRun(t *testing.T) {
@@ -551,3 +554,117 @@ func (p *proxy) copy(to io.Writer, from io.Reader) error {
 }
 
 func (p *proxy) cut() { p.gone.Store(true) }
+
+// The commands around a lease, as an operator types them.
+func TestOperator(t *testing.T) {
+	c := newCLI(t)
+	do := func(code int, stdout, stderr string, args ...string) {
+		c.Helper()
+		a := c.start(args...)
+		a.wantCode(code)
+		for _, got := range []struct{ name, text, want string }{{"output", a.stdout.String(), stdout}, {"errors", a.stderr.String(), stderr}} {
+			if want := strings.ReplaceAll(got.want, "NS", c.ns); !strings.Contains(got.text, want) || want == "" && got.text != "" {
+				c.Errorf("%v: %s %q, want %q", args, got.name, got.text, want)
+			}
+		}
+	}
+	do(0, "", "No leases found in namespace NS.", "get")
+	do(0, "lease.coordination.k8s.io/job created\n", "", "create", "job", "--labels", "team=storage")
+	do(1, "", "error: lease NS/job exists already", "create", "job")
+	do(1, "", "is invalid", "create", "Job")
+	do(0, "job    free     <none>", "", "get", "-l", "team=storage")
+	do(0, "", "No leases found", "get", "-l", "team=web")
+	do(1, "", "error: no lease NS/other\n", "get", "other")
+
+	watch := c.start("watch", "job", "other", "-o", "json")
+	seen := func(status, holder string) {
+		c.Helper()
+		c.await("seen to be "+status+" "+holder, func() bool {
+			for line := range strings.Lines(watch.stdout.String()) {
+				if strings.Contains(line, `"name":"job","status":"`+status+`"`) && (holder == "" || strings.Contains(line, `"holder":"`+holder+`"`)) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	seen("free", "")
+	report := c.start("report", "job", "--html", "page.html", "--record", "record.jsonl")
+	c.await("recorded", func() bool { return c.file("record.jsonl") != "" })
+	claim := c.start("claim", "job", "--identity", "operator")
+	seen("held", "operator")
+	do(0, "job    held     operator", "", "get", "job")
+	do(124, "", `error: leasehold: lease held by "operator"`, "claim", "job", "--no-wait")
+	do(124, "", "error: the lease was not acquired within 100ms", "claim", "job", "--wait=100ms")
+	do(1, "", `error: NS/job not released: "operator" holds it, not "me"`, "release", "job", "-i", "me")
+	do(1, "", `error: NS/job not released: "operator" holds it, not "me"`, "release", "job", "--force", "--holder=me")
+	claim.signal(os.Interrupt)
+	claim.wantCode(0)
+	if got := claim.stdout.String(); !strings.Contains(got, "holding "+c.ns+"/job as \"operator\"") || !strings.HasSuffix(got, "released "+c.ns+"/job\n") {
+		t.Errorf("claim: %q", got)
+	}
+	do(0, "NS/job is free already\n", "", "release", "job", "-i", "operator")
+	do(1, "", "error: no lease NS/other", "release", "other", "-i", "operator")
+
+	claim = c.start("claim", "job", "--identity", "operator2")
+	seen("held", "operator2")
+	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force", "--holder=operator2")
+	claim.wantCode(123)
+	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")
+	seen("held", "operator3")
+	if err := c.admin.Delete(t.Context(), "job", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	seen("missing", "")
+	claim.wantCode(123)
+	watch.signal(os.Interrupt)
+	watch.wantCode(0)
+	report.signal(syscall.SIGTERM)
+	report.wantCode(0)
+	if page := c.file("page.html"); !strings.Contains(page, "3 terms") || !strings.Contains(page, "operator3") {
+		t.Errorf("page:\n%s", page)
+	}
+	do(0, "page2.html written\n", "", "report", "--from", "record.jsonl", "--html", "page2.html")
+	if c.file("page.html") != c.file("page2.html") {
+		t.Error("the page of the recording is another than that of the watch")
+	}
+	do(1, "", `is forbidden: User "nobody" cannot list resource "leases"`, "get", "--as=nobody")
+	do(1, "", `a Role in namespace "NS" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["job"], verbs: ["get"]}`, "watch", "job", "--as=nobody")
+}
+
+// With the right to get leases but not to watch them, watch reads.
+func TestWatchPolls(t *testing.T) {
+	c := newCLI(t)
+	grant(c.fleet, "getter", "get")
+	a := c.start("watch", "job", "--as=getter")
+	c.await("told", func() bool { return strings.Contains(a.stderr.String(), "read every two seconds") })
+	c.start("run", "job", "--identity=me", "--", "sleep", "600")
+	c.await("seen", func() bool { return strings.Contains(a.stdout.String(), " me\n") })
+}
+
+// The completion scripts are understood by the shells, and know the leases.
+func TestCompletion(t *testing.T) {
+	c := newCLI(t)
+	c.start("create", "job").wantCode(0)
+	c.start("create", "jobs-of-others").wantCode(0)
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("needs bash")
+	}
+	for line, want := range map[string]string{
+		"leasehold cl":                         "claim",
+		"leasehold run --stop":                 "--stop-timeout",
+		"leasehold get -n " + c.ns + " jo":     "job jobs-of-others",
+		"leasehold claim -n " + c.ns + " jobs": "jobs-of-others",
+		"leasehold completion b":               "bash",
+		"leasehold run job -- l":               "",
+	} {
+		script := fmt.Sprintf(`source <(leasehold completion bash); read -ra COMP_WORDS <<<'%s'; COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _leasehold; echo "${COMPREPLY[*]}"`, line)
+		cmd := exec.Command(bash, "-c", script)
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(built.path)+":"+os.Getenv("PATH"), "KUBECONFIG="+c.server.Kubeconfig())
+		out, err := cmd.CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != want {
+			t.Errorf("%s: %q, want %q (%v)", line, got, want, err)
+		}
+	}
+}

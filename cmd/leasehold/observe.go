@@ -121,7 +121,7 @@ func (o *observer) tell(l *observed, next change, now time.Time) {
 	if next == l.last {
 		return
 	}
-	next.Time = now
+	next.Time = now.Round(0) // as a recording has it
 	l.last = next
 	o.emit(next)
 }

@@ -226,7 +226,9 @@ func renderPage(w io.Writer, changes []change) error {
 			l.Spans = append(l.Spans, b)
 			if s.leaderless() {
 				gap += s.lasted()
-				rows[""].Bars = append(rows[""].Bars, b)
+				nobodys := b
+				nobodys.Colour = ""
+				rows[""].Bars = append(rows[""].Bars, nobodys)
 			} else {
 				l.Terms++
 				gap = 0

@@ -53,10 +53,14 @@ leasehold watch reconciler -o json --for 1m`,
 			if drawn {
 				return t.watchTimeline(ctx, sel)
 			}
-			if s.output == "table" {
-				fmt.Fprintln(t.out, changeHeader)
-			}
-			return sel.observe(ctx, t, func(c change) { s.output.printChange(t.out, c) })
+			header := s.output == "table"
+			return sel.observe(ctx, t, func(c change) {
+				if header {
+					header = false
+					fmt.Fprintln(t.out, changeHeader)
+				}
+				s.output.printChange(t.out, c)
+			})
 		},
 	}
 }
