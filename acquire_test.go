@@ -11,6 +11,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -486,6 +487,25 @@ func TestDeleteOnRelease(t *testing.T) {
 		if err := s.Release(); !errors.Is(err, ErrLost) || w.holder() != "thief" {
 			t.Errorf("after a loss: Release() = %v, held by %q", err, w.holder())
 		}
+	})
+	inWorld(t, func(w *world) { // the standby meets the deletion before the watch tells of it
+		a := w.run("a", nil, WithDeleteOnRelease())
+		b := w.run("b", nil, WithDeleteOnRelease())
+		w.sleep(time.Minute)
+		const ms = time.Millisecond
+		w.srv.Client("b").OnEvent(func(watch.Event) time.Duration { return 20 * ms })
+		w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: 10 * ms} })
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "delete" {
+				return leasetest.Fault{Before: 25 * ms}
+			}
+			return leasetest.Fault{}
+		})
+		a.quit()
+		w.sleep(100 * ms)
+		w.wantLeader("b")
+		w.srv.Client("b").OnEvent(nil)
+		b.quit()
 	})
 	inWorld(t, func(w *world) { // the standby has it at once all the same
 		a := w.run("a", nil, WithDeleteOnRelease())

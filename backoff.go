@@ -2,7 +2,6 @@ package leasehold
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -67,9 +66,9 @@ func sleep(ctx context.Context, c clock, d time.Duration) {
 }
 
 // between returns a random duration in [low, high).
-func between(low, high time.Duration) time.Duration {
+func (o *options) between(low, high time.Duration) time.Duration {
 	if high <= low {
 		return low
 	}
-	return low + rand.N(high-low)
+	return low + o.chance(high-low)
 }

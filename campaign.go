@@ -5,17 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -31,8 +27,8 @@ type campaign struct {
 	outages *outages
 	ledger  *ledger
 	started time.Time
-	held    atomic.Pointer[hold]    // the session whose body runs; nil between them
-	due     atomic.Pointer[instant] // when who is at work means to go on
+	held    atomic.Pointer[hold] // the session whose body runs; nil between them
+	due     promise              // of who is at work
 
 	renewTimeout time.Duration // of a write that keeps or frees the lease; three fit before the deadline
 	takeTimeout  time.Duration // of a read, or a write that takes the lease
@@ -51,6 +47,8 @@ type campaign struct {
 	doubts  []term        // what may have taken the lease unheard, since it was last heard to be taken
 	stamped time.Time     // the newest time written to the Lease
 
+	namesake term // the last one that somebody else had in our name
+
 	mu    sync.Mutex
 	terms []term // what we wrote or may have written, the newest last; protected by mu
 }
@@ -66,11 +64,10 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	}
 	c.log = o.log.With("lease", c.api.namespace+"/"+c.api.name, "identity", c.api.identity)
 	c.started = time.Now()
-	c.expect(maxDuration) // until it begins
 	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
 	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
 	c.delays = c.newDelays()
-	c.outages = &outages{log: c.log}
+	c.outages = newOutages(c.log, c.duration)
 	c.feed = &feed{
 		api:      c.api,
 		clock:    c.clock,
@@ -82,6 +79,8 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		changed:  make(chan struct{}, 1),
 		overdue:  make(chan struct{}, 1),
 	}
+	c.expect(maxDuration) // until it begins
+	c.feed.promise(maxDuration)
 	c.ledger = c.monitor.ledger(c)
 	c.outages.ledger = c.ledger
 	// The feed outlives ctx: a body that winds down after ctx has ended still holds the lease.
@@ -193,10 +192,12 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 		}
 		if unknownOutcome(err) {
 			inDoubt = true
-			c.feed.read(ctx) // reports its own failure
+			if refuse(c.feed.latest().record) == nil { // the watch has not told
+				c.feed.read(ctx) // reports its own failure
+			}
 		}
 		sleep(ctx, c.clock, delays.next(err, c.renewInterval))
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && refuse(c.feed.latest().record) == nil {
 			return err
 		}
 	}
@@ -210,7 +211,9 @@ func (c *campaign) remove(ctx context.Context, free record) {
 	c.outages.note("delete", err)
 	if err != nil {
 		c.log.Debug("the Lease was not deleted", "error", err)
+		return
 	}
+	c.feed.removed(free)
 }
 
 // await returns once this process holds the lease, to be trusted for half of the renew deadline at
@@ -276,13 +279,14 @@ func (c *campaign) prepare(s sighting) time.Duration {
 			uid:     s.uid,
 			version: s.version,
 			take:    c.feed.viewer.takeable(s),
-			look:    s.since.Add(between(s.wait/10*6, s.wait/10*7)),
+			look:    s.since.Add(c.between(s.wait/10*6, s.wait/10*7)),
 		}
 		switch {
 		case c.reclaim && s.identity == c.api.identity:
 			c.plan.take = s.since
 		case !c.mine(s.term()):
-			c.plan.take = c.plan.take.Add(between(0, c.rivals))
+			c.plan.take = c.plan.take.Add(c.between(0, c.rivals))
+			c.noteNamesake(s.term())
 		}
 	}
 	now := c.clock.now().mono
@@ -298,6 +302,16 @@ func (c *campaign) prepare(s sighting) time.Duration {
 		}
 	}
 	return wake
+}
+
+// noteNamesake tells operators, once for each term, that somebody else holds the lease in our name.
+func (c *campaign) noteNamesake(t term) {
+	if t.identity != c.api.identity || t == c.namesake {
+		return
+	}
+	c.namesake = t
+	c.log.Warn("another process holds the lease under our identity, or this one did before it restarted; waiting for it as for anybody else",
+		"acquireTime", t.acquired)
 }
 
 // take tries to take the lease as it is in s. The error may also be why the session ended before it
@@ -330,6 +344,10 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	c.begun, c.raced, c.doubts, c.rivals = true, false, nil, fewerRivals(c.rivals)
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
+	c.held.Store(h)
+	c.ledger.acquired()
+	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
+	h.event("became leader")
 	for h.left() < c.renewDeadline/2 && h.loss() == nil && ctx.Err() == nil {
 		select {
 		case <-h.renewed:
@@ -341,10 +359,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		h.finish()
 		return nil, err
 	}
-	c.held.Store(h)
-	c.ledger.acquired()
-	c.log.Info("lease acquired", "fencingToken", h.token, "transitions", r.transitions)
-	c.event("became leader")
+	h.given.Store(true)
 	return h, nil
 }
 
@@ -392,7 +407,7 @@ func fewerRivals(spread time.Duration) time.Duration {
 func (c *campaign) pause(ctx context.Context, h *hold) {
 	switch {
 	case h.loss() == nil:
-		sleep(ctx, c.clock, between(c.renewInterval/4, c.renewInterval*3/4))
+		sleep(ctx, c.clock, c.between(c.renewInterval/4, c.renewInterval*3/4))
 	case h.began.add(c.renewInterval).left(c.clock.now()) > 0:
 		sleep(ctx, c.clock, c.delays.next(nil, c.renewInterval)) // whoever ended it may do so again
 	}
@@ -415,15 +430,12 @@ func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration
 }
 
 // expect notes that who is at work means to go on in d, for Monitor.Check.
-func (c *campaign) expect(d time.Duration) {
-	due := c.clock.now().add(d)
-	c.due.Store(&due)
-}
+func (c *campaign) expect(d time.Duration) { c.due.in(c.clock, d) }
 
 // nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the
 // renewals of many leases from coming all at once.
 func (c *campaign) nextRenewal() time.Duration {
-	return between(c.renewInterval*9/10, c.renewInterval)
+	return c.between(c.renewInterval*9/10, c.renewInterval)
 }
 
 // stamp returns the time to write to the Lease that r is of: the present, but later than all that
@@ -440,7 +452,7 @@ func (c *campaign) stamp(r record) time.Time {
 // claimStamp is stamp for a claim. Its microseconds are drawn by chance: if a second process with our
 // identity claims the lease in the same moment, a claim of ours that was lost must not look like its.
 func (c *campaign) claimStamp() time.Time {
-	return c.later(time.Now().UTC().Truncate(time.Millisecond).Add(rand.N(time.Millisecond).Truncate(time.Microsecond)))
+	return c.later(time.Now().UTC().Truncate(time.Millisecond).Add(c.chance(time.Millisecond).Truncate(time.Microsecond)))
 }
 
 func (c *campaign) later(t time.Time) time.Time {
@@ -492,16 +504,4 @@ func (c *campaign) holder(r record) Holder {
 		Duration:    r.duration,
 		Transitions: r.transitions,
 	}
-}
-
-// event tells Kubernetes what happened to our leadership, in client-go's words.
-func (c *campaign) event(what string) {
-	if c.recorder == nil {
-		return
-	}
-	r := c.feed.latest().record
-	c.recorder.Eventf(&coordinationv1.Lease{
-		TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: c.api.namespace, Name: c.api.name, UID: r.uid, ResourceVersion: r.resourceVersion()},
-	}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.api.identity, what)
 }

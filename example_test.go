@@ -291,3 +291,136 @@ func ExampleFromContext() {
 	// saving as archive-0
 	// not the leader
 }
+
+// Do is for a job that is one function: it waits for the lease, calls the function once, gives the
+// lease back, and returns what the function returned.
+func ExampleDo() {
+	rows, err := leasehold.Do(context.Background(), func(ctx context.Context) (int, error) {
+		return 42, nil // compacted with nobody else at it
+	},
+		leasehold.WithLease("compaction"),
+		leasehold.WithNamespace("default"),
+		cluster(),
+	)
+	fmt.Println(rows, err)
+	// Output: 42 <nil>
+}
+
+// TryAcquire does not wait. Its error names who holds the lease.
+func ExampleTryAcquire() {
+	api := cluster()
+	night := []leasehold.Option{leasehold.WithLease("backup"), leasehold.WithNamespace("default"), api}
+
+	s, err := leasehold.TryAcquire(context.Background(), append(night, leasehold.WithIdentity("monday"))...)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer s.Release() // when the work is done, also if the lease was lost
+
+	_, err = leasehold.TryAcquire(context.Background(), append(night, leasehold.WithIdentity("tuesday"))...)
+	fmt.Println(errors.Is(err, leasehold.ErrHeld), err)
+	// Output: true leasehold: lease held by "monday"
+}
+
+// Chan turns sequences into channels, for a loop that selects. Sessions from a channel are given back
+// by Release; who leads, oneself or another, comes from Holders.
+func ExampleChan() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	opts := []leasehold.Option{
+		leasehold.WithLease("shard"), leasehold.WithNamespace("default"), leasehold.WithIdentity("worker-3"), cluster(),
+	}
+
+	sessions := leasehold.Chan(ctx, leasehold.Sessions(ctx, opts...))
+	holders := leasehold.Chan(ctx, leasehold.Holders(ctx, opts...))
+	flush := time.NewTicker(10 * time.Millisecond)
+	defer flush.Stop()
+
+	var leading leasehold.Session // the zero Session has ended
+	var known, flushed bool
+	for !known || !flushed {
+		select {
+		case leading = <-sessions:
+		case h := <-holders:
+			known = known || h.Identity == "worker-3"
+		case <-flush.C:
+			flushed = flushed || leading.Err() == nil
+		}
+	}
+	fmt.Println("worker-3 flushed its shard:", leading.Release())
+	// Output: worker-3 flushed its shard: <nil>
+}
+
+// Holders watches who leads, without competing: to send requests to the leader, say.
+func ExampleHolders() {
+	api := cluster()
+	opts := []leasehold.Option{leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"), api}
+	for h := range leasehold.Holders(context.Background(), opts...) {
+		switch h.Identity {
+		case "":
+			fmt.Println("nobody leads")
+			s, err := leasehold.Acquire(context.Background(), append(opts, leasehold.WithIdentity("reconciler-0"))...)
+			if err != nil {
+				fmt.Println(err)
+				return
+			}
+			defer s.Release()
+		default:
+			fmt.Println(h.Identity, "leads")
+			return
+		}
+	}
+	// Output:
+	// nobody leads
+	// reconciler-0 leads
+}
+
+// Vacate frees the lease of a process that does not get to do it itself: in a preStop hook, with the
+// identity that the process has.
+func ExampleVacate() {
+	api := cluster()
+	opts := []leasehold.Option{
+		leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"), leasehold.WithIdentity("reconciler-0"), api,
+	}
+	s, err := leasehold.Acquire(context.Background(), opts...)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	fmt.Println(leasehold.Vacate(context.Background(), opts...))
+	fmt.Println(leasehold.Vacate(context.Background(), opts...)) // there is nothing left to free
+
+	<-s.Done() // the process hears of it at once
+	fmt.Println(s.Release())
+	// Output:
+	// true <nil>
+	// false <nil>
+	// lease lost: its holder was removed
+}
+
+// A Monitor tells probes and people what the campaigns do.
+func ExampleMonitor() {
+	var monitor leasehold.Monitor
+	admin := http.NewServeMux()
+	admin.Handle("/leases", &monitor)
+	admin.HandleFunc("/healthz", func(w http.ResponseWriter, req *http.Request) {
+		if err := monitor.Check(req); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	})
+
+	for range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("reconciler"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithMonitor(&monitor),
+		cluster(),
+	) {
+		for _, l := range monitor.Leases() {
+			fmt.Println(l.Namespace, l.Name, l.Leading, monitor.Check(nil))
+		}
+		break
+	}
+	// Output: default reconciler true <nil>
+}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -367,4 +368,78 @@ func TestLostRead(t *testing.T) {
 			break
 		}
 	})
+}
+
+// The machine sleeps while the reply to the write that takes the lease is under way: the lease is
+// lost before anybody works under it, so that nobody overruns it.
+func TestNoOverrunWithoutBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		var slept atomic.Int64
+		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				time.AfterFunc(time.Second, func() { slept.Store(int64(time.Minute)) })
+				return leasetest.Fault{After: 2 * time.Second}
+			}
+			return leasetest.Fault{}
+		})
+		over := WithOverrun(func(s Session) { t.Error("overrun, but there is no body:", s.Err()) })
+		for range Sessions(t.Context(), campaigner(srv, "a", over, withClock(sleepyClock{&slept}))...) {
+			break
+		}
+	})
+}
+
+// A former holder is cut off. While it is, somebody else takes the lease and the Lease is deleted:
+// that the Lease showed its own term when it last looked does not mean that nobody leads.
+func TestGhostUnseenHolder(t *testing.T) {
+	for _, last := range []string{"held by itself", "free"} {
+		t.Run(last, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := leasetest.NewServer()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var sessions []Session // at most one candidate adds to it at a time
+				var group sync.WaitGroup
+				defer group.Wait()
+				lead := func(name string) {
+					for s := range Sessions(ctx, campaigner(srv, name)...) {
+						for _, other := range sessions {
+							if other.Err() == nil {
+								t.Errorf("%s leads, %s for %v more", name, other.Holder().Identity, other.ValidFor())
+							}
+						}
+						sessions = append(sessions, s)
+						<-s.Done()
+					}
+				}
+				if last == "free" {
+					for range Sessions(ctx, campaigner(srv, "c")...) {
+						break
+					}
+					srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+						if r.Verb == "apply" {
+							srv.Client("a").Partition(true)
+						}
+						return leasetest.Fault{}
+					})
+				}
+				group.Go(func() { lead("a") })
+				time.Sleep(time.Second)
+				srv.Client("a").OnRequest(nil)
+				srv.Client("a").Partition(true)
+				srv.Client("a").SilenceWatches()
+				group.Go(func() { lead("b") })
+				time.Sleep(time.Minute)
+				srv.Client("b").Partition(true)
+				srv.Delete("default", "x")
+				srv.Client("a").ResumeWatches(false)
+				srv.Client("a").CloseWatches(nil)
+				srv.Client("a").Partition(false)
+				time.Sleep(time.Minute)
+				srv.Client("b").Partition(false)
+				cancel()
+			})
+		})
+	}
 }

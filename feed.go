@@ -34,9 +34,11 @@ type feed struct {
 	heard uint64 // the newest version that did not come from our own writes
 
 	// For the Monitor.
-	polling bool
-	updates uint64
-	updated time.Time
+	following string
+	updates   uint64
+	updated   time.Time
+
+	due promise // of run
 }
 
 // latest returns what is known now.
@@ -74,11 +76,32 @@ func (f *feed) learn(r record, before sighting) {
 
 // noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
 func (f *feed) noteAfterGap(r record) {
-	if r.uid != f.now.uid {
-		// The holder of the Lease that is gone may have renewed until just now.
-		f.now.since = f.clock.now().mono
+	if f.now.exists() && r.uid != f.now.uid {
+		// The Lease is gone. Whoever held it at the end, perhaps somebody not seen here, may have
+		// renewed until just now.
+		f.now.unseen = later(f.now.unseen, f.clock.now().mono.Add(max(f.now.wait, f.viewer.fallback)))
+		f.now.unseenUID = f.now.uid
 	}
 	f.note(r)
+}
+
+// removed takes note that we deleted the Lease when it was as last.
+func (f *feed) removed(last record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.now.version == last.version {
+		f.end(last)
+	}
+}
+
+// end takes note that the Lease was deleted when it was as last, so that nobody went unseen. The caller
+// holds mu.
+func (f *feed) end(last record) {
+	if last.uid == f.now.unseenUID {
+		f.now.unseen = time.Time{}
+	}
+	f.note(last)
+	f.note(record{version: last.version})
 }
 
 // see takes note of r, what the Lease is after a write of ours that was sent when before was known.
@@ -146,35 +169,41 @@ func (f *feed) run(ctx context.Context) {
 			f.delays.reset()
 			continue
 		}
+		f.promise(f.interval)
 		sleep(ctx, f.clock, f.delays.next(err, f.interval))
 	}
+	f.follows("")
 }
 
 // follow reads the Lease, unless that was just done, and watches it until the watch ends. Where it
 // may not watch it only reads, and tries again to watch after a while.
 func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
+	f.promise(2 * f.timeout) // a read, and a watch to open
 	if !read {
 		if err := f.read(ctx); err != nil {
+			f.follows("")
 			return err
 		}
 	}
-	f.mu.Lock()
-	f.polling = now.Before(f.pollTill)
-	f.mu.Unlock()
-	if f.polling {
+	if now.Before(f.pollTill) {
+		f.follows("poll")
+		f.promise(f.interval)
 		sleep(ctx, f.clock, f.interval)
 		return nil
 	}
 	w, err := f.open(ctx)
 	f.outages.note("watch", err)
 	if err != nil {
+		f.follows("")
 		if refused(err) {
 			f.pollTill = now.Add(min(100*min(f.interval, time.Hour), time.Hour))
 		}
 		return err
 	}
 	defer w.Stop()
+	f.follows("watch")
 	for {
+		f.promise(maxDuration) // for news
 		select {
 		case event, open := <-w.ResultChan():
 			if !open {
@@ -185,6 +214,7 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 				return err
 			}
 		case <-f.overdue:
+			f.promise(f.timeout)
 			if missed, err := f.check(ctx); missed || err != nil {
 				return err
 			}
@@ -268,8 +298,7 @@ func (f *feed) take(event watch.Event) error {
 	case watch.Added, watch.Modified:
 		f.note(r)
 	case watch.Deleted:
-		f.note(r) // as it was at the end
-		f.note(record{version: r.version})
+		f.end(r)
 	}
 	return nil
 }
@@ -278,13 +307,7 @@ func (f *feed) take(event watch.Event) error {
 func (f *feed) show(s *LeaseStatus) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s.Updates, s.UpdateTime = f.updates, f.updated
-	switch {
-	case f.polling:
-		s.Following = "poll"
-	case f.now.known:
-		s.Following = "watch"
-	}
+	s.Following, s.UpdateTime = f.following, f.updated
 	if f.now.exists() {
 		s.ResourceVersion = f.now.resourceVersion()
 	}
@@ -298,6 +321,23 @@ func (f *feed) show(s *LeaseStatus) {
 		}
 	}
 }
+
+// count returns how often the Lease was seen to change.
+func (f *feed) count() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.updates
+}
+
+// follows notes how the Lease is followed from now on.
+func (f *feed) follows(by string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.following = by
+}
+
+// promise notes that run means to go on in d.
+func (f *feed) promise(d time.Duration) { f.due.in(f.clock, d) }
 
 // signal makes c ready to receive from, once.
 func signal(c chan struct{}) {

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // A hold is one term at work: from the write that acquired the lease until the body has returned
@@ -39,9 +42,10 @@ type hold struct {
 	stop     chan struct{}  // closed when the body has returned
 	stopping sync.Once
 
-	finishing sync.Mutex // held while the lease is given back
-	finished  bool       // nothing is left to give back; protected by finishing
-	leave     func()     // ends the campaign after a session that was acquired for itself; else nil
+	given     atomic.Bool // to somebody who works under it
+	finishing sync.Mutex  // held while the lease is given back
+	finished  bool        // nothing is left to give back; protected by finishing
+	leave     func()      // ends the campaign after a session that was acquired for itself; else nil
 }
 
 // newHold starts keeping the term that r shows, which was acquired by a write begun at sent. The
@@ -165,7 +169,7 @@ func (h *hold) release() error {
 	}
 	c.ledger.released()
 	c.log.Info("lease released", "fencingToken", h.token)
-	c.event("stopped leading")
+	h.event("stopped leading")
 	return nil
 }
 
@@ -173,7 +177,19 @@ func (h *hold) release() error {
 func (h *hold) logLoss() {
 	h.c.ledger.lost(h.cause)
 	h.c.log.Warn("lease lost", "cause", h.cause, "fencingToken", h.token)
-	h.c.event("stopped leading")
+	h.event("stopped leading")
+}
+
+// event tells Kubernetes what happened to our leadership, in client-go's words.
+func (h *hold) event(what string) {
+	c := h.c
+	if c.recorder == nil {
+		return
+	}
+	c.recorder.Eventf(&coordinationv1.Lease{
+		TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.api.namespace, Name: c.api.name, UID: h.term.uid},
+	}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.api.identity, what)
 }
 
 // A keeper is the goroutine of a hold: it renews the lease until the body has returned, and finds
@@ -318,14 +334,16 @@ func (k *keeper) overrun(timer *time.Timer) {
 	timer.Reset(c.clock.wait(max(0, end.left(c.clock.now()))))
 	select {
 	case <-k.stop:
-		return
 	case <-timer.C:
 	}
 	select {
-	case <-k.stop: // both at once, after a stall
+	case <-k.stop: // even if both came at once, after a stall
+		c.expect(c.renewDeadline) // for a request under way to end
 	default:
-		k.overran.Store(true)
-		c.overrun(Session{k.hold})
+		if k.given.Load() {
+			k.overran.Store(true)
+			c.overrun(Session{k.hold})
+		}
 	}
 }
 

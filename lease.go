@@ -138,6 +138,10 @@ type sighting struct {
 	// ghost is until when a holder whose Lease vanished may still lead, because it may not have
 	// heard: its duration is waited out as if its Lease were still there.
 	ghost time.Time
+	// unseen is the same for a holder that nobody saw: of a Lease that was found gone by a read, whose
+	// end the watch has not told yet.
+	unseen    time.Time
+	unseenUID types.UID
 }
 
 // A viewer is the one who looks: the duration it grants a holder that recorded none, and the terms
@@ -149,7 +153,7 @@ type viewer struct {
 
 // see returns the sighting after r was read at now.
 func (v viewer) see(s sighting, r record, now time.Time) sighting {
-	n := sighting{record: r, known: true, since: now, ghost: s.ghost}
+	n := sighting{record: r, known: true, since: now, ghost: s.ghost, unseen: s.unseen, unseenUID: s.unseenUID}
 	if r.held() {
 		n.wait = cmp.Or(r.duration, v.fallback)
 	}
@@ -168,10 +172,11 @@ func (v viewer) see(s sighting, r record, now time.Time) sighting {
 // takeable returns from when on, on the monotonic clock, the lease in s may be taken. It is a
 // candidate's question: nothing that the viewer wrote needs to be waited for.
 func (v viewer) takeable(s sighting) time.Time {
+	gone := later(s.ghost, s.unseen)
 	if v.mine(s.term()) {
-		return s.ghost
+		return gone
 	}
-	return later(s.ghost, s.since.Add(s.wait))
+	return later(gone, s.since.Add(s.wait))
 }
 
 func later(a, b time.Time) time.Time {

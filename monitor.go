@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -36,17 +37,19 @@ type LeaseStatus struct {
 	// Campaigning tells whether a campaign for the lease is running, since StartTime.
 	Campaigning bool      `json:"campaigning"`
 	StartTime   time.Time `json:"startTime,omitzero"`
-	// Following is how the Lease is followed: by "watch" or "poll"; "" while it cannot be read.
+	// Following is how the Lease is followed: by "watch" or "poll"; "" while it cannot be, and while
+	// there is no campaign.
 	Following string `json:"following"`
 
-	// Leading tells whether this process leads, or that it does not, since Since.
+	// Leading tells whether a session is live. Since is when the lease was last acquired, released or
+	// lost by this process; before that, StartTime.
 	Leading         bool      `json:"leading"`
 	Since           time.Time `json:"since,omitzero"`
 	ValidForSeconds float64   `json:"validForSeconds"`        // for how long leadership is certain without another renewal
 	FencingToken    uint64    `json:"fencingToken,omitempty"` // of the session that leads
 	Overrun         bool      `json:"overrun"`                // work goes on without the lease
 
-	// Holder is who holds the lease, by this process's knowledge; nil for nobody.
+	// Holder is who held the lease when it was last seen; nil for nobody.
 	Holder          *HolderStatus `json:"holder,omitempty"`
 	ResourceVersion string        `json:"resourceVersion,omitempty"`
 	Updates         uint64        `json:"updates"`             // how often the Lease was seen to change
@@ -175,7 +178,8 @@ type ledger struct {
 	campaigns []*campaign
 	last      *campaign // the newest of them, even if it is over
 
-	since         time.Time // leading or not
+	since         time.Time // when the lease was last acquired, released or lost
+	updates       uint64    // seen by campaigns that are over
 	sessions      uint64
 	renewals      uint64
 	failures      uint64
@@ -191,7 +195,10 @@ type ledger struct {
 func (l *ledger) left(c *campaign) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.campaigns = slices.DeleteFunc(l.campaigns, func(other *campaign) bool { return other == c })
+	if i := slices.Index(l.campaigns, c); i >= 0 {
+		l.campaigns = slices.Delete(l.campaigns, i, i+1)
+		l.updates += c.feed.count()
+	}
 }
 
 func (l *ledger) acquired() {
@@ -264,6 +271,7 @@ func (l *ledger) status() LeaseStatus {
 		Campaigning:          slices.Contains(l.campaigns, c),
 		StartTime:            c.started,
 		Since:                l.since,
+		Updates:              l.updates,
 		Sessions:             l.sessions,
 		Renewals:             l.renewals,
 		Failures:             l.failures,
@@ -271,6 +279,9 @@ func (l *ledger) status() LeaseStatus {
 		LastErrorTime:        l.lastErrorTime,
 		LastRenewalSeconds:   l.lastRenewal.Seconds(),
 		RenewalLatency:       l.histogram(),
+	}
+	for _, c := range l.campaigns {
+		s.Updates += c.feed.count()
 	}
 	for _, reason := range lossReasons {
 		s.Losses[reason] = l.losses[reason]
@@ -313,9 +324,21 @@ func (l *ledger) check() error {
 		if h := c.held.Load(); h != nil && h.overran.Load() {
 			wrong = append(wrong, fmt.Errorf("lease %s: work goes on without it: %w", name, h.Err()))
 		}
-		if late := -c.due.Load().left(c.clock.now()); late > c.duration {
+		if late := max(c.due.late(c.clock), c.feed.due.late(c.clock)); late > c.duration {
 			wrong = append(wrong, fmt.Errorf("lease %s: its campaign is stuck: it was to go on %v ago", name, late.Round(time.Millisecond)))
 		}
 	}
 	return errors.Join(wrong...)
 }
+
+// A promise is when somebody at work means to go on, by the clock of timers: while the machine sleeps,
+// nobody is late.
+type promise struct{ due atomic.Pointer[time.Time] }
+
+func (p *promise) in(c clock, d time.Duration) {
+	due := c.now().mono.Add(d)
+	p.due.Store(&due)
+}
+
+// late returns for how long the promise has been broken; it is negative as long as it is not.
+func (p *promise) late(c clock) time.Duration { return c.now().mono.Sub(*p.due.Load()) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"time"
@@ -44,6 +45,7 @@ type options struct {
 	monitor         *Monitor
 	err             *error
 	clock           clock
+	chance          func(n time.Duration) time.Duration // a random duration in [0, n)
 
 	faults []error // what is wrong with the options themselves
 }
@@ -202,9 +204,13 @@ func WithLogger(logger *slog.Logger) Option {
 }
 
 // WithError stores in *err why the loop ended, on the goroutine of the loop and before it is left:
-// nil after break and return, context.Cause(ctx) if ctx ended it, else what made it impossible:
-// invalid options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid options panic, because a loop
-// that silently runs zero times is an outage nobody sees, and the other errors are logged.
+// nil after break and return, context.Cause(ctx) if ctx ended it, else what made it impossible: invalid
+// options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid options panic,
+// because a loop that silently runs zero times is an outage nobody sees, and the other errors are
+// logged.
+//
+// Let err be a variable of its own, not a named result of the function that has the loop: a return
+// within the loop sets the result first, and then leaves the loop, which sets it to nil.
 func WithError(err *error) Option {
 	return func(o *options) {
 		o.err = err
@@ -226,6 +232,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		newBackOff:   defaultBackOff,
 		log:          slog.Default(),
 		clock:        systemClock{},
+		chance:       rand.N[time.Duration],
 	}
 	o.overrun = o.logOverrun
 	if ctx == nil {

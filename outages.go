@@ -10,44 +10,80 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// outages logs when requests of a kind begin to fail and when they work again: two lines for an
-// outage, however many requests it costs.
+// outages logs when the API server begins to fail and when it does as asked again: two lines for an
+// outage, whatever requests it costs. What the server refuses, for want of a right say, is told for
+// each kind of request, because each has a remedy of its own.
 type outages struct {
 	log    *slog.Logger
 	ledger *ledger
+	recent time.Duration // longer than between two tries of a request
 
-	mu    sync.Mutex
-	since map[string]time.Time // when a kind of request began to fail; protected by mu
+	mu      sync.Mutex           // protects following
+	failing map[string]time.Time // when the kinds of requests that fail last did
+	since   time.Time            // when the first of them began to
+	refused map[string]time.Time // since when kinds of requests are refused
+}
+
+func newOutages(log *slog.Logger, recent time.Duration) *outages {
+	return &outages{log: log, recent: recent, failing: map[string]time.Time{}, refused: map[string]time.Time{}}
 }
 
 // note takes note of how a request of a kind ended. That the Lease is not as it was expected to be
 // is an answer, not an outage.
 func (o *outages) note(kind string, err error) {
-	answered := apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) ||
-		apierrors.IsNotFound(err) && kind != "acquire" // where it is the namespace that is missing
-	if answered {
+	switch {
+	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err),
+		apierrors.IsNotFound(err) && kind != "acquire": // where it is the namespace that is missing
 		err = nil
-	}
-	if errors.Is(err, context.Canceled) {
-		return
-	}
-	if err != nil {
+	case errors.Is(err, context.Canceled), errors.Is(err, ErrLost):
+		return // it was us who ended it
+	case err != nil:
 		o.ledger.failed(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	since, failing := o.since[kind]
+	since, known := o.refused[kind]
 	switch {
-	case err == nil && failing:
-		delete(o.since, kind)
-		o.log.Info("the API server answers again", "request", kind, "after", time.Since(since))
-	case err != nil && !failing:
-		if o.since == nil {
-			o.since = map[string]time.Time{}
+	case refused(err):
+		if !known {
+			o.refused[kind] = time.Now()
+			o.log.Warn("the API server refuses; trying again", "request", kind, "error", err)
 		}
-		o.since[kind] = time.Now()
-		o.log.Warn("the API server does not do as asked; trying again", "request", kind, "error", err)
+		o.works(kind) // it answers
 	case err != nil:
+		o.fails(kind, err)
+	default:
+		if known {
+			delete(o.refused, kind)
+			o.log.Info("the API server refuses no longer", "request", kind, "after", time.Since(since))
+		}
+		o.works(kind)
+	}
+}
+
+// fails notes that requests of a kind fail. The caller holds mu.
+func (o *outages) fails(kind string, err error) {
+	if len(o.failing) == 0 {
+		o.since = time.Now()
+		o.log.Warn("the API server does not do as asked; trying again", "request", kind, "error", err)
+	} else {
 		o.log.Debug("still failing", "request", kind, "error", err)
 	}
+	o.failing[kind] = time.Now()
+}
+
+// works notes that requests of a kind are answered. The outage is over unless those of another kind
+// still fail. The caller holds mu.
+func (o *outages) works(kind string) {
+	if len(o.failing) == 0 {
+		return
+	}
+	delete(o.failing, kind)
+	for _, last := range o.failing {
+		if time.Since(last) < o.recent {
+			return
+		}
+	}
+	clear(o.failing) // what is not tried any more does not fail any more
+	o.log.Info("the API server does as asked again", "after", time.Since(o.since))
 }

@@ -645,6 +645,35 @@ func TestTrustFromSend_G1(t *testing.T) {
 	})
 }
 
+// G1: the trust in an acquisition counts from when it was sent too, and a session begins only with half
+// of it left: else the lease is renewed first.
+func TestSlowAcquisition_G1(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{After: 3 * time.Second} })
+		for s := range w.sequence(w.Context(), "a") {
+			if left := s.ValidFor(); left > R-3*time.Second {
+				t.Errorf("valid for %v after a reply that took 3s", left)
+			}
+			break
+		}
+	})
+	inWorld(t, func(w *world) {
+		var slept atomic.Int64
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				slept.Add(int64(R/2 + time.Second)) // while the request is under way
+			}
+			return leasetest.Fault{}
+		})
+		for s := range w.sequence(w.Context(), "a", withClock(sleepyClock{&slept})) { // the world asks for half
+			if left := s.ValidFor(); left != R || !w.lease().Spec.RenewTime.After(w.lease().Spec.AcquireTime.Time) {
+				t.Errorf("valid for %v, renewed %v", left, w.lease().Spec.RenewTime)
+			}
+			break
+		}
+	})
+}
+
 // G1: a fleet with settings of its own each, an API that fails in all ways, and people who edit the
 // Lease: no two sessions live. The simulation goes on from here.
 func TestExclusion_G1(t *testing.T) {
@@ -1176,6 +1205,36 @@ func TestRelease(t *testing.T) {
 			if err := s.Release(); err != nil || wrote() != 0 {
 				t.Errorf("third Release() = %v after %d writes", err, wrote())
 			}
+			break
+		}
+	})
+}
+
+// A renewal under way when the body returns is waited for: a release beside it could free the lease
+// before the renewal is refused, or be refused because of it.
+func TestReleaseWaitsForRenewal(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for range w.sequence(w.Context(), "a") {
+			var renewal, release time.Time
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				switch {
+				case r.Verb != "patch":
+				case bytes.Contains(r.Body, []byte(`"holderIdentity":null`)):
+					release = time.Now()
+				default:
+					renewal = time.Now()
+				}
+				return leasetest.Fault{Before: time.Second, After: time.Second}
+			})
+			w.sleep(I + eps) // it has begun
+			if renewal.IsZero() {
+				t.Fatal("no renewal")
+			}
+			defer func() {
+				if waited := release.Sub(renewal); waited != 2*time.Second {
+					t.Errorf("released %v after the renewal began, want after its reply", waited)
+				}
+			}()
 			break
 		}
 	})

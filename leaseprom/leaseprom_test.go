@@ -1,0 +1,148 @@
+package leaseprom_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/leaseprom"
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// byChance is what chance decides: for how long a lease is valid.
+var byChance = regexp.MustCompile(`(leasehold_valid_seconds\{[^}]*\}) [0-9.]*[1-9][0-9.]*`)
+
+// What /metrics says of a lease that is led under after it was lost, one of the same name in another
+// namespace that somebody else holds, and one with a campaign that is over.
+func TestExposition(t *testing.T) {
+	golden, err := os.ReadFile("testdata/metrics.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		var monitor leasehold.Monitor
+		var loops sync.WaitGroup
+		campaign := func(ctx context.Context, identity, namespace, name string) {
+			client := srv.Client(identity)
+			client.OnRequest(func(r leasetest.Request) leasetest.Fault {
+				if r.Verb == "patch" {
+					return leasetest.Fault{After: 20 * time.Millisecond}
+				}
+				return leasetest.Fault{}
+			})
+			opts := []leasehold.Option{
+				leasehold.WithClient(client), leasehold.WithIdentity(identity), leasehold.WithNamespace(namespace), leasehold.WithLease(name),
+				leasehold.WithLogger(slog.New(slog.DiscardHandler)),
+			}
+			if identity != "other" {
+				opts = append(opts, leasehold.WithMonitor(&monitor))
+			}
+			loops.Go(func() {
+				for s := range leasehold.Sessions(ctx, opts...) {
+					<-s.Done()
+				}
+			})
+			synctest.Wait()
+		}
+		campaign(ctx, "one", "ns1", "reconciler")
+		campaign(ctx, "other", "ns2", "reconciler")
+		campaign(ctx, "two", "ns2", "reconciler")
+		short, end := context.WithCancel(ctx)
+		campaign(short, "three", "ns1", "migration")
+		end()
+		time.Sleep(4 * time.Second)
+		srv.Delete("ns1", "reconciler")
+		time.Sleep(4 * time.Second)
+
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(leaseprom.NewCollector(&monitor))
+		response := httptest.NewRecorder()
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(response, httptest.NewRequest("GET", "/metrics", nil))
+		if got := byChance.ReplaceAllString(response.Body.String(), "$1 …"); got != string(golden) {
+			t.Errorf("answered\n%s\nwant\n%s", got, golden)
+		}
+		problems, err := testutil.GatherAndLint(registry)
+		if err != nil || len(problems) > 0 {
+			t.Errorf("promlint: %v, %v", problems, err)
+		}
+		cancel()
+		loops.Wait()
+	})
+}
+
+// Nothing is said about no leases, and a thousand scrapes make no more series than one.
+func TestSeriesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var monitor leasehold.Monitor
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(leaseprom.NewCollector(&monitor))
+		series := func() int {
+			n, err := testutil.GatherAndCount(registry)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if n := series(); n != 0 {
+			t.Errorf("%d series of no lease", n)
+		}
+		srv := leasetest.NewServer()
+		for term := range 100 { // each in the name of another identity
+			for range leasehold.Sessions(t.Context(), leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"),
+				leasehold.WithIdentity(fmt.Sprint(term)), leasehold.WithClient(srv.Client("a")), leasehold.WithMonitor(&monitor),
+				leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
+				if n := series(); n != 19 { // with one for each reason of losses
+					t.Fatalf("%d series of one lease", n)
+				}
+				break
+			}
+		}
+	})
+}
+
+// A registry that has leader_election_master_status already, as that of controller-runtime, takes the
+// collector too.
+func TestBesideAnotherCollector(t *testing.T) {
+	const help = "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. " +
+		"'name' is the string used to identify the lease. Please make sure to group by name."
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewPedanticRegistry()
+		theirs := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "leader_election_master_status",
+			Help: help,
+		}, []string{"name"})
+		theirs.WithLabelValues("theirs").Set(1)
+		var monitor leasehold.Monitor
+		registry.MustRegister(theirs, leaseprom.NewCollector(&monitor))
+		for range leasehold.Sessions(t.Context(), leasehold.WithLease("ours"), leasehold.WithNamespace("default"),
+			leasehold.WithClient(leasetest.NewServer().Client("a")), leasehold.WithMonitor(&monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
+			want := "# HELP leader_election_master_status " + help + `
+# TYPE leader_election_master_status gauge
+leader_election_master_status{name="ours"} 1
+leader_election_master_status{name="theirs"} 1
+`
+			if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "leader_election_master_status"); err != nil {
+				t.Error(err)
+			}
+			break
+		}
+	})
+}

@@ -1,0 +1,174 @@
+package leasehold
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// mutations are what the simulation has to find. Each replaces a piece of the core, which must occur
+// once in its file, by one that breaks a guarantee.
+var mutations = []struct{ name, file, old, new string }{
+	{"no precondition on release", "kube.go",
+		`	return a.patch(ctx, r, map[string]any{
+		"holderIdentity": nil,`,
+		`	r.version = 0
+	return a.patch(ctx, r, map[string]any{
+		"holderIdentity": nil,`},
+	{"no precondition at all on a patch", "kube.go",
+		`"metadata": map[string]any{"resourceVersion": r.resourceVersion()},`, ``},
+	{"release by the newest resourceVersion, whoever holds", "hold.go",
+		`		if err := h.term.judge(r, c.duration); err != nil {
+			if inDoubt {`,
+		`		if err := h.term.judge(r, c.duration); err != nil && !r.held() {
+			if inDoubt {`},
+	{"trust counted from the reply", "hold.go",
+		`until := p.sent.add(k.c.renewDeadline)`,
+		`until := k.c.clock.now().add(k.c.renewDeadline)`},
+	{"trust counted from the reply to the claim", "campaign.go",
+		`h := c.newHold(ctx, r, sent)`, `sent = c.clock.now()
+	h := c.newHold(ctx, r, sent)`},
+	{"remote clock compared", "lease.go",
+		`	return later(s.ghost, s.since.Add(s.wait))
+}
+
+func later`,
+		`	return later(s.ghost, s.renewed.Add(s.wait))
+}
+
+func later`},
+	{"release before the body ends", "iter.go",
+		`	defer h.finish() // break`,
+		`	context.AfterFunc(h.ctx, func() { h.finish() })
+	defer h.finish() // break`},
+	{"renewals stop when ctx ends", "hold.go",
+		`k.keep(context.WithoutCancel(ctx))`, `k.keep(ctx)`},
+	{"expiry one renew interval early", "lease.go",
+		`	return later(s.ghost, s.since.Add(s.wait))
+}
+
+func later`,
+		`	return later(s.ghost, s.since.Add(s.wait-s.wait/5))
+}
+
+func later`},
+	{"own duration in place of the recorded one", "lease.go",
+		`n.wait = cmp.Or(r.duration, v.fallback)`, `n.wait = cmp.Or(v.fallback, r.duration)`},
+	{"token from transitions", "hold.go",
+		`token:   r.version,`, `token:   uint64(r.transitions),`},
+	{"context judged by timer only", "session.go",
+		`		c.hold.check()`, ``},
+	{"boot clock ignored", "clock.go",
+		`return min(i.mono.Sub(now.mono), i.boot-now.boot)`, `return i.mono.Sub(now.mono)`},
+	{"unknown outcome of a renewal assumed good", "hold.go",
+		`	if reply.err == nil && len(k.pending) == 0 {`,
+		`	if reply.err != nil && unknownOutcome(reply.err) && len(k.pending) > 0 {
+		k.absorb(record{uid: k.term.uid, identity: k.term.identity, acquired: k.term.acquired, duration: k.c.duration, renewed: k.pending[len(k.pending)-1].stamp})
+	}
+	if reply.err == nil && len(k.pending) == 0 {`},
+	{"unknown outcome of a claim assumed bad", "campaign.go",
+		`	if !unknownOutcome(err) {
+		c.disclaim()`,
+		`	if true {
+		c.disclaim()`},
+	{"a lost session releases", "hold.go",
+		`		if err := h.loss(); err != nil {
+			return err
+		}
+		r := c.feed.latest().record`,
+		`		r := c.feed.latest().record`},
+	{"same identity taken for same holder", "lease.go",
+		`	case r.acquired != t.acquired:`, `	case false:`},
+	{"the holder of a deleted Lease forgotten", "lease.go",
+		`n.ghost = later(s.ghost, s.since.Add(s.wait))`, `n.ghost = s.ghost`},
+	{"a session yielded with little trust", "campaign.go",
+		`h.left() < c.renewDeadline/2`, `h.left() < 0`},
+	{"no pause between failures", "backoff.go",
+		`return max(shortestDelay, min(limit, max(pause, retryAfter(err))))`, `return shortestDelay`},
+	{"the feed forgotten when the loop is left", "campaign.go",
+		`	c.stopFeed()
+	c.group.Wait()`, ``},
+}
+
+// TestCheckerIsChecked breaks the core in many ways, one at a time, and wants the simulation to find
+// each within 5,000 seeds. The broken files go to the compiler by -overlay; nothing in the core knows
+// of this. It takes a few minutes:
+//
+//	go test -v -run TestCheckerIsChecked .
+func TestCheckerIsChecked(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package once for each mutation")
+	}
+	for _, m := range mutations {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			exe := mutant(t, m.file, m.old, m.new)
+			out, err := exec.Command(exe, "-test.run=^TestSimulation$", "-test.timeout=10m", "-sim.seeds=5000").CombinedOutput()
+			if err == nil {
+				t.Fatal("not found in 5,000 seeds")
+			}
+			found := regexp.MustCompile(`seed (\d+): [^\n]*\n\s*FAULT: ([^\n]*)`).FindSubmatch(out)
+			if found == nil {
+				t.Fatalf("it failed without a judgement: %v\n%s", err, tail(out))
+			}
+			t.Logf("seed %s: %s", found[1], found[2])
+		})
+	}
+}
+
+func tail(out []byte) []byte { return out[max(0, len(out)-4000):] }
+
+// mutant builds this package's tests with a piece of one file replaced.
+func mutant(t *testing.T, file, old, new string) string {
+	t.Helper()
+	path, err := filepath.Abs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(code), old); n != 1 {
+		t.Fatalf("%s contains %d times, want once:\n%s", file, n, old)
+	}
+	dir := t.TempDir()
+	broken, overlay, exe := filepath.Join(dir, file), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "mutant.test")
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{path: broken}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{broken: []byte(strings.Replace(string(code), old, new, 1)), overlay: replace} {
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", exe, ".").CombinedOutput(); err != nil {
+		t.Fatal(fmt.Errorf("%w\n%s", err, out))
+	}
+	return exe
+}
+
+// The judge sees the faults of client-go that PARITY.md lists, in worlds without anybody else.
+func TestCheckerSeesClientGo(t *testing.T) {
+	missing := map[string]bool{twoLead: true, ledOn: true, freedAnothers: true, releasedTooSoon: true}
+	for seed := uint64(1); len(missing) > 0; seed++ {
+		if seed > 500 {
+			t.Fatalf("not seen in 500 seeds: %v", missing)
+		}
+		s := newPeerSim(seed).simulate(t)
+		if s.failed() {
+			t.Fatal(s.story(false))
+		}
+		for _, fault := range s.judge.peers {
+			if missing[fault] {
+				delete(missing, fault)
+				t.Logf("seed %d: %s; renew deadline %v, retry period %v", seed, fault, s.electors[0].config.RenewDeadline, s.electors[0].config.RetryPeriod)
+			}
+		}
+	}
+}

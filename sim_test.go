@@ -1,0 +1,192 @@
+package leasehold
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+var (
+	simSeed  = flag.Uint64("sim.seed", 0, "simulate this seed alone, and print what happened")
+	simSeeds = flag.Uint64("sim.seeds", 0, "simulate so many seeds, rather than as many as fit in a minute (5 s with -short)")
+	simFrom  = flag.Uint64("sim.from", 1, "the first seed")
+	simStep  = flag.Uint64("sim.step", 0, "simulate every so many-th seed, in this process alone")
+)
+
+// TestSimulation makes a world of each seed and lets ten to thirty minutes of virtual time pass there:
+// candidates with settings and clocks of their own, an API server and a network with faults, an
+// operator (sim_world_test.go). A judge watches every step (sim_judge_test.go). A seed that fails is
+// replayed by
+//
+//	go test -run TestSimulation -sim.seed=N .
+//
+// and more are run by
+//
+//	go test -run TestSimulation -sim.seeds=100000 -sim.from=1 -timeout 0 -v .
+func TestSimulation(t *testing.T) {
+	switch {
+	case *simSeed != 0:
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		s := simulate(t, *simSeed)
+		t.Log(s.story(true))
+		if s.failed() {
+			t.Fail()
+		}
+	case *simStep != 0:
+		simulateAll(t)
+	default:
+		simulateOnAllCores(t)
+	}
+}
+
+// simulateOnAllCores runs a process for each core: one world keeps no more than one busy, and two
+// worlds in one process get in each other's way.
+func simulateOnAllCores(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	began := time.Now()
+	var group errgroup.Group
+	var mu sync.Mutex
+	var all tally
+	var timeout time.Duration // none; else the processes end when this one does
+	if deadline, ok := t.Deadline(); ok {
+		timeout = time.Until(deadline)
+	}
+	step := uint64(runtime.GOMAXPROCS(0))
+	for i := range step {
+		cmd := exec.CommandContext(ctx, exe, "-test.run=^TestSimulation$", "-test.v", fmt.Sprint("-test.timeout=", timeout),
+			fmt.Sprint("-test.short=", testing.Short()), fmt.Sprint("-sim.step=", step),
+			fmt.Sprint("-sim.from=", *simFrom+i), fmt.Sprint("-sim.seeds=", *simSeeds))
+		group.Go(func() error {
+			out, err := cmd.CombinedOutput()
+			if _, rest, ok := strings.Cut(string(out), simulated); ok {
+				var part tally
+				fmt.Sscanf(rest, tallyFormat, &part.seeds, &part.sessions, &part.lost, &part.excused)
+				mu.Lock()
+				all.seeds, all.sessions = all.seeds+part.seeds, all.sessions+part.sessions
+				all.lost, all.excused = all.lost+part.lost, all.excused+part.excused
+				mu.Unlock()
+			}
+			if err != nil && ctx.Err() == nil {
+				cancel() // one fault is enough
+				t.Errorf("%v\n%s", err, out)
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	took := time.Since(began)
+	t.Logf("%v, from seed %d, in %v: %.1f seeds/s", all, *simFrom, took.Round(time.Second), float64(all.seeds)/took.Seconds())
+}
+
+// A tally is what happened in all worlds.
+type tally struct{ seeds, sessions, lost, excused int }
+
+const (
+	simulated   = "simulated: "
+	tallyFormat = "%d seeds, %d sessions, %d of them lost, %d overlaps excused"
+)
+
+func (t tally) String() string {
+	return fmt.Sprintf(tallyFormat, t.seeds, t.sessions, t.lost, t.excused)
+}
+
+// simulateAll runs this process's share of the seeds, until one fails.
+func simulateAll(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // worlds are small and many
+	budget := time.Minute
+	if testing.Short() {
+		budget = 5 * time.Second
+	}
+	began := time.Now()
+	var all tally
+	for i := uint64(0); *simSeeds == 0 && time.Since(began) < budget || i < *simSeeds; i += *simStep {
+		s := simulate(t, *simFrom+i)
+		all.seeds++
+		all.sessions += s.judge.all
+		all.lost += s.judge.lost
+		all.excused += s.judge.excused
+		if s.failed() {
+			t.Errorf("%s\nreplay: go test -run TestSimulation -sim.seed=%d .", s.story(false), s.seed)
+			break
+		}
+	}
+	t.Logf("%s%v", simulated, all)
+}
+
+// simulate runs the world of a seed.
+func simulate(t *testing.T, seed uint64) *sim { return newSim(seed).simulate(t) }
+
+func (s *sim) simulate(t *testing.T) *sim {
+	func() {
+		defer func() {
+			// testing/synctest finds what is left, or stuck, in a world that has ended.
+			if r := recover(); r != nil {
+				s.judge.fault("the world did not end: %v", r)
+			}
+		}()
+		synctest.Test(t, func(*testing.T) { s.run() })
+	}()
+	return s
+}
+
+// TestSimulationRepeats shows that a seed's history is the same each time, which is what makes a
+// failing seed worth printing. What no seed decides is which of two things that happen in the same
+// nanosecond comes first: the runtime picks a ready case of a select, and a timer among several, by
+// chance of its own. Delays that are odd numbers of nanoseconds make that rare.
+func TestSimulationRepeats(t *testing.T) {
+	seeds, times := uint64(20), 3
+	if testing.Short() {
+		seeds, times = 3, 2
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // as a replay does
+	differ := 0
+	for seed := *simFrom; seed < *simFrom+seeds; seed++ {
+		first := inOrder(simulate(t, seed))
+		for range times - 1 {
+			if again := inOrder(simulate(t, seed)); again != first {
+				differ++
+				t.Logf("seed %d: %s", seed, firstDifference(first, again))
+				break
+			}
+		}
+	}
+	if differ > int(seeds)/10 {
+		t.Errorf("%d of %d seeds had more than one history", differ, seeds)
+	}
+}
+
+// inOrder is the story with the lines of one instant sorted: within one, no order is right.
+func inOrder(s *sim) string {
+	lines := strings.Split(s.story(true), "\n")
+	slices.SortStableFunc(lines[len(lines)-len(s.judge.lines):], strings.Compare)
+	return strings.Join(lines, "\n")
+}
+
+func firstDifference(a, b string) string {
+	x, y := strings.Split(a, "\n"), strings.Split(b, "\n")
+	for i := range min(len(x), len(y)) {
+		if x[i] != y[i] {
+			return fmt.Sprintf("line %d\n%s\n%s", i+1, x[i], y[i])
+		}
+	}
+	return fmt.Sprintf("%d and %d lines", len(x), len(y))
+}

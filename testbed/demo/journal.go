@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+// A record is one line of the journal, which the leaders of all processes write.
+type record struct {
+	At    time.Duration `json:"at"` // by CLOCK_BOOTTIME, which is the same for all processes
+	Who   string        `json:"who"`
+	PID   int           `json:"pid"`
+	Token uint64        `json:"token"`
+	What  string        `json:"what"`
+	Lost  bool          `json:"lost,omitempty"` // at the end: the lease was lost, not given back
+	Why   string        `json:"why,omitempty"`  // at the end
+}
+
+// What a record says about its session.
+const (
+	begin = "begin" // it was alive At, for the first time
+	work  = "work"  // it was alive At
+	end   = "end"   // its body is about to return, At
+)
+
+func lost(err error) bool { return errors.Is(err, leasehold.ErrLost) }
+
+// A journal is written by one candidate: into the file that all share, and to its standard output for the demo to
+// follow.
+type journal struct {
+	who  string
+	file *os.File // opened to append: each write is one record, whoever else writes
+	out  io.Writer
+}
+
+func (j *journal) write(r record) error {
+	r.Who, r.PID = j.who, os.Getpid()
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	b = append(b, '\n')
+	if _, err := j.file.Write(b); err != nil {
+		return err
+	}
+	_, err = j.out.Write(b)
+	return err
+}
+
+// readJournal returns the records in the order in which they were written.
+func readJournal(r io.Reader) ([]record, error) {
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	var records []record
+	for n, line := range bytes.Split(bytes.TrimSpace(data), []byte("\n")) {
+		var r record
+		if err := json.Unmarshal(line, &r); err != nil {
+			return nil, fmt.Errorf("line %d of the journal: %w", n+1, err)
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// A span is the time during which a session is known to have been alive.
+type span struct {
+	record        // its first
+	last          time.Duration
+	records, ends int
+}
+
+// spans returns the sessions in the journal, in the order of their beginnings.
+//
+// A span does not reach to the record of its end if the lease was lost. A frozen process writes that one when it is
+// woken, long after somebody else has begun; all it tells is when the loss was noticed. What counts is whether it
+// worked: every other record says that Err, asked after At was read, was still nil. A process that worked on after it
+// was woken would have written one, in the midst of its successor's session. A session that was not lost, on the other
+// hand, keeps the lease until its body returns, so its end counts like work.
+func spans(records []record) []span {
+	type session struct {
+		pid   int
+		token uint64
+	}
+	found := map[session]*span{}
+	var order []*span
+	for _, r := range records {
+		s := found[session{r.PID, r.Token}]
+		if s == nil {
+			s = &span{record: r, last: r.At}
+			found[session{r.PID, r.Token}] = s
+			order = append(order, s)
+		}
+		s.records++
+		if r.What == end {
+			s.ends++
+			if r.Lost {
+				continue
+			}
+		}
+		s.At, s.last = min(s.At, r.At), max(s.last, r.At)
+	}
+	sorted := make([]span, len(order))
+	for i, s := range order {
+		sorted[i] = *s
+	}
+	slices.SortStableFunc(sorted, func(a, b span) int { return cmp.Compare(a.At, b.At) })
+	return sorted
+}
+
+// exclusive returns how close two sessions came to each other, and an error that names those which overlap or have
+// tokens that do not increase.
+func exclusive(sessions []span) (closest time.Duration, err error) {
+	closest = math.MaxInt64
+	var faults []error
+	for i := 1; i < len(sessions); i++ {
+		s := sessions[i]
+		if before := sessions[i-1]; s.Token <= before.Token {
+			faults = append(faults, fmt.Errorf("%s had fencing token %d after %s had %d", s.Who, s.Token, before.Who, before.Token))
+		}
+		for _, before := range sessions[:i] {
+			gap := s.At - before.last
+			if gap <= 0 {
+				faults = append(faults, fmt.Errorf("%s (token %d) led for %v beside %s (token %d)",
+					s.Who, s.Token, min(s.last, before.last)-s.At, before.Who, before.Token))
+			}
+			closest = min(closest, gap)
+		}
+	}
+	return closest, errors.Join(faults...)
+}

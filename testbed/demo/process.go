@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+)
+
+// A candidate is this program, started again with this as its first argument and the journal as its second.
+const candidateCommand = "candidate"
+
+// runCandidate is the main function of a candidate's process.
+func runCandidate(journalFile string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	go func() { // the end of standard input tells that the demo is gone
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("candidate", os.Getenv("POD_NAME"), "pid", os.Getpid()))
+	file, err := os.OpenFile(journalFile, os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		j := &journal{who: os.Getenv("POD_NAME"), file: file, out: os.Stdout}
+		err = campaign(ctx, j.writeJournal)
+	}
+	if err != nil && ctx.Err() == nil {
+		slog.Error("candidate failed", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// A process is one run of a candidate.
+type process struct {
+	cmd   *exec.Cmd
+	asked syscall.Signal // what is to end it, 0 before
+	gone  bool           // its end was seen
+}
+
+// news is something that a process did: it wrote a record or, without one, it ended because of err.
+type news struct {
+	*process
+	record *record
+	err    error
+}
+
+// place is where the candidates meet.
+type place struct {
+	kubeconfig   string
+	journal, log string // files
+	news         chan news
+}
+
+// start starts a candidate. It sends what it does to the place's news; the last is its end.
+func (p *place) start(name string) (*process, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(p.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(program, candidateCommand, p.journal)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.kubeconfig, "POD_NAME="+name)
+	cmd.Stderr = log
+	cmd.SysProcAttr = sysProcAttr()
+	if _, err := cmd.StdinPipe(); err != nil { // never written to
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	c := &process{cmd: cmd}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // a parent death signal comes when the starting thread ends, so it stays
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			r := new(record)
+			if err := json.Unmarshal(lines.Bytes(), r); err == nil { // a killed process may leave half a line
+				p.news <- news{process: c, record: r}
+			}
+		}
+		p.news <- news{process: c, err: cmd.Wait()}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start candidate %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// terminated tells whether a process ended by SIGTERM itself, as one does that has only just been started: it has no
+// handler yet, and no lease.
+func terminated(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGTERM
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+func (p *process) signal(sig syscall.Signal) error {
+	if sig == syscall.SIGTERM || sig == syscall.SIGKILL {
+		p.asked = sig
+	}
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("signal process %d: %w", p.pid(), err)
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// A timeline is what has happened so far. All times are by CLOCK_BOOTTIME.
+type timeline struct {
+	start, now time.Duration
+	rows       []*row
+	away       []stretch // of the API server
+	marks      []mark
+	steps      []*step
+	verdict    step   // about the whole
+	note       string // what is happening
+}
+
+// A row shows the processes of one candidate, of which there is one at a time.
+type row struct {
+	name     string
+	style    style
+	process  *process // the last
+	lives    []stretch
+	frozen   []stretch
+	outlived []stretch // by its lease, after it was killed
+	killed   []time.Duration
+	sessions []*session
+}
+
+// A stretch is a piece of time.
+type stretch struct{ from, to time.Duration }
+
+// still is the end of a stretch that goes on.
+const still = time.Duration(1<<63 - 1)
+
+func (s *stretch) end(at time.Duration) { s.to = min(s.to, at) }
+
+func (s stretch) overlaps(o stretch) bool { return s.from < o.to && o.from < s.to }
+
+// A session is what a candidate has said about it.
+type session struct {
+	row    *row
+	token  uint64
+	worked stretch       // from the first to the last work
+	ended  time.Duration // when its process said so, or was gone; 0 before
+	lost   bool
+	why    string
+}
+
+// A mark is an event, with the step's key.
+type mark struct {
+	at         time.Duration
+	key, label string // the label is shown where there is room
+}
+
+// A step is a row of the table.
+type step struct {
+	key, event                 string
+	state                      state
+	who, after, tokens, remark string
+}
+
+type state int
+
+const (
+	pending state = iota
+	running
+	passed
+	failed
+)
+
+// see takes note of what a process did. The error tells of an end that nobody wanted.
+func (t *timeline) see(n news) error {
+	r := t.rows[slices.IndexFunc(t.rows, func(r *row) bool { return r.process == n.process })]
+	if n.record == nil {
+		r.exit(bootTime())
+		switch {
+		case n.asked == 0:
+			return fmt.Errorf("%s ended by itself: %w", r.name, cmp.Or(n.err, errNone))
+		case n.asked == syscall.SIGTERM && n.err != nil && !terminated(n.err):
+			return fmt.Errorf("%s after SIGTERM: %w", r.name, n.err)
+		}
+		return nil
+	}
+	i := slices.IndexFunc(r.sessions, func(s *session) bool { return s.token == n.record.Token })
+	if i < 0 {
+		i = len(r.sessions)
+		r.sessions = append(r.sessions, &session{row: r, token: n.record.Token, worked: stretch{n.record.At, n.record.At}})
+	}
+	switch s := r.sessions[i]; n.record.What {
+	case end:
+		s.ended, s.lost, s.why = n.record.At, n.record.Lost, n.record.Why
+	default:
+		s.worked.to = n.record.At
+	}
+	return nil
+}
+
+var errNone = errors.New("exit status 0")
+
+// begin takes note of a new process.
+func (r *row) begin(p *process, at time.Duration) {
+	r.process = p
+	r.lives = append(r.lives, stretch{at, still})
+}
+
+// exit takes note of the end of the process, and of sessions that did not live to tell theirs.
+func (r *row) exit(at time.Duration) {
+	r.process.gone = true
+	r.lives[len(r.lives)-1].end(at)
+	for _, s := range r.sessions {
+		if s.ended == 0 {
+			s.ended = at
+		}
+	}
+}
+
+// newest returns the session with the highest fencing token, nil if there was none.
+func (t *timeline) newest() *session {
+	var all []*session
+	for _, r := range t.rows {
+		all = append(all, r.sessions...)
+	}
+	if all == nil {
+		return nil
+	}
+	return slices.MaxFunc(all, func(a, b *session) int { return cmp.Compare(a.token, b.token) })
+}
+
+// leader returns the session that leads, nil if there is none.
+func (t *timeline) leader() *session {
+	if s := t.newest(); s != nil && s.ended == 0 {
+		return s
+	}
+	return nil
+}
+
+// short writes a duration as people say it.
+func short(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	default:
+		return fmt.Sprintf("%.2f s", d.Seconds())
+	}
+}
