@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +26,12 @@ func TestExplain(t *testing.T) {
 			t.Fatalf("exit code %d: %s", code, stderr)
 		}
 		golden(t, name, out)
+		if name == "explain.table" {
+			doc, err := os.ReadFile("../../docs/operations.md")
+			if err != nil || !strings.Contains(string(doc), "$ leasehold explain\n"+out) {
+				t.Errorf("docs/operations.md shows something else (%v)", err)
+			}
+		}
 	}
 }
 
