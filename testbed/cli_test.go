@@ -3,6 +3,7 @@ package testbed_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
@@ -666,5 +669,45 @@ func TestCompletion(t *testing.T) {
 		if got := strings.TrimSpace(string(out)); err != nil || got != want {
 			t.Errorf("%s: %q, want %q (%v)", line, got, want, err)
 		}
+	}
+}
+
+// A credential plugin is a child too: it is not collected in the place of client-go, which waits for it.
+func TestRunCredentialPlugin(t *testing.T) {
+	c := newCLI(t)
+	cfg := c.server.Config()
+	credential, err := json.Marshal(map[string]any{
+		"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+		"status": map[string]any{
+			"expirationTimestamp":   "2000-01-01T00:00:00Z", // it is asked for again and again
+			"clientCertificateData": string(cfg.CertData), "clientKeyData": string(cfg.KeyData),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := filepath.Join(c.dir, "plugin")
+	script := fmt.Sprintf("#!/bin/sh\necho called >>%s.calls\nsleep 0.05\ncat <<'END'\n%s\nEND\n", plugin, credential)
+	if err := os.WriteFile(plugin, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig := clientcmdapi.NewConfig()
+	kubeconfig.Clusters["c"] = &clientcmdapi.Cluster{Server: cfg.Host, CertificateAuthorityData: cfg.CAData}
+	kubeconfig.AuthInfos["u"] = &clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
+		APIVersion: "client.authentication.k8s.io/v1", Command: plugin, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
+	}}
+	kubeconfig.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	kubeconfig.CurrentContext = "x"
+	path := filepath.Join(c.dir, "kubeconfig")
+	if err := clientcmd.WriteToFile(*kubeconfig, path); err != nil {
+		t.Fatal(err)
+	}
+	a := c.start("run", "job", "--kubeconfig="+path, "--", "sh", "-c", `for i in $(seq 40); do (setsid sleep 0.02 & sleep 0.02 &); sleep 0.1; done`)
+	a.wantCode(0)
+	if calls := strings.Count(c.file("plugin.calls"), "called"); calls < 2 {
+		t.Errorf("the plugin was called %d times", calls)
+	}
+	if said := a.stderr.String(); strings.Contains(said, "no child processes") || strings.Contains(said, "level=WARN") {
+		t.Errorf("it said %s", said)
 	}
 }
