@@ -343,21 +343,26 @@ func TestRunStubborn(t *testing.T) {
 
 // The lease is not released before the last process is gone: neither one of the group, nor a daemon that left it.
 func TestRunGrandchildren(t *testing.T) {
-	c := newCLI(t)
-	daemon := `setsid sh -c '` + strings.ReplaceAll(stubborn+say("daemon"), "'", `'\''`) + `while :; do sleep 0.1; done' & `
-	child := `sh -c '` + strings.ReplaceAll(stubborn+say("child"), "'", `'\''`) + `while :; do sleep 0.1; done' & `
-	a := c.start("run", "job", "--grace-period=2s", "--", "sh", "-c",
-		daemon+child+`while ! [ -e daemon ] || ! [ -e child ]; do sleep 0.05; done; exit 4`)
-	pids := []int{c.pid("daemon"), c.pid("child")}
-	for c.holder("job") != "" {
-		time.Sleep(5 * time.Millisecond)
+	quoted := func(name string) string {
+		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) + `while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
 	}
-	for _, pid := range pids {
-		if alive(pid) {
-			t.Errorf("process %d goes on without the lease", pid)
-		}
+	for name, script := range map[string]string{
+		"child":  quoted("child"),
+		"daemon": "setsid " + quoted("daemon"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCLI(t)
+			a := c.start("run", "job", "--grace-period=2s", "--", "sh", "-c", script+"exit 4")
+			pid := c.pid(name)
+			for c.holder("job") != "" {
+				time.Sleep(5 * time.Millisecond)
+			}
+			if alive(pid) {
+				t.Error("it goes on without the lease")
+			}
+			a.wantCode(4)
+		})
 	}
-	a.wantCode(4)
 }
 
 // Whatever happens to the tool, its processes do not outlive the lease.
