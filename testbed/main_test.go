@@ -1,6 +1,7 @@
 package testbed_test
 
 import (
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -8,4 +9,9 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(controlplane.StopAfter(m)) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(controlplane.StopAfter(m), goleak.Cleanup(func(code int) {
+		removeCLI()
+		os.Exit(code)
+	}))
+}

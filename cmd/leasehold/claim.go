@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/pflag"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+func claimCommand() *command {
+	var h holding
+	return &command{
+		name:  "claim",
+		args:  "LEASE [FLAGS]",
+		short: "Take a lease and hold it until interrupted",
+		long: `
+It waits for the lease, says so when it holds it, renews it, and gives it back when it is interrupted. If the lease is lost
+meanwhile, the exit code is 123. To keep something from running while you look at it, claim its lease.`,
+		examples: `
+# Keep the reconciler from running
+leasehold claim reconciler --identity "$USER"
+
+# Only if nobody has it
+leasehold claim reconciler --no-wait`,
+		flags: func(flags *pflag.FlagSet) { h.flags(flags) },
+		run: func(t *tool, args []string, _ int) error {
+			lease, err := oneLease(args)
+			if err != nil {
+				return err
+			}
+			opts, err := h.complete(t, lease)
+			if err != nil {
+				return err
+			}
+			return t.claim(&h, opts)
+		},
+	}
+}
+
+func (t *tool) claim(h *holding, opts []leasehold.Option) error {
+	interrupted, stop := interruptible()
+	defer stop()
+	ctx, cancel := context.WithCancelCause(interrupted)
+	defer cancel(nil)
+	s, err := h.acquire(ctx, cancel, opts)
+	if err != nil {
+		return h.notAcquired(err)
+	}
+	defer s.Release()
+	who := s.Holder()
+	fmt.Fprintf(t.out, "holding %s/%s as %q, fencing token %d; interrupt to release it\n", who.Namespace, who.Name, who.Identity, s.FencingToken())
+	<-s.Done()
+	if err := s.Release(); errors.Is(err, leasehold.ErrLost) {
+		return exitWith(exitLost, err)
+	} else if err != nil {
+		return err
+	}
+	fmt.Fprintf(t.out, "released %s/%s\n", who.Namespace, who.Name)
+	return nil
+}
+
+// acquire returns a session, or why there is none in time. It may cancel ctx, whose cancel this is, until it returns.
+func (h *holding) acquire(ctx context.Context, cancel context.CancelCauseFunc, opts []leasehold.Option) (leasehold.Session, error) {
+	if h.noWait {
+		return leasehold.TryAcquire(ctx, opts...)
+	}
+	if h.wait > 0 {
+		timer := time.AfterFunc(h.wait, func() { cancel(errNotInTime) })
+		defer timer.Stop()
+	}
+	return leasehold.Acquire(ctx, opts...)
+}
+
+func releaseCommand() *command {
+	var identity, holder string
+	var force bool
+	return &command{
+		name:  "release",
+		args:  "LEASE [FLAGS]",
+		short: "Give a lease back",
+		long: `
+It frees the lease if --identity holds it; nobody may be working under it any more. It is done too if nobody holds it.
+With --force --holder=IDENTITY it takes the lease away from somebody else, who may still be working: one that uses this
+library stops when it sees that, others at their next renewal. Prefer to stop that process, which releases the lease.`,
+		examples: `
+# In a preStop hook of a process whose identity is its pod's name
+leasehold release reconciler --identity "$POD_NAME"
+
+# Take it away from a holder that is known to be gone, rather than wait until its lease expires
+leasehold release reconciler --force --holder=node-7_1d4f`,
+		flags: func(flags *pflag.FlagSet) {
+			flags.StringVarP(&identity, "identity", "i", "", "whose lease to give back (default $LEASEHOLD_IDENTITY, as run sets it)")
+			flags.BoolVar(&force, "force", false, "take the lease away from the holder that --holder names")
+			flags.StringVar(&holder, "holder", "", "with --force: who must hold the lease for it to be taken away")
+		},
+		run: func(t *tool, args []string, _ int) error {
+			lease, err := oneLease(args)
+			if err != nil {
+				return err
+			}
+			who := identity
+			switch {
+			case force != (holder != ""):
+				return usagef("want --force and --holder together: they say from whom the lease is taken away")
+			case force && identity != "":
+				return usagef("--force and --identity: want one of them")
+			case force:
+				who = holder
+			case who == "":
+				if who = os.Getenv("LEASEHOLD_IDENTITY"); who == "" {
+					return usagef("whose lease? want --identity, or $LEASEHOLD_IDENTITY as run sets it")
+				}
+			}
+			return t.release(lease, who, force)
+		},
+	}
+}
+
+func (t *tool) release(lease, who string, force bool) error {
+	ctx, cancel := interruptible()
+	defer cancel()
+	opts, err := t.cluster.options()
+	if err != nil {
+		return err
+	}
+	opts = append(opts, leasehold.WithLease(lease), leasehold.WithIdentity(who), leasehold.WithLogger(t.log))
+	if err := check(opts); err != nil {
+		return usageError{err}
+	}
+	l, err := t.get(ctx, lease)
+	if err != nil {
+		return err
+	}
+	is := fmt.Sprintf("%s/%s", l.Namespace, l.Name)
+	switch now := holderOf(l.Spec); {
+	case now == "":
+		fmt.Fprintf(t.out, "%s is free already\n", is)
+		return nil
+	case now != who:
+		return fmt.Errorf("%s not released: %q holds it, not %q", is, now, who)
+	case force:
+		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Anybody may take it from now on, and if that "+
+			"holder is alive, it goes on until it sees this.\n", is, now, age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now()))
+	}
+	freed, err := leasehold.Vacate(ctx, opts...)
+	if err != nil {
+		return err
+	}
+	if !freed {
+		return fmt.Errorf("%s not released: another holds it by now", is)
+	}
+	fmt.Fprintf(t.out, "released %s\n", is)
+	return nil
+}
+
+func (t *tool) get(ctx context.Context, lease string) (*coordinationv1.Lease, error) {
+	ns, err := t.cluster.namespace()
+	if err != nil {
+		return nil, err
+	}
+	client, err := t.cluster.client()
+	if err != nil {
+		return nil, err
+	}
+	l, err := client.Leases(ns).Get(ctx, lease, metav1.GetOptions{})
+	return l, advise(err, "get", ns, lease)
+}
+
+func createCommand() *command {
+	var labels map[string]string
+	output := format("table")
+	return &command{
+		name:  "create",
+		args:  "LEASE [FLAGS]",
+		short: "Create a Lease that nobody holds",
+		long: `
+With it there, programs need no right to create Leases, which RBAC cannot restrict to a name: run and claim with
+--create=never, and Go programs with UseExisting.`,
+		examples: `
+leasehold create reconciler --labels team=storage
+
+# Show what was created
+leasehold create reconciler -o yaml`,
+		flags: func(flags *pflag.FlagSet) {
+			flags.StringToStringVar(&labels, "labels", nil, "labels to give the Lease, as team=storage,tier=1")
+			flags.TextVarP(&output, "output", "o", output, "`format` of what is shown: table (a sentence), json, yaml or name")
+		},
+		run: func(t *tool, args []string, _ int) error {
+			lease, err := oneLease(args)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := interruptible()
+			defer cancel()
+			ns, err := t.cluster.namespace()
+			if err != nil {
+				return err
+			}
+			client, err := t.cluster.client()
+			if err != nil {
+				return err
+			}
+			l, err := client.Leases(ns).Create(ctx, &coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Name: lease, Namespace: ns, Labels: labels},
+			}, metav1.CreateOptions{FieldManager: "leasehold", FieldValidation: metav1.FieldValidationStrict})
+			if apierrors.IsAlreadyExists(err) {
+				return fmt.Errorf("lease %s/%s exists already", ns, lease)
+			}
+			if err != nil {
+				return advise(err, "create", ns, lease)
+			}
+			if output == "table" {
+				_, err := fmt.Fprintf(t.out, "%s%s created\n", resource, l.Name)
+				return err
+			}
+			return printLeases(t.out, output, []coordinationv1.Lease{*l}, time.Now(), false, false)
+		},
+	}
+}

@@ -1,0 +1,34 @@
+//go:build unix
+
+package main
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// hasTerminal tells whether standard input is a terminal that this process may read: then the command must be able to,
+// and get what is typed, Ctrl-C included.
+func hasTerminal() bool {
+	group, err := unix.IoctlGetInt(int(os.Stdin.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == syscall.Getpgrp()
+}
+
+// takeTerminal makes the terminal ours again after the command.
+func takeTerminal() {
+	signal.Ignore(syscall.SIGTTOU) // what a process gets that does so in the background
+	defer signal.Reset(syscall.SIGTTOU)
+	unix.IoctlSetPointerInt(int(os.Stdin.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone
+}
+
+// columns returns the width of the terminal that fd is; ok is false if it is none.
+func columns(fd int) (width int, ok bool) {
+	size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, false
+	}
+	return int(size.Col), true
+}

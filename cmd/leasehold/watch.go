@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+func watchCommand() *command {
+	s := selection{output: "table"}
+	var drawn bool
+	var lasts time.Duration
+	return &command{
+		name:  "watch",
+		args:  "[LEASE...] [FLAGS]",
+		short: "Follow who holds leases",
+		long: `
+It shows how the leases are, and then each change: held by another, free, missing, or expired, which is when this machine has
+not seen the holder renew it for its duration. Renewals are not shown. With --timeline it draws who held them when.`,
+		examples: `
+leasehold watch reconciler
+leasehold watch -A -l team=storage
+leasehold watch reconciler --timeline
+
+# One JSON object a line, for a minute
+leasehold watch reconciler -o json --for 1m`,
+		flags: func(flags *pflag.FlagSet) {
+			flags.BoolVar(&drawn, "timeline", false, "draw who held the leases over time")
+			flags.DurationVar(&lasts, "for", 0, "how long to watch (default until interrupted)")
+			flags.TextVarP(&s.output, "output", "o", s.output, "`format` of what is shown: table, json (one object a line), yaml or name")
+			s.flags(flags)
+		},
+		run: func(t *tool, args []string, _ int) error {
+			switch {
+			case drawn && s.output != "table":
+				return usagef("--timeline and --output %s: want one of them", s.output)
+			case lasts < 0:
+				return usagef("--for %v: want a positive time", lasts)
+			}
+			sel, err := s.resolve(t, args)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := during(lasts)
+			defer cancel()
+			if drawn {
+				return t.watchTimeline(ctx, sel)
+			}
+			header := s.output == "table"
+			return sel.observe(ctx, t, func(c change) {
+				if header {
+					header = false
+					fmt.Fprintln(t.out, changeHeader)
+				}
+				s.output.printChange(t.out, c)
+			})
+		},
+	}
+}
+
+// during returns a context that ends when the tool is interrupted, or after d if that is not 0.
+func during(d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := interruptible()
+	if d == 0 {
+		return ctx, cancel
+	}
+	timed, end := context.WithTimeout(ctx, d)
+	return timed, func() {
+		end()
+		cancel()
+	}
+}
+
+const (
+	changeFormat = "%-20s   %-32s   %-7s   %11s   %s\n"
+)
+
+var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", "STATUS", "TRANSITIONS", "HOLDER"), "\n")
+
+// printChange shows c: a line of the table, or an object.
+func (f format) printChange(w io.Writer, c change) {
+	switch f {
+	case "name":
+		fmt.Fprintln(w, resource+c.Name)
+	case "json":
+		line, _ := json.Marshal(c) // cannot fail
+		fmt.Fprintf(w, "%s\n", line)
+	case "yaml":
+		fmt.Fprintln(w, "---")
+		f.marshal(w, c)
+	default:
+		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name, c.Status, fmt.Sprint(c.Transitions), or(c.Holder))
+	}
+}
+
+// watchTimeline draws the timeline again and again on a terminal, else once at the end.
+func (t *tool) watchTimeline(ctx context.Context, s selection) error {
+	began := time.Now()
+	var changes []change
+	changed := make(chan change)
+	failed := make(chan error, 1)
+	go func() {
+		failed <- s.observe(ctx, t, func(c change) {
+			select {
+			case changed <- c:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	screen := newScreen(t.out)
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	draw := func() { screen.draw(timeline(changes, began, time.Now(), screen.width(), screen.colour)) }
+	for {
+		select {
+		case c := <-changed:
+			changes = append(changes, c)
+		case <-ticker.C:
+		case err := <-failed:
+			if err == nil {
+				screen.last = true
+				draw()
+			}
+			return err
+		}
+		draw()
+	}
+}
+
+// A screen shows a picture in the place of the one before. What is no terminal gets the last one only.
+type screen struct {
+	w        io.Writer
+	fd       int
+	terminal bool
+	colour   bool
+	last     bool // the picture that is drawn next
+	lines    int  // of the one before
+}
+
+func newScreen(w io.Writer) *screen {
+	s := &screen{w: w}
+	if file, ok := w.(*os.File); ok {
+		s.fd = int(file.Fd())
+		_, s.terminal = columns(s.fd)
+	}
+	s.colour = s.terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return s
+}
+
+// width returns how many columns there are.
+func (s *screen) width() int {
+	if s.terminal {
+		if width, _ := columns(s.fd); width > 0 {
+			return width
+		}
+	}
+	return 100
+}
+
+func (s *screen) draw(picture string) {
+	if !s.terminal && !s.last {
+		return
+	}
+	if s.lines > 0 {
+		fmt.Fprintf(s.w, "\x1b[%dA\x1b[J", s.lines)
+	}
+	io.WriteString(s.w, picture)
+	s.lines = strings.Count(picture, "\n")
+}

@@ -1,0 +1,718 @@
+package testbed_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/testbed/controlplane"
+)
+
+// cli is cmd/leasehold, built once, against the real API server.
+type cli struct {
+	*fleet
+	dir       string // for what commands write
+	podConfig string // a kubeconfig of the service account of the manifests, once written
+}
+
+var built struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+func newCLI(t *testing.T) *cli {
+	server := controlplane.ForTest(t)
+	built.once.Do(func() {
+		dir, err := os.MkdirTemp("", "leasehold-")
+		if err != nil {
+			built.err = err
+			return
+		}
+		built.path = filepath.Join(dir, "leasehold")
+		out, err := exec.Command("go", "build", "-o", built.path, "github.com/leasehold-go/leasehold/cmd/leasehold").CombinedOutput()
+		if err != nil {
+			built.err = fmt.Errorf("%w\n%s", err, out)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return &cli{fleet: newFleet(t, server), dir: t.TempDir()}
+}
+
+// removeCLI removes what newCLI built.
+func removeCLI() {
+	if built.path != "" {
+		os.RemoveAll(filepath.Dir(built.path))
+	}
+}
+
+// A call is one call of the tool.
+type call struct {
+	*cli
+	cmd    *exec.Cmd
+	stdout syncBuffer
+	stderr syncBuffer
+	done   chan struct{}
+}
+
+func (c *cli) command(args ...string) *exec.Cmd { return c.wrapped(nil, args...) }
+
+func (c *cli) wrapped(wrapper []string, args ...string) *exec.Cmd {
+	argv := append(append(wrapper, built.path), args...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = c.dir
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.server.Kubeconfig(), "LEASEHOLD_NAMESPACE=inherited")
+	return cmd
+}
+
+// start starts the tool in the test's namespace. It is killed at the end of the test.
+func (c *cli) start(args ...string) *call { return c.startCmd(c.command(args...)) }
+
+func (c *cli) startCmd(cmd *exec.Cmd) *call {
+	c.Helper()
+	for i, arg := range cmd.Args {
+		if arg == "--" || i == len(cmd.Args)-1 {
+			if arg != "--" {
+				i++
+			}
+			cmd.Args = append(append(append([]string{}, cmd.Args[:i]...), "-n", c.ns), cmd.Args[i:]...)
+			break
+		}
+	}
+	a := &call{cli: c, cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &a.stdout, io.MultiWriter(&a.stderr, &c.log)
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Start(); err != nil {
+		c.Fatal(err)
+	}
+	go func() {
+		defer close(a.done)
+		cmd.Wait()
+	}()
+	c.Cleanup(func() {
+		cmd.Process.Kill()
+		<-a.done
+	})
+	return a
+}
+
+// code waits for the tool to end and returns its exit code, -1 if a signal ended it.
+func (a *call) code() int {
+	a.Helper()
+	select {
+	case <-a.done:
+	case <-time.After(time.Minute):
+		a.Fatalf("still running after a minute: %v", a.cmd.Args)
+	}
+	return a.cmd.ProcessState.ExitCode()
+}
+
+func (a *call) wantCode(want int) {
+	a.Helper()
+	if got := a.code(); got != want {
+		a.Errorf("%v: exit code %d, want %d\n%s", a.cmd.Args[1:], got, want, a.stderr.String())
+	}
+}
+
+func (a *call) signal(sig os.Signal) {
+	a.Helper()
+	if err := a.cmd.Process.Signal(sig); err != nil {
+		a.Fatal(err)
+	}
+}
+
+// file returns what a command has written to a file; "" before.
+func (c *cli) file(name string) string {
+	content, _ := os.ReadFile(filepath.Join(c.dir, name))
+	return strings.TrimSpace(string(content))
+}
+
+// pid waits until a command has written its process ID to a file.
+func (c *cli) pid(name string) int {
+	c.Helper()
+	var pid int
+	c.await(name+" written", func() bool {
+		var err error
+		pid, err = strconv.Atoi(c.file(name))
+		return err == nil
+	})
+	return pid
+}
+
+// alive tells whether a process runs. One that nobody has collected yet does not.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return fields[0] != "Z" && fields[0] != "X"
+}
+
+func (c *cli) holder(name string) string {
+	c.Helper()
+	l, err := c.admin.Get(c.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		c.Fatal(err)
+	}
+	if l.Spec.HolderIdentity == nil {
+		return ""
+	}
+	return *l.Spec.HolderIdentity
+}
+
+// say has a shell write its process ID to a file, in one step.
+func say(file string) string {
+	return "echo $$ >" + file + ".new && mv " + file + ".new " + file + "; "
+}
+
+// The command finds out about its term, reads standard input, and the lease is free afterwards.
+func TestRun(t *testing.T) {
+	c := newCLI(t)
+	input := strings.Repeat("0123456789abcde\n", 1<<16)
+	cmd := c.command("run", "job", "--identity", "me", "--", "sh", "-c", `echo $LEASEHOLD_LEASE $LEASEHOLD_NAMESPACE $LEASEHOLD_IDENTITY $LEASEHOLD_FENCING_TOKEN; cat`)
+	cmd.Stdin = strings.NewReader(input)
+	a := c.startCmd(cmd)
+	a.wantCode(0)
+	env, rest, _ := strings.Cut(a.stdout.String(), "\n")
+	fields := strings.Fields(env)
+	if len(fields) != 4 || strings.Join(fields[:3], " ") != "job "+c.ns+" me" {
+		t.Errorf("environment %q", env)
+	} else if token, err := strconv.ParseUint(fields[3], 10, 64); err != nil || token == 0 {
+		t.Errorf("fencing token %q", fields[3])
+	}
+	if rest != input {
+		t.Errorf("%d bytes of standard input came through, want %d", len(rest), len(input))
+	}
+	if h := c.holder("job"); h != "" {
+		t.Errorf("afterwards held by %q", h)
+	}
+}
+
+func TestRunExitCodes(t *testing.T) {
+	c := newCLI(t)
+	var group errgroup.Group
+	group.SetLimit(4)
+	for code := range 256 {
+		group.Go(func() error {
+			// Its lease is its own, so that nobody waits.
+			cmd := c.command("run", fmt.Sprintf("exit-%d", code), "-n", c.ns, "--log-level=error", "--", "sh", "-c", fmt.Sprintf("exit %d", code))
+			out, _ := cmd.CombinedOutput()
+			if got := cmd.ProcessState.ExitCode(); got != code || len(out) > 0 {
+				t.Errorf("exit code %d, want %d; it said %q", got, code, out)
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGUSR1} {
+		c.start("run", "job", "--", "sh", "-c", fmt.Sprintf("kill -%d $$", sig)).wantCode(128 + int(sig))
+	}
+	c.start("run", "job", "--", "nothing-of-that-name").wantCode(127)
+	c.start("run", "job", "--", "./missing/script").wantCode(127)
+	if err := os.WriteFile(filepath.Join(c.dir, "data"), []byte("no program"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.start("run", "job", "--", "./data").wantCode(126)
+	if err := os.WriteFile(filepath.Join(c.dir, "bad"), []byte("#!/nothing/here\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.start("run", "job", "--", "./bad").wantCode(127)
+	if h := c.holder("job"); h != "" {
+		t.Errorf("afterwards held by %q", h)
+	}
+	c.start("run", "job").wantCode(125)
+	c.start("run", "job", "--stop-timeout=3s", "--", "true").wantCode(125)
+	c.start("run", "job", "--create=new", "--", "true").wantCode(125)
+	c.start("run", "other", "--create=never", "--", "true").wantCode(125)
+}
+
+func TestRunWait(t *testing.T) {
+	c := newCLI(t)
+	holder := c.start("run", "job", "--identity=first", "--", "sh", "-c", say("started")+"exec sleep 600")
+	c.pid("started")
+	for _, flag := range []string{"--no-wait", "--wait=300ms"} {
+		a := c.start("run", "job", flag, "--", "touch", "ran")
+		a.wantCode(124)
+		if flag == "--no-wait" && !strings.Contains(a.stderr.String(), `held by "first"`) {
+			t.Errorf("%s: %s", flag, a.stderr.String())
+		}
+	}
+	waiting := c.start("run", "job", "--", "touch", "ran")
+	c.await("campaigning", func() bool { return c.standbys() })
+	waiting.signal(syscall.SIGTERM)
+	waiting.wantCode(143)
+	if _, err := os.Stat(filepath.Join(c.dir, "ran")); err == nil {
+		t.Error("a command was run without the lease")
+	}
+	next := c.start("run", "job", "--wait=1m", "--", "touch", "ran")
+	holder.signal(syscall.SIGTERM)
+	holder.wantCode(143)
+	next.wantCode(0)
+	if _, err := os.Stat(filepath.Join(c.dir, "ran")); err != nil {
+		t.Error("the command was not run: ", err)
+	}
+}
+
+// standbys gives a candidate the time to get to know the lease; nothing outside shows that it has.
+func (c *cli) standbys() bool {
+	time.Sleep(500 * time.Millisecond)
+	return true
+}
+
+// A request to stop is passed on, and the lease renewed until the command has ended, however long that takes.
+func TestRunStop(t *testing.T) {
+	c := newCLI(t)
+	a := c.start("run", "job", "--duration=2s", "--identity=one", "--", "sh", "-c",
+		`trap 'echo usr1 >got; ' USR1; trap 'sleep 5; echo stopped >stopped; exit 9' TERM; `+say("started")+`while :; do sleep 0.1; done`)
+	c.pid("started")
+	a.signal(syscall.SIGUSR1)
+	c.await("USR1 passed on", func() bool { return c.file("got") == "usr1" })
+	other := c.start("run", "job", "--duration=2s", "--", "sh", "-c", "cat stopped")
+	a.signal(syscall.SIGTERM)
+	a.wantCode(9)
+	other.wantCode(0)
+	if got := other.stdout.String(); got != "stopped\n" {
+		t.Errorf("when another had the lease, the command had not stopped: %q", got)
+	}
+}
+
+// SIGINT stays SIGINT.
+func TestRunInterrupt(t *testing.T) {
+	c := newCLI(t)
+	a := c.start("run", "job", "--", "sh", "-c", `trap 'exit 5' INT; `+say("started")+`while :; do sleep 0.1; done`)
+	c.pid("started")
+	a.signal(os.Interrupt)
+	a.wantCode(5)
+}
+
+const stubborn = `trap '' TERM INT; `
+
+func TestRunStubborn(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		args    []string
+		signals int
+	}{
+		{"killed after the grace period", []string{"--grace-period=500ms"}, 1},
+		{"killed by a second signal", []string{"--grace-period=10m"}, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCLI(t)
+			args := append([]string{"run", "job"}, tt.args...)
+			a := c.start(append(args, "--", "sh", "-c", stubborn+say("started")+"while :; do sleep 0.1; done")...)
+			pid := c.pid("started")
+			for range tt.signals {
+				a.signal(syscall.SIGTERM)
+				time.Sleep(100 * time.Millisecond)
+			}
+			a.wantCode(137)
+			if alive(pid) {
+				t.Error("it is still there")
+			}
+			if h := c.holder("job"); h != "" {
+				t.Errorf("afterwards held by %q", h)
+			}
+		})
+	}
+}
+
+// The lease is not released before the last process is gone: neither one of the group, nor a daemon that left it.
+func TestRunGrandchildren(t *testing.T) {
+	quoted := func(name string) string {
+		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) + `while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
+	}
+	for name, script := range map[string]string{
+		"child":  quoted("child"),
+		"daemon": "setsid " + quoted("daemon"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCLI(t)
+			a := c.start("run", "job", "--grace-period=2s", "--", "sh", "-c", script+"exit 4")
+			pid := c.pid(name)
+			for c.holder("job") != "" {
+				time.Sleep(5 * time.Millisecond)
+			}
+			if alive(pid) {
+				t.Error("it goes on without the lease")
+			}
+			a.wantCode(4)
+		})
+	}
+}
+
+// Whatever happens to the tool, its processes do not outlive the lease.
+func TestRunKilled(t *testing.T) {
+	c := newCLI(t)
+	a := c.start("run", "job", "--", "sh", "-c", stubborn+`sh -c '`+strings.ReplaceAll(stubborn+say("child"), "'", `'\''`)+`while :; do sleep 0.1; done' & `+
+		say("started")+"while :; do sleep 0.1; done")
+	pids := []int{c.pid("started"), c.pid("child")}
+	a.signal(syscall.SIGKILL)
+	c.await("gone with the tool", func() bool { return !alive(pids[0]) && !alive(pids[1]) })
+	a.wantCode(-1)
+}
+
+func TestRunSuspended(t *testing.T) {
+	c := newCLI(t)
+	a := c.start("run", "job", "--duration=2s", "--", "sh", "-c", stubborn+say("started")+"while :; do sleep 0.1; done")
+	pid := c.pid("started")
+	a.signal(syscall.SIGSTOP)
+	c.run("two", func(s leasehold.Session) {
+		if alive(pid) {
+			t.Error("the command runs while another has the lease")
+		}
+		<-s.Done()
+	}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(2*time.Second))
+	c.awaitLeader("two")
+	a.signal(syscall.SIGCONT)
+	a.wantCode(123)
+}
+
+// Cut off from the API server, the command is told to stop, and killed before another has the lease.
+func TestRunLost(t *testing.T) {
+	for _, tt := range []struct {
+		name, traps string
+		told        bool
+	}{
+		{"stops", `trap 'echo told >told; exit 0' TERM; `, true},
+		{"ignores SIGTERM", stubborn, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCLI(t)
+			proxy := newProxy(t, c.server.Config().Host)
+			a := c.start("run", "job", "--duration=5s", "--renew-deadline=2s", "--stop-timeout=2500ms", "--server="+proxy.url, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
+			pid := c.pid("started")
+			c.run("two", func(s leasehold.Session) {
+				if alive(pid) {
+					t.Error("the command runs while another has the lease")
+				}
+				<-s.Done()
+			}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(5*time.Second))
+			proxy.cut()
+			c.awaitLeader("two")
+			a.wantCode(123)
+			if told := c.file("told") != ""; told != tt.told {
+				t.Errorf("told to stop: %v", told)
+			}
+		})
+	}
+}
+
+func TestRunTaken(t *testing.T) {
+	c := newCLI(t)
+	a := c.start("run", "job", "--duration=60s", "--", "sh", "-c", stubborn+say("started")+"while :; do sleep 0.1; done")
+	pid := c.pid("started")
+	patch := `{"spec":{"holderIdentity":"thief"}}`
+	if _, err := c.admin.Patch(t.Context(), "job", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.wantCode(123)
+	if alive(pid) {
+		t.Error("it is still there")
+	}
+	if said := a.stderr.String(); !strings.Contains(said, `error: the command was stopped: lease lost: now held by "thief"`) {
+		t.Errorf("it said %s", said)
+	}
+	if h := c.holder("job"); h != "thief" {
+		t.Errorf("afterwards held by %q", h)
+	}
+}
+
+// With --restart a command that ends at once is started again, but not in a hot loop; and after a loss it is when the lease
+// is back.
+func TestRunRestart(t *testing.T) {
+	c := newCLI(t)
+	a := c.start("run", "job", "--restart", "--", "sh", "-c", "echo $LEASEHOLD_FENCING_TOKEN >>starts; exit 3")
+	began := time.Now()
+	starts := func() []string { return strings.Fields(c.file("starts")) }
+	c.await("started thrice", func() bool { return len(starts()) >= 3 })
+	n, most := len(starts()), 1+int(time.Since(began)/(800*time.Millisecond))
+	if n > most {
+		t.Errorf("%d starts in %v", n, time.Since(began))
+	}
+	a.signal(syscall.SIGTERM)
+	a.wantCode(143)
+	var last uint64
+	for _, s := range starts() {
+		token, err := strconv.ParseUint(s, 10, 64)
+		if err != nil || token <= last {
+			t.Errorf("tokens %v", starts())
+		}
+		last = token
+	}
+
+	a = c.start("run", "other", "--restart", "--", "sh", "-c", say("started")+"exec sleep 600")
+	pid := c.pid("started")
+	if err := c.admin.Delete(t.Context(), "other", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.await("started again", func() bool { return c.pid("started") != pid })
+	if alive(pid) {
+		t.Error("the first command runs beside the second")
+	}
+	a.signal(syscall.SIGTERM)
+	a.wantCode(143)
+}
+
+// As the first process of a container it collects what others leave behind.
+func TestRunFirstProcess(t *testing.T) {
+	c := newCLI(t)
+	unshare := []string{"unshare", "--fork", "--pid", "--mount-proc"}
+	if out, err := exec.Command(unshare[0], append(unshare[1:], "true")...).CombinedOutput(); err != nil {
+		t.Skipf("needs the right to make a PID namespace: %v %s", err, out)
+	}
+	a := c.startCmd(c.wrapped(unshare, "run", "job", "--", "sh", "-c",
+		`echo $PPID; for i in 1 2 3; do (setsid sleep 0.1 & sleep 0.1 &); done; sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status | wc -l`))
+	a.wantCode(0)
+	if got := strings.Fields(a.stdout.String()); strings.Join(got, " ") != "1 0" {
+		t.Errorf("parent and number of dead processes: %v, want 1 and 0", got)
+	}
+}
+
+// A proxy passes connections on to the API server until it is cut.
+type proxy struct {
+	url  string
+	gone atomic.Bool
+}
+
+func newProxy(t *testing.T, server string) *proxy {
+	target, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{url: "https://" + listener.Addr().String()}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group errgroup.Group
+	t.Cleanup(func() {
+		cancel()
+		listener.Close()
+		group.Wait()
+	})
+	group.Go(func() error {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return nil
+			}
+			group.Go(func() error {
+				defer client.Close()
+				defer context.AfterFunc(ctx, func() { client.Close() })()
+				upstream, err := net.Dial("tcp", target.Host)
+				if err != nil {
+					return nil
+				}
+				defer upstream.Close()
+				defer context.AfterFunc(ctx, func() { upstream.Close() })()
+				var both errgroup.Group
+				both.Go(func() error { defer upstream.Close(); return p.copy(upstream, client) })
+				both.Go(func() error { defer client.Close(); return p.copy(client, upstream) })
+				return both.Wait()
+			})
+		}
+	})
+	return p
+}
+
+// copy drops what it reads once the proxy is cut.
+func (p *proxy) copy(to io.Writer, from io.Reader) error {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		if p.gone.Load() {
+			continue
+		}
+		if _, err := to.Write(buffer[:n]); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *proxy) cut() { p.gone.Store(true) }
+
+// The commands around a lease, as an operator types them.
+func TestOperator(t *testing.T) {
+	c := newCLI(t)
+	do := func(code int, stdout, stderr string, args ...string) {
+		c.Helper()
+		a := c.start(args...)
+		a.wantCode(code)
+		for _, got := range []struct{ name, text, want string }{{"output", a.stdout.String(), stdout}, {"errors", a.stderr.String(), stderr}} {
+			if want := strings.ReplaceAll(got.want, "NS", c.ns); !strings.Contains(got.text, want) || want == "" && got.text != "" {
+				c.Errorf("%v: %s %q, want %q", args, got.name, got.text, want)
+			}
+		}
+	}
+	do(0, "", "No leases found in namespace NS.", "get")
+	do(0, "lease.coordination.k8s.io/job created\n", "", "create", "job", "--labels", "team=storage")
+	do(1, "", "error: lease NS/job exists already", "create", "job")
+	do(1, "", "is invalid", "create", "Job")
+	do(0, "job    free     <none>", "", "get", "-l", "team=storage")
+	do(0, "", "No leases found", "get", "-l", "team=web")
+	do(1, "", "error: no lease NS/other\n", "get", "other")
+
+	watch := c.start("watch", "job", "other", "-o", "json")
+	seen := func(status, holder string) {
+		c.Helper()
+		c.await("seen to be "+status+" "+holder, func() bool {
+			for line := range strings.Lines(watch.stdout.String()) {
+				if strings.Contains(line, `"name":"job","status":"`+status+`"`) && (holder == "" || strings.Contains(line, `"holder":"`+holder+`"`)) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	seen("free", "")
+	report := c.start("report", "job", "--html", "page.html", "--record", "record.jsonl")
+	c.await("recorded", func() bool { return c.file("record.jsonl") != "" })
+	claim := c.start("claim", "job", "--identity", "operator")
+	seen("held", "operator")
+	do(0, "job    held     operator", "", "get", "job")
+	do(124, "", `error: leasehold: lease held by "operator"`, "claim", "job", "--no-wait")
+	do(124, "", "error: the lease was not acquired within 100ms", "claim", "job", "--wait=100ms")
+	do(1, "", `error: NS/job not released: "operator" holds it, not "me"`, "release", "job", "-i", "me")
+	do(1, "", `error: NS/job not released: "operator" holds it, not "me"`, "release", "job", "--force", "--holder=me")
+	claim.signal(os.Interrupt)
+	claim.wantCode(0)
+	if got := claim.stdout.String(); !strings.Contains(got, "holding "+c.ns+"/job as \"operator\"") || !strings.HasSuffix(got, "released "+c.ns+"/job\n") {
+		t.Errorf("claim: %q", got)
+	}
+	do(0, "NS/job is free already\n", "", "release", "job", "-i", "operator")
+	do(1, "", "error: no lease NS/other", "release", "other", "-i", "operator")
+
+	claim = c.start("claim", "job", "--identity", "operator2")
+	seen("held", "operator2")
+	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force", "--holder=operator2")
+	claim.wantCode(123)
+	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")
+	seen("held", "operator3")
+	if err := c.admin.Delete(t.Context(), "job", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	seen("missing", "")
+	claim.wantCode(123)
+	watch.signal(os.Interrupt)
+	watch.wantCode(0)
+	report.signal(syscall.SIGTERM)
+	report.wantCode(0)
+	if page := c.file("page.html"); !strings.Contains(page, "3 terms") || !strings.Contains(page, "operator3") {
+		t.Errorf("page:\n%s", page)
+	}
+	do(0, "page2.html written\n", "", "report", "--from", "record.jsonl", "--html", "page2.html")
+	if c.file("page.html") != c.file("page2.html") {
+		t.Error("the page of the recording is another than that of the watch")
+	}
+	do(1, "", `is forbidden: User "nobody" cannot list resource "leases"`, "get", "--as=nobody")
+	do(1, "", `a Role in namespace "NS" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["job"], verbs: ["get"]}`, "watch", "job", "--as=nobody")
+}
+
+// With the right to get leases but not to watch them, watch reads.
+func TestWatchPolls(t *testing.T) {
+	c := newCLI(t)
+	grant(c.fleet, "getter", "get")
+	a := c.start("watch", "job", "--as=getter")
+	c.await("told", func() bool { return strings.Contains(a.stderr.String(), "read every two seconds") })
+	c.start("run", "job", "--identity=me", "--", "sleep", "600")
+	c.await("seen", func() bool { return strings.Contains(a.stdout.String(), " me\n") })
+}
+
+// The completion scripts are understood by the shells, and know the leases.
+func TestCompletion(t *testing.T) {
+	c := newCLI(t)
+	c.start("create", "job").wantCode(0)
+	c.start("create", "jobs-of-others").wantCode(0)
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("needs bash")
+	}
+	for line, want := range map[string]string{
+		"leasehold cl":                         "claim",
+		"leasehold run --stop":                 "--stop-timeout",
+		"leasehold get -n " + c.ns + " jo":     "job jobs-of-others",
+		"leasehold claim -n " + c.ns + " jobs": "jobs-of-others",
+		"leasehold completion b":               "bash",
+		"leasehold run job -- l":               "",
+	} {
+		script := fmt.Sprintf(`source <(leasehold completion bash); read -ra COMP_WORDS <<<'%s'; COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _leasehold; echo "${COMPREPLY[*]}"`, line)
+		cmd := exec.Command(bash, "-c", script)
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(built.path)+":"+os.Getenv("PATH"), "KUBECONFIG="+c.server.Kubeconfig())
+		out, err := cmd.CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != want {
+			t.Errorf("%s: %q, want %q (%v)", line, got, want, err)
+		}
+	}
+}
+
+// A credential plugin is a child too: it is not collected in the place of client-go, which waits for it.
+func TestRunCredentialPlugin(t *testing.T) {
+	c := newCLI(t)
+	cfg := c.server.Config()
+	credential, err := json.Marshal(map[string]any{
+		"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+		"status": map[string]any{
+			"expirationTimestamp":   "2000-01-01T00:00:00Z", // it is asked for again and again
+			"clientCertificateData": string(cfg.CertData), "clientKeyData": string(cfg.KeyData),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := filepath.Join(c.dir, "plugin")
+	script := fmt.Sprintf("#!/bin/sh\necho called >>%s.calls\nsleep 0.05\ncat <<'END'\n%s\nEND\n", plugin, credential)
+	if err := os.WriteFile(plugin, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig := clientcmdapi.NewConfig()
+	kubeconfig.Clusters["c"] = &clientcmdapi.Cluster{Server: cfg.Host, CertificateAuthorityData: cfg.CAData}
+	kubeconfig.AuthInfos["u"] = &clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
+		APIVersion: "client.authentication.k8s.io/v1", Command: plugin, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
+	}}
+	kubeconfig.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	kubeconfig.CurrentContext = "x"
+	path := filepath.Join(c.dir, "kubeconfig")
+	if err := clientcmd.WriteToFile(*kubeconfig, path); err != nil {
+		t.Fatal(err)
+	}
+	a := c.start("run", "job", "--kubeconfig="+path, "--", "sh", "-c", `for i in $(seq 40); do (setsid sleep 0.02 & sleep 0.02 &); sleep 0.1; done`)
+	a.wantCode(0)
+	if calls := strings.Count(c.file("plugin.calls"), "called"); calls < 2 {
+		t.Errorf("the plugin was called %d times", calls)
+	}
+	if said := a.stderr.String(); strings.Contains(said, "no child processes") || strings.Contains(said, "level=WARN") {
+		t.Errorf("it said %s", said)
+	}
+}
