@@ -167,8 +167,9 @@ inline land() {
 		if
 		:: c[i].slot[j].kind == renew || c[i].slot[j].kind == release ->
 			assert(hist[rv].owner == i && hist[rv].term == c[i].slot[j].term) /* nobody else's term is written to */
-		:: else ->
+		:: c[i].slot[j].kind == acquire ->
 			for (k : 0 .. N - 1) { assert(k == i || !LIVE(k)) } /* nobody's work is taken over */
+		:: else
 		fi;
 		hist[rv + 1].uid = hist[rv].uid;
 		hist[rv + 1].owner = i;
