@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -84,6 +85,33 @@ func TestPrint(t *testing.T) {
 		if !slices.ContainsFunc(strings.Split(out.String(), "\n"), func(line string) bool { return slices.Equal(strings.Fields(line), want) }) {
 			t.Errorf("no line %q in\n%s", want, out.String())
 		}
+	}
+}
+
+func TestChart(t *testing.T) {
+	dir := t.TempDir()
+	r := &report{}
+	if err := r.chart(filepath.Join(dir, "none.svg")); err == nil {
+		t.Error("a chart of nothing")
+	}
+	r.add(row{What: "count", ClientGo: summarize(1, 2), Leasehold: summarize(1, 2)}, nil)
+	r.add(row{What: "handover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, -0.002), Floor: summarize(0.001)}, nil)
+	r.add(row{What: "failover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002)}, nil)
+	file := filepath.Join(dir, "chart.svg")
+	if err := r.chart(file); err != nil {
+		t.Fatal(err)
+	}
+	svg, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"handover", "failover", "leasehold", "client-go", "floor", "10 ms"} {
+		if !bytes.Contains(svg, []byte(want)) {
+			t.Errorf("the chart has no %q", want)
+		}
+	}
+	if bytes.Contains(svg, []byte("count")) {
+		t.Error("the chart has what is no time")
 	}
 }
 

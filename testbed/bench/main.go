@@ -58,6 +58,7 @@ func main() {
 	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ","))
 	n := flag.Int("n", full.handovers, "how many handovers to measure")
 	quickly := flag.Bool("quick", false, "under a minute: shorter leases, fewer candidates and samples, to see that it works")
+	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
 		flag.PrintDefaults()
@@ -84,11 +85,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	report, err := run(ctx, size, chosen, os.Stderr)
-	if err == nil {
+	if report != nil {
 		if *asJSON {
-			err = json.NewEncoder(os.Stdout).Encode(report)
+			err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(report))
 		} else {
-			err = report.print(os.Stdout)
+			err = errors.Join(err, report.print(os.Stdout))
+		}
+		if *svgFile != "" {
+			err = errors.Join(err, report.chart(*svgFile))
 		}
 	}
 	if err != nil {
