@@ -9,8 +9,9 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
-// blackHole makes the connections of leaders lead nowhere, while new ones work, and watches for as long as a lease lasts
-// whether they go on leading.
+// blackHole makes the connections of leaders lead nowhere, while new ones work, and watches whether they go on leading: for
+// as long as a lease lasts and then client-go's renew deadline, because an elector that gives up first tries to release, by
+// the same connection, and tells its work only then.
 func (b *bench) blackHole() error {
 	leaders, err := b.leaders(b.victims, b.timing)
 	if err != nil {
@@ -22,7 +23,7 @@ func (b *bench) blackHole() error {
 			c.swallow()
 		}
 	}
-	if err := b.sleep(b.duration); err != nil {
+	if err := b.sleep(b.duration + b.deadline); err != nil {
 		return err
 	}
 	var after [len(sides)][]float64
