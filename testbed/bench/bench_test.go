@@ -95,8 +95,9 @@ func TestChart(t *testing.T) {
 		t.Error("a chart of nothing")
 	}
 	r.add(row{What: "count", ClientGo: summarize(1, 2), Leasehold: summarize(1, 2)}, nil)
-	r.add(row{What: "handover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, -0.002), Floor: summarize(0.001)}, nil)
-	r.add(row{What: "failover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002)}, nil)
+	r.add(row{What: "handover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, -0.002, 1, 2, 3), Floor: summarize(0.001)}, nil)
+	r.add(row{What: "failover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002, 0.003, 0.001, 0.002)}, nil)
+	r.add(row{What: "too few", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002)}, nil)
 	file := filepath.Join(dir, "chart.svg")
 	if err := r.chart(file); err != nil {
 		t.Fatal(err)
@@ -110,8 +111,10 @@ func TestChart(t *testing.T) {
 			t.Errorf("the chart has no %q", want)
 		}
 	}
-	if bytes.Contains(svg, []byte("count")) {
-		t.Error("the chart has what is no time")
+	for _, other := range []string{"count", "too few"} {
+		if bytes.Contains(svg, []byte(other)) {
+			t.Errorf("the chart has %q", other)
+		}
 	}
 }
 

@@ -120,6 +120,12 @@ func runElector(ctx context.Context, c *candidate, cfg *rest.Config, t timing) e
 			},
 		})
 		end()
+		// Its users end the process then, which takes a while to be back. Without that it would take the lease again before
+		// any of its standbys looks.
+		select {
+		case <-time.After(t.duration / 5):
+		case <-ctx.Done():
+		}
 	}
 	return context.Cause(ctx)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"image/color"
 	"math"
+	"time"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -14,17 +15,21 @@ import (
 // leastPlotted is where the axis of time begins; what took less, or came before its time, is drawn there.
 const leastPlotted = 0.1e-3
 
+// leastSamples is how many make a distribution.
+const leastSamples = 5
+
 // chart draws every sample of what took time on a logarithmic axis, in a lane for each side, and writes it to an SVG or
 // PNG file.
 func (r *report) chart(file string) error {
 	p := plot.New()
+	p.Title.Text = fmt.Sprintf("go run ./testbed/bench on %s: %s", r.Start.Format(time.DateOnly), r.Timing)
 	p.X.Label.Text = "time (each point is a sample, the bars are medians)"
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, decades{}
 	p.X.Min, p.X.Max = leastPlotted, 30
 	p.Legend.Top, p.Legend.Left = true, true
 	var labels []string
 	for _, row := range r.Rows {
-		if row.Unit == "s" && row.ClientGo != nil && row.Leasehold != nil && row.Leasehold.N > 1 {
+		if row.Unit == "s" && row.ClientGo != nil && row.Leasehold != nil && row.Leasehold.N >= leastSamples {
 			labels = append(labels, row.What)
 		}
 	}
