@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/leasehold-go/leasehold/testbed/controlplane"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(controlplane.StopAfter(m)) }
+
+func TestPercentile(t *testing.T) {
+	upTo := func(n int) (s []float64) {
+		for i := range n {
+			s = append(s, float64(i+1))
+		}
+		return s
+	}
+	for _, tt := range []struct {
+		n       int
+		p, want float64
+	}{
+		{1, 50, 1}, {1, 99, 1}, {1, 0, 1},
+		{2, 50, 1}, {3, 50, 2}, {4, 50, 2}, {4, 51, 3},
+		{99, 99, 99}, {100, 99, 99}, {101, 99, 100}, {200, 99, 198}, {200, 100, 200},
+	} {
+		if got := percentile(upTo(tt.n), tt.p); got != tt.want {
+			t.Errorf("percentile %v of 1..%d: %v, want %v", tt.p, tt.n, got, tt.want)
+		}
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	if s := summarize(); s != nil {
+		t.Errorf("of nothing: %v", s)
+	}
+	s := summarize(3, 1, 2)
+	if s.N != 3 || s.P50 != 2 || s.P99 != 3 || s.Max != 3 || !slices.Equal(s.Samples, []float64{3, 1, 2}) {
+		t.Errorf("got %+v", *s)
+	}
+}
+
+func TestFormat(t *testing.T) {
+	for _, tt := range []struct {
+		v    float64
+		unit string
+		want string
+	}{
+		{0, "s", "0 s"}, {0.0000021, "s", "2.10 µs"}, {0.0024, "s", "2.40 ms"}, {0.187, "s", "187 ms"}, {1.87, "s", "1.87 s"}, {-0.0031, "s", "-3.10 ms"},
+		{12, "", "12"}, {0.4821, "", "0.482"}, {31.94, "", "31.9"}, {1234.5, "", "1234"},
+		{999, "B", "999 B"}, {1500, "B", "1.50 kB"}, {2.5e6, "B", "2.50 MB"},
+		{5.04, "%", "5.04 %"},
+	} {
+		if got := format(tt.v, tt.unit); got != tt.want {
+			t.Errorf("format(%v, %q) = %q, want %q", tt.v, tt.unit, got, tt.want)
+		}
+	}
+}
+
+func TestPrint(t *testing.T) {
+	r := &report{Standbys: 9}
+	r.add(row{What: "both", Unit: "s", ClientGo: summarize(2, 4), Leasehold: summarize(1, 1), Floor: summarize(0.5), Goal: "less"}, func() bool { return true })
+	r.add(row{What: "missed", ClientGo: summarize(1), Leasehold: summarize(2)}, func() bool { return false })
+	r.add(row{What: "never seen", Leasehold: summarize(2)}, func() bool { panic("there is nothing to compare") })
+	r.note("a %s", "remark")
+	var out bytes.Buffer
+	if err := r.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range [][]string{
+		{"both", "2", "s", "4", "s", "2", "1", "s", "1", "s", "2", "500", "ms", "2", "2", "less", "yes"},
+		{"missed", "1", "1", "2", "1", "0.500", "NO"},
+		{"never", "seen", "-", "2", "1"},
+		{"a", "remark"},
+	} {
+		if !slices.ContainsFunc(strings.Split(out.String(), "\n"), func(line string) bool { return slices.Equal(strings.Fields(line), want) }) {
+			t.Errorf("no line %q in\n%s", want, out.String())
+		}
+	}
+}
+
+func TestChart(t *testing.T) {
+	dir := t.TempDir()
+	r := &report{}
+	if err := r.chart(filepath.Join(dir, "none.svg")); err == nil {
+		t.Error("a chart of nothing")
+	}
+	r.add(row{What: "count", ClientGo: summarize(1, 2), Leasehold: summarize(1, 2)}, nil)
+	r.add(row{What: "handover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, -0.002, 1, 2, 3), Floor: summarize(0.001)}, nil)
+	r.add(row{What: "failover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002, 0.003, 0.001, 0.002)}, nil)
+	r.add(row{What: "too few", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002)}, nil)
+	file := filepath.Join(dir, "chart.svg")
+	if err := r.chart(file); err != nil {
+		t.Fatal(err)
+	}
+	svg, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"handover", "failover", "leasehold", "client-go", "floor", "10 ms"} {
+		if !bytes.Contains(svg, []byte(want)) {
+			t.Errorf("the chart has no %q", want)
+		}
+	}
+	for _, other := range []string{"count", "too few"} {
+		if bytes.Contains(svg, []byte(other)) {
+			t.Errorf("the chart has %q", other)
+		}
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	const rest = " S 1 2 3 4 5 6 7 8 9 10 120 30 99 99 20 0"
+	for _, stat := range []string{"17 (kube-apiserver)" + rest, "17 (a) b (c))" + rest} {
+		if got, err := parseStat(stat); err != nil || got != 1500*time.Millisecond {
+			t.Errorf("%s: %v, %v, want 1.5s", stat, got, err)
+		}
+	}
+	for _, stat := range []string{"", "17 (short) S 1", "17 (odd) S 1 2 3 4 5 6 7 8 9 10 many 30 99"} {
+		if got, err := parseStat(stat); err == nil {
+			t.Errorf("%q: %v, want an error", stat, got)
+		}
+	}
+	if _, err := cpuTime(os.Getpid()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMeterKinds(t *testing.T) {
+	m := newMeter()
+	rt := roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: http.StatusOK}, nil })
+	send := func(method, query string) error {
+		_, err := m.roundTrip(rt, &http.Request{Method: method, URL: &url.URL{RawQuery: query}})
+		return err
+	}
+	for _, r := range [][2]string{{"GET", ""}, {"GET", ""}, {"PATCH", "force=true"}, {"POST", ""}, {"PUT", ""}} {
+		if err := send(r[0], r[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-m.watching:
+		t.Error("watching without a watch")
+	default:
+	}
+	for range 2 {
+		if err := send("GET", "watch=true"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-m.watching
+	m.die()
+	if err := send("PUT", ""); err != errDead {
+		t.Errorf("once dead: %v", err)
+	}
+	if r, w, o := m.reads.Load(), m.writes.Load(), m.watches.Load(); r != 2 || w != 3 || o != 2 {
+		t.Errorf("%d reads, %d writes, %d watches, want 2, 3, 2", r, w, o)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	if got, err := choose(""); err != nil || len(got) != len(experiments) {
+		t.Errorf("all: %v, %v", got, err)
+	}
+	if got, err := choose("herd,steady"); err != nil || !slices.Equal(got, []string{"herd", "steady"}) {
+		t.Errorf("two: %v, %v", got, err)
+	}
+	if _, err := choose("heard"); err == nil || !strings.Contains(err.Error(), `"heard"`) {
+		t.Errorf("a misspelled one: %v", err)
+	}
+}
+
+// TestQuick runs every experiment once, on the real API server, and looks whether each measured both sides. How fast
+// they were is not what it tests.
+func TestQuick(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: needs a real API server")
+	}
+	r, err := run(t.Context(), quick, names(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Rows) < 20 {
+		t.Errorf("%d rows", len(r.Rows))
+	}
+	for _, row := range r.Rows {
+		if strings.Contains(row.What, "lost after") {
+			continue // nobody may have lost anything
+		}
+		if row.ClientGo == nil || row.Leasehold == nil {
+			t.Errorf("%s: not measured on both sides", row.What)
+		}
+	}
+	if err := r.print(t.Output()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+// A timing is how client-go is configured. leasehold is given the same duration, and derives the rest.
+type timing struct{ duration, deadline, period time.Duration }
+
+// defaults are what both sides come with.
+var defaults = timing{15 * time.Second, 10 * time.Second, 2 * time.Second}
+
+func (t timing) String() string {
+	return fmt.Sprintf("client-go %v/%v/%v with ReleaseOnCancel, leasehold WithDuration(%v)", t.duration, t.deadline, t.period, t.duration)
+}
+
+// A side is one of the two that are compared: it runs a candidate until ctx ends.
+type side func(ctx context.Context, c *candidate, cfg *rest.Config, t timing) error
+
+// sides has both, in the order of the fields of a row.
+var sides = [...]side{runElector, runLeasehold}
+
+const (
+	elector = iota
+	ours
+)
+
+// A candidate is one process's part in the leadership of a Lease, as far as that can be had in one process: it shares
+// nothing with other candidates, not even a connection.
+type candidate struct {
+	*meter
+	name, lease string
+	led         chan time.Time // when its terms begin
+	lost        chan time.Time // when it is told that one is over, without having asked for it
+	yield       chan struct{}  // makes it release the lease, and campaign again
+	leads       func()         // called when a term begins, before anything else; may be nil
+	stop        context.CancelFunc
+	done        chan error
+}
+
+// start starts a candidate. It ends with the run at the latest.
+func (b *bench) start(which int, lease, name string, t timing, leads func()) *candidate {
+	ctx, cancel := context.WithCancel(b.ctx)
+	c := &candidate{
+		meter: newMeter(), name: name, lease: lease, leads: leads,
+		led: make(chan time.Time, 100), lost: make(chan time.Time, 100), yield: make(chan struct{}),
+		stop: cancel, done: make(chan error, 1),
+	}
+	cfg := c.meter.attach(b.server.Config())
+	go func() { c.done <- sides[which](ctx, c, cfg, t) }()
+	return c
+}
+
+// work is what a candidate does while it leads.
+func (c *candidate) work(term context.Context) {
+	begun := time.Now()
+	if c.leads != nil {
+		c.leads()
+	}
+	c.led <- begun
+	select {
+	case <-term.Done():
+		c.lost <- time.Now()
+	case <-c.yield:
+	}
+}
+
+// crash ends a candidate as SIGKILL ends a process: its connections break, and it says nothing more to the server.
+func (c *candidate) crash() {
+	c.meter.die()
+	c.stop()
+}
+
+func runLeasehold(ctx context.Context, c *candidate, cfg *rest.Config, t timing) (err error) {
+	opts := []leasehold.Option{
+		leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(metav1.NamespaceDefault), leasehold.WithLease(c.lease),
+		leasehold.WithIdentity(c.name), leasehold.WithDuration(t.duration), leasehold.WithError(&err),
+		leasehold.WithLogger(slog.New(slog.DiscardHandler)),
+	}
+	if t.period == renewalPeriod {
+		opts = append(opts, leasehold.WithRenewInterval(t.period))
+	}
+	for s := range leasehold.Sessions(ctx, opts...) {
+		c.work(s.Context())
+	}
+	return err
+}
+
+func runElector(ctx context.Context, c *candidate, cfg *rest.Config, t timing) error {
+	client, err := coordinationv1client.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		term, end := context.WithCancel(ctx)
+		leaderelection.RunOrDie(term, leaderelection.LeaderElectionConfig{
+			Lock: &resourcelock.LeaseLock{
+				LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: c.lease},
+				Client:     client,
+				LockConfig: resourcelock.ResourceLockConfig{Identity: c.name},
+			},
+			LeaseDuration: t.duration, RenewDeadline: t.deadline, RetryPeriod: t.period, ReleaseOnCancel: true,
+			Callbacks: leaderelection.LeaderCallbacks{
+				OnStartedLeading: func(leading context.Context) {
+					c.work(leading)
+					end()
+				},
+				OnStoppedLeading: func() {},
+			},
+		})
+		end()
+		// Its users end the process then, which takes a while to be back. Without that it would take the lease again before
+		// any of its standbys looks.
+		select {
+		case <-time.After(t.duration / 5):
+		case <-ctx.Done():
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// halt ends candidates, and waits until they have released what they held.
+func (b *bench) halt(candidates ...*candidate) error {
+	for _, c := range candidates {
+		c.stop()
+	}
+	for _, c := range candidates {
+		if _, err := receive(b, "end of a candidate", c.done); err != nil {
+			return err
+		}
+		c.meter.hangUp()
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+)
+
+// blackHole makes the connections of leaders lead nowhere, while new ones work, and watches whether they go on leading: for
+// as long as a lease lasts and then client-go's renew deadline, because an elector that gives up first tries to release, by
+// the same connection, and tells its work only then.
+func (b *bench) blackHole() error {
+	leaders, err := b.leaders(b.victims, b.timing)
+	if err != nil {
+		return err
+	}
+	lost, swallowed := [len(sides)]float64{}, time.Now()
+	for _, of := range leaders {
+		for _, c := range of {
+			c.swallow()
+		}
+	}
+	if err := b.sleep(b.duration + b.deadline); err != nil {
+		return err
+	}
+	var after [len(sides)][]float64
+	for which, of := range leaders {
+		for _, c := range of {
+			select {
+			case at := <-c.lost:
+				lost[which]++
+				after[which] = append(after[which], at.Sub(swallowed).Seconds())
+			default:
+			}
+		}
+		if err := b.halt(of...); err != nil {
+			return err
+		}
+	}
+	r := row{
+		What: fmt.Sprintf("connection black-holed: sessions lost, of %d", b.victims), ClientGo: summarize(lost[elector]),
+		Leasehold: summarize(lost[ours]), Goal: "0",
+	}
+	b.report.add(r, func() bool { return lost[ours] == 0 })
+	b.report.add(row{
+		What: "connection black-holed: lost after", Unit: "s", ClientGo: summarize(after[elector]...), Leasehold: summarize(after[ours]...),
+	}, nil)
+	return nil
+}
+
+// takeover writes another holder into the Leases of leaders, and measures from when that was asked for until the leader is
+// told that it leads no more.
+func (b *bench) takeover() error {
+	leaders, err := b.leaders(b.victims, b.timing)
+	if err != nil {
+		return err
+	}
+	m := newMeter()
+	defer m.hangUp()
+	cfg := m.attach(b.server.Config())
+	cfg.QPS = -1
+	thief, err := coordinationv1client.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	leases := thief.Leases(metav1.NamespaceDefault)
+	var taken [len(sides)][]time.Time
+	for i := range b.victims {
+		for which := range leaders {
+			taken[which] = append(taken[which], time.Now())
+			now := metav1.NowMicro().UTC().Format(metav1.RFC3339Micro)
+			body := fmt.Appendf(nil, `{"spec":{"holderIdentity":"thief","acquireTime":%q,"renewTime":%q}}`, now, now)
+			if _, err := leases.Patch(b.ctx, leaders[which][i].lease, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "thief"}); err != nil {
+				return err
+			}
+			if err := b.sleep(b.period / 20); err != nil {
+				return err
+			}
+		}
+	}
+	var samples [len(sides)][]float64
+	for which, of := range leaders {
+		for i, c := range of {
+			at, err := receive(b, "end of leadership", c.lost)
+			if err != nil {
+				return err
+			}
+			samples[which] = append(samples[which], at.Sub(taken[which][i]).Seconds())
+		}
+		if err := b.halt(of...); err != nil {
+			return err
+		}
+	}
+	r := row{
+		What: "another holder appears: told after", Unit: "s", ClientGo: summarize(samples[elector]...),
+		Leasehold: summarize(samples[ours]...), Goal: "<= 100 ms",
+	}
+	b.report.add(r, func() bool { return r.Leasehold.Max <= 0.100 })
+	return nil
+}
+
+// leaders starts n leaders of as many Leases on each side, and waits until they have renewed.
+func (b *bench) leaders(n int, t timing) (leaders [len(sides)][]*candidate, err error) {
+	for which := range leaders {
+		if leaders[which], err = b.leadersOf(which, n, t); err != nil {
+			return leaders, err
+		}
+	}
+	return leaders, b.sleep(2 * t.period)
+}
+
+func (b *bench) leadersOf(which, n int, t timing) ([]*candidate, error) {
+	leaders := make([]*candidate, n)
+	for i := range leaders {
+		name := b.lease("led")
+		leaders[i] = b.start(which, name, name, t, nil)
+	}
+	for _, c := range leaders {
+		if _, err := receive(b, "leader", c.led); err != nil {
+			return nil, err
+		}
+	}
+	return leaders, nil
+}

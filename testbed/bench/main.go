@@ -1,0 +1,212 @@
+// Command bench measures leasehold and client-go's LeaderElector side by side, on the same Kubernetes API server and in
+// one run, and prints one table. It needs Go and nothing else:
+//
+//	go run ./testbed/bench
+//
+// Both run as their users run them: leasehold with its defaults, client-go with 15 s, 10 s, 2 s and ReleaseOnCancel, each
+// candidate with a connection of its own. The two take turns, so that whatever else the machine does meets both.
+// Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is a
+// process of its own, and bench runs on Linux only.
+//
+// What is measured, and how, is said where it is: handover.go, failover.go, steady.go, herd.go, faults.go, renewal.go.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/leasehold-go/leasehold/testbed/controlplane"
+)
+
+// experiments are run in this order.
+var experiments = []struct {
+	name string
+	run  func(*bench) error
+}{
+	{"handover", (*bench).handover},
+	{"failover", (*bench).failover},
+	{"herd", (*bench).herd},
+	{"blackhole", (*bench).blackHole},
+	{"takeover", (*bench).takeover},
+	{"renewal", (*bench).renewal},
+	{"steady", (*bench).steady},
+}
+
+func names() []string {
+	var all []string
+	for _, e := range experiments {
+		all = append(all, e.name)
+	}
+	return all
+}
+
+func main() {
+	asJSON := flag.Bool("json", false, "print JSON, with every sample")
+	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ","))
+	n := flag.Int("n", full.handovers, "how many handovers to measure")
+	quickly := flag.Bool("quick", false, "under a minute: shorter leases, fewer candidates and samples, to see that it works")
+	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	size := full
+	if *quickly {
+		size = quick
+	}
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "n" {
+			size.handovers = *n
+		}
+	})
+	chosen, err := choose(*only)
+	if err != nil || flag.NArg() > 0 || *n < 1 {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+		flag.Usage()
+		os.Exit(2)
+	}
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // as leasehold's, so that neither writes a log
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	report, err := run(ctx, size, chosen, os.Stderr)
+	if report != nil {
+		if *asJSON {
+			err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(report))
+		} else {
+			err = errors.Join(err, report.print(os.Stdout))
+		}
+		if *svgFile != "" {
+			err = errors.Join(err, report.chart(*svgFile))
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// choose returns the experiments that a list names, all for the empty one.
+func choose(list string) ([]string, error) {
+	if list == "" {
+		return names(), nil
+	}
+	chosen := strings.Split(list, ",")
+	for _, name := range chosen {
+		if !slices.Contains(names(), name) {
+			return nil, fmt.Errorf("no experiment %q: want some of %s", name, strings.Join(names(), ","))
+		}
+	}
+	return chosen, nil
+}
+
+// A size says how much to measure, and with which leases.
+type size struct {
+	timing
+	handovers   int           // of a lease with one standby, by leasehold and by the floor
+	polled      int           // the same by client-go, each of which takes seconds
+	pairs       int           // of candidates whose leaders crash together, on each side
+	crashes     int           // rounds of that
+	standbys    int           // in a fleet
+	herds       int           // handovers of a fleet in a row
+	polledHerds int           // the same by client-go
+	expiries    int           // of a fleet's lease, on each side
+	victims     int           // leaders that meet with a fault, on each side
+	renewing    time.Duration // how long to measure renewals
+	window      time.Duration // how long to measure a steady fleet
+	idle        time.Duration // how long to measure the API server without one
+}
+
+var full = size{
+	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8, expiries: 2,
+	victims: 10, renewing: 6 * time.Second, window: time.Minute, idle: 12 * time.Second,
+}
+
+// quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
+// would take a lease up to a second early.
+var quick = size{
+	timing:    timing{duration: 4 * time.Second, deadline: 3 * time.Second, period: time.Second},
+	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 3, polledHerds: 2, expiries: 1,
+	victims: 2, renewing: time.Second, window: 4 * time.Second, idle: time.Second,
+}
+
+// A bench runs experiments.
+type bench struct {
+	size
+	ctx      context.Context
+	server   *controlplane.Server
+	report   *report
+	progress io.Writer
+	leases   int // how many there are, for their names
+}
+
+func run(ctx context.Context, size size, chosen []string, progress io.Writer) (_ *report, err error) {
+	b := &bench{size: size, ctx: ctx, progress: progress, report: &report{
+		Start: time.Now().UTC().Truncate(time.Second), LoadBefore: load(), Timing: size.String(), Standbys: size.standbys,
+	}}
+	b.say("building and starting kube-apiserver and etcd; the first build takes some minutes")
+	if b.server, err = controlplane.Start(ctx, controlplane.Options{NoFsync: true}); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.server.Stop()) }()
+	for _, e := range experiments {
+		if !slices.Contains(chosen, e.name) {
+			continue
+		}
+		b.say("%s", e.name)
+		if err := e.run(b); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.name, err)
+		}
+	}
+	b.report.LoadAfter, b.report.Seconds = load(), time.Since(b.report.Start).Seconds()
+	return b.report, nil
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.progress, "bench: %4.0f s: %s\n", time.Since(b.report.Start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// lease returns the name of a Lease that nobody has used.
+func (b *bench) lease(kind string) string {
+	b.leases++
+	return fmt.Sprintf("%s-%d", kind, b.leases)
+}
+
+// sleep returns an error if the run ends meanwhile.
+func (b *bench) sleep(d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-b.ctx.Done():
+		return context.Cause(b.ctx)
+	}
+}
+
+// receive waits for what comes from c, for longer than it should take.
+func receive[T any](b *bench, what string, c <-chan T) (v T, err error) {
+	timeout := time.NewTimer(time.Minute)
+	defer timeout.Stop()
+	select {
+	case v = <-c:
+		return v, nil
+	case <-timeout.C:
+		return v, fmt.Errorf("no %s within a minute", what)
+	case <-b.ctx.Done():
+		return v, context.Cause(b.ctx)
+	}
+}

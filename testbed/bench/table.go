@@ -1,0 +1,147 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// A report is all that a run found out.
+type report struct {
+	Start      time.Time `json:"start"`
+	Seconds    float64   `json:"seconds"`
+	LoadBefore string    `json:"loadBefore"` // the machine's load averages over 1, 5 and 15 minutes
+	LoadAfter  string    `json:"loadAfter"`
+	Timing     string    `json:"timing"`
+	Standbys   int       `json:"standbys"` // in a fleet
+	Rows       []row     `json:"rows"`
+	Notes      []string  `json:"notes"`
+}
+
+// A row compares the two sides in one respect. What was not measured is nil.
+type row struct {
+	What      string   `json:"what"`
+	Unit      string   `json:"unit"` // s, B, %, or "" for a number
+	ClientGo  *summary `json:"clientGo,omitempty"`
+	Leasehold *summary `json:"leasehold,omitempty"`
+	Floor     *summary `json:"floor,omitempty"` // what raw requests need for the same
+	Goal      string   `json:"goal,omitempty"`
+	Reached   *bool    `json:"reached,omitempty"`
+}
+
+// A summary is what is said of some samples.
+type summary struct {
+	N       int       `json:"n"`
+	P50     float64   `json:"p50"`
+	P99     float64   `json:"p99"`
+	Max     float64   `json:"max"`
+	Samples []float64 `json:"samples"` // in the order of measurement
+}
+
+func summarize(samples ...float64) *summary {
+	if len(samples) == 0 {
+		return nil
+	}
+	sorted := slices.Sorted(slices.Values(samples))
+	return &summary{len(samples), percentile(sorted, 50), percentile(sorted, 99), sorted[len(sorted)-1], samples}
+}
+
+// percentile returns the nearest-rank percentile: the least sample that at least p percent of all do not exceed. It is
+// always a sample; of fewer than a hundred, the 99th is the greatest.
+func percentile(sorted []float64, p float64) float64 {
+	return sorted[max(1, int(math.Ceil(p/100*float64(len(sorted)))))-1]
+}
+
+// add adds a row. reached is asked only if both sides were measured.
+func (r *report) add(row row, reached func() bool) {
+	if reached != nil && row.ClientGo != nil && row.Leasehold != nil {
+		row.Reached = new(reached())
+	}
+	r.Rows = append(r.Rows, row)
+}
+
+func (r *report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}
+
+// print writes the report for people.
+func (r *report) print(w io.Writer) error {
+	fmt.Fprintf(w, "%s\nfleets of 1 + %d candidates; load averages %s before, %s after; %.0f s in all\n\n",
+		r.Timing, r.Standbys, r.LoadBefore, r.LoadAfter, r.Seconds)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\tCLIENT-GO\t\t\tLEASEHOLD\t\t\tFLOOR\tCLIENT-GO/\tLEASEHOLD/\t\t")
+	fmt.Fprintln(t, "\tp50\tp99\tn\tp50\tp99\tn\tp50\tLEASEHOLD\tFLOOR\tGOAL\tREACHED")
+	for _, row := range r.Rows {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.What, row.ClientGo.columns(row.Unit), row.Leasehold.columns(row.Unit),
+			row.Floor.median(row.Unit), ratio(row.ClientGo, row.Leasehold), ratio(row.Leasehold, row.Floor), row.Goal, verdict(row.Reached))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintln(w, "\n"+note)
+	}
+	return nil
+}
+
+func (s *summary) columns(unit string) string {
+	if s == nil {
+		return "-\t\t"
+	}
+	if s.N == 1 {
+		return fmt.Sprintf("%s\t\t1", format(s.P50, unit))
+	}
+	return fmt.Sprintf("%s\t%s\t%d", format(s.P50, unit), format(s.P99, unit), s.N)
+}
+
+func (s *summary) median(unit string) string {
+	if s == nil {
+		return ""
+	}
+	return format(s.P50, unit)
+}
+
+// ratio returns a/b of the medians. Where b is not positive, which a difference may be, there is none.
+func ratio(a, b *summary) string {
+	if a == nil || b == nil || b.P50 <= 0 || a.P50 <= 0 {
+		return ""
+	}
+	return digits(a.P50 / b.P50)
+}
+
+func verdict(reached *bool) string {
+	switch {
+	case reached == nil:
+		return ""
+	case *reached:
+		return "yes"
+	}
+	return "NO"
+}
+
+// format returns v for people, with three digits.
+func format(v float64, unit string) string {
+	switch size := math.Abs(v); {
+	case unit == "s" && size > 0 && size < 1e-3:
+		return digits(v*1e6) + " µs"
+	case unit == "s" && size > 0 && size < 1:
+		return digits(v*1e3) + " ms"
+	case unit == "B" && size >= 1e6:
+		return digits(v/1e6) + " MB"
+	case unit == "B" && size >= 1e3:
+		return digits(v/1e3) + " kB"
+	}
+	return strings.TrimSpace(digits(v) + " " + unit)
+}
+
+// digits returns v with three significant digits, and no exponent.
+func digits(v float64) string {
+	if v == math.Trunc(v) && math.Abs(v) < 1e6 || math.Abs(v) >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.*f", 2-int(math.Floor(math.Log10(math.Abs(v)))), v)
+}
