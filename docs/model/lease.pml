@@ -12,7 +12,7 @@
 #define N 2             /* candidates */
 #endif
 #ifndef WRITES
-#define WRITES 6        /* writes that take effect, a person's included */
+#define WRITES 3        /* writes that take effect, a person's included */
 #endif
 #ifndef SLOTS
 #define SLOTS 2         /* requests of one candidate that may still take effect, or be heard of */
