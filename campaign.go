@@ -283,7 +283,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 		}
 		switch {
 		case c.reclaim && s.identity == c.api.identity:
-			c.plan.take = s.since
+			c.plan.take = s.vacant()
 		case !c.mine(s.term()):
 			c.plan.take = c.plan.take.Add(c.between(0, c.rivals))
 			c.noteNamesake(s.term())
@@ -332,6 +332,10 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		claim.uid = r.uid
 		err = claim.judge(r, c.duration)
 	}
+	if err == nil && c.feed.latest().vacant().After(c.clock.now().mono) {
+		// While our creation was under way another created the Lease, and lost it.
+		err = errGhost
+	}
 	switch {
 	case err == nil:
 	case unknownOutcome(err):
@@ -362,6 +366,9 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	h.given.Store(true)
 	return h, nil
 }
+
+// errGhost is why a Lease that was created gives no session yet: then it is taken once that is over.
+var errGhost = errors.New("the Lease was deleted under a holder that may not have heard")
 
 // settle finds out what became of a try to take the lease that failed with err, and pauses where the
 // next one would come too soon.

@@ -443,3 +443,46 @@ func TestGhostUnseenHolder(t *testing.T) {
 		})
 	}
 }
+
+// A creation takes long to arrive. Meanwhile another creates the Lease, leads, is cut off, and the
+// Lease is deleted: the creation succeeds then, beside a holder that has not heard.
+func TestGhostMeetsCreation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		srv.Client("c").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				return leasetest.Fault{Before: 3 * time.Second}
+			}
+			return leasetest.Fault{}
+		})
+		var sb, sc Session
+		gotB, gotC := make(chan struct{}), make(chan struct{})
+		done := make(chan struct{}, 2)
+		run := func(name string, s *Session, got chan struct{}) {
+			for x := range Sessions(ctx, campaigner(srv, name)...) {
+				*s = x
+				close(got)
+				<-x.Done()
+				break
+			}
+			done <- struct{}{}
+		}
+		go run("c", &sc, gotC)
+		time.Sleep(time.Second)
+		go run("b", &sb, gotB)
+		<-gotB
+		time.Sleep(time.Second)
+		srv.Client("b").Partition(true)
+		srv.Delete("default", "x")
+		<-gotC
+		if sb.Err() == nil && sc.Err() == nil {
+			t.Errorf("two sessions live")
+		}
+		srv.Client("b").Partition(false)
+		cancel()
+		<-done
+		<-done
+	})
+}

@@ -144,6 +144,9 @@ type sighting struct {
 	unseenUID types.UID
 }
 
+// vacant returns from when on nobody leads any more whose Lease vanished.
+func (s sighting) vacant() time.Time { return later(s.ghost, s.unseen) }
+
 // A viewer is the one who looks: the duration it grants a holder that recorded none, and the terms
 // it wrote itself, in which nobody works any more when it looks for a lease to take.
 type viewer struct {
@@ -172,11 +175,10 @@ func (v viewer) see(s sighting, r record, now time.Time) sighting {
 // takeable returns from when on, on the monotonic clock, the lease in s may be taken. It is a
 // candidate's question: nothing that the viewer wrote needs to be waited for.
 func (v viewer) takeable(s sighting) time.Time {
-	gone := later(s.ghost, s.unseen)
 	if v.mine(s.term()) {
-		return gone
+		return s.vacant()
 	}
-	return later(gone, s.since.Add(s.wait))
+	return later(s.vacant(), s.since.Add(s.wait))
 }
 
 func later(a, b time.Time) time.Time {
