@@ -16,10 +16,13 @@ import (
 )
 
 // A timing is how client-go is configured. leasehold is given the same duration, and derives the rest.
-type timing struct{ duration, deadline, period time.Duration }
+type timing struct {
+	duration, deadline, period time.Duration
+	interval                   time.Duration // of leasehold's renewals; 0 leaves it to leasehold
+}
 
 // defaults are what both sides come with.
-var defaults = timing{15 * time.Second, 10 * time.Second, 2 * time.Second}
+var defaults = timing{duration: 15 * time.Second, deadline: 10 * time.Second, period: 2 * time.Second}
 
 func (t timing) String() string {
 	return fmt.Sprintf("client-go %v/%v/%v with ReleaseOnCancel, leasehold WithDuration(%v)", t.duration, t.deadline, t.period, t.duration)
@@ -88,8 +91,8 @@ func runLeasehold(ctx context.Context, c *candidate, cfg *rest.Config, t timing)
 		leasehold.WithIdentity(c.name), leasehold.WithDuration(t.duration), leasehold.WithError(&err),
 		leasehold.WithLogger(slog.New(slog.DiscardHandler)),
 	}
-	if t.period == renewalPeriod {
-		opts = append(opts, leasehold.WithRenewInterval(t.period))
+	if t.interval != 0 {
+		opts = append(opts, leasehold.WithRenewInterval(t.interval))
 	}
 	for s := range leasehold.Sessions(ctx, opts...) {
 		c.work(s.Context())

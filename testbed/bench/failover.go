@@ -44,7 +44,7 @@ func (b *bench) failover() error {
 				return errs[i]
 			}
 			samples[p.which] = append(samples[p.which], took[i].Seconds())
-			if err := b.halt(p.standby); err != nil {
+			if err := b.halt(p.leader, p.standby); err != nil {
 				return err
 			}
 		}

@@ -156,6 +156,8 @@ type bench struct {
 }
 
 func run(ctx context.Context, size size, chosen []string, progress io.Writer) (_ *report, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	b := &bench{size: size, ctx: ctx, progress: progress, report: &report{
 		Start: time.Now().UTC().Truncate(time.Second), LoadBefore: load(), Timing: size.String(), Standbys: size.standbys,
 	}}

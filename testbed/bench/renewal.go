@@ -13,7 +13,7 @@ const renewalPeriod = 250 * time.Millisecond
 // time and allocations of a process in which leaders do nothing but renew.
 func (b *bench) renewal() error {
 	t := defaults
-	t.period = renewalPeriod
+	t.period, t.interval = renewalPeriod, renewalPeriod
 	const rounds = 2
 	var cpu, allocs, bytes [len(sides)][]float64
 	for range rounds {
