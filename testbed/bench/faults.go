@@ -109,7 +109,7 @@ func (b *bench) leaders(n int, t timing) (leaders [len(sides)][]*candidate, err 
 			return leaders, err
 		}
 	}
-	return leaders, b.sleep(2 * t.period)
+	return leaders, b.sleep(t.period + t.period/4)
 }
 
 func (b *bench) leadersOf(which, n int, t timing) ([]*candidate, error) {

@@ -177,6 +177,7 @@ func (b *bench) newRaw(name string) (*raw, error) {
 
 func (r *raw) close() {
 	r.stop()
+	r.events.Stop()
 	for _, m := range r.meters {
 		m.hangUp()
 	}

@@ -81,7 +81,6 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // as leasehold's, so that neither writes a log
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	report, err := run(ctx, size, chosen, os.Stderr)
@@ -140,9 +139,9 @@ var full = size{
 // quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
 // would take a lease up to a second early.
 var quick = size{
-	timing:    timing{duration: 4 * time.Second, deadline: 3 * time.Second, period: time.Second},
-	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 3, polledHerds: 2, expiries: 1,
-	victims: 2, renewing: time.Second, window: 4 * time.Second, idle: time.Second,
+	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
+	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
+	victims: 2, renewing: 500 * time.Millisecond, window: 3 * time.Second, idle: time.Second,
 }
 
 // A bench runs experiments.
@@ -156,6 +155,7 @@ type bench struct {
 }
 
 func run(ctx context.Context, size size, chosen []string, progress io.Writer) (_ *report, err error) {
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // as leasehold's, so that neither writes a log
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := &bench{size: size, ctx: ctx, progress: progress, report: &report{

@@ -22,7 +22,7 @@ func (b *bench) renewal() error {
 			if err != nil {
 				return err
 			}
-			if err := b.sleep(4 * renewalPeriod); err != nil {
+			if err := b.sleep(2 * renewalPeriod); err != nil {
 				return err
 			}
 			c, err := b.cost(leaders)
