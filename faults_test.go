@@ -29,7 +29,7 @@ func unheard() Option { return WithLogger(slog.New(slog.NewTextHandler(io.Discar
 
 // campaigner campaigns for default/x as name through its own client of srv.
 func campaigner(srv *leasetest.Server, name string, opts ...Option) []Option {
-	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name), unheard()}, opts...)
+	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name), unheard(), inVirtualTime}, opts...)
 }
 
 // A Lease deleted while its holder is cut off, and a standby whose watch brought neither the holder's

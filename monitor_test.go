@@ -415,7 +415,7 @@ func TestMonitorCheck(t *testing.T) {
 		}},
 		{"the function of WithOverrun does not return", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
 			returns := make(chan struct{})
-			a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(D) }, WithMonitor(m), WithOverrun(func(Session) { <-returns }))
+			a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(D + eps) }, WithMonitor(m), WithOverrun(func(Session) { <-returns }))
 			w.steal("thief")
 			w.sleep(D + D + R)
 			sick(time.Hour, "work goes on without it")

@@ -80,6 +80,7 @@ func (w *world) options(candidate string, opts ...Option) []Option {
 	return append([]Option{
 		WithLease(name), WithNamespace(ns), WithIdentity(candidate), WithClient(w.srv.Client(candidate)),
 		WithLogger(slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))),
+		inVirtualTime,
 	}, opts...)
 }
 

@@ -520,7 +520,7 @@ func (j *judge) bodyEnds(x *simSession, how string) {
 	}
 	j.look1(x)
 	if loss := x.hold.loss(); loss != nil && strings.Contains(loss.Error(), "not renewed") && x.tenure.trust() <= 0 &&
-		j.latest() == x.tenure && x.campaign.link.trouble() < x.tenure.proven.at {
+		j.latest() == x.tenure && x.campaign.link.trouble() < x.tenure.proven.at-x.campaign.renewDeadline { // longer before: the loss may be older than what was under way
 		j.blame("%s: %v, though nothing was wrong since its last renewal at %v", x.campaign.label, loss, x.tenure.proven.at)
 	}
 	x.running = false
