@@ -23,10 +23,13 @@ var mutations = []struct{ name, file, old, new string }{
 	{"no precondition at all on a patch", "kube.go",
 		`"metadata": map[string]any{"resourceVersion": r.resourceVersion()},`, ``},
 	{"release by the newest resourceVersion, whoever holds", "hold.go",
-		`		if err := h.term.judge(r, c.duration); err != nil {
-			if inDoubt {`,
-		`		if err := h.term.judge(r, c.duration); err != nil && !r.held() {
-			if inDoubt {`},
+		`		return h.term.judge(r, c.duration)
+	})`,
+		`		if !r.held() {
+			return h.term.judge(r, c.duration)
+		}
+		return nil
+	})`},
 	{"trust counted from the reply", "hold.go",
 		`until := p.sent.add(k.c.renewDeadline)`,
 		`until := k.c.clock.now().add(k.c.renewDeadline)`},
@@ -34,14 +37,8 @@ var mutations = []struct{ name, file, old, new string }{
 		`h := c.newHold(ctx, r, sent)`, `sent = c.clock.now()
 	h := c.newHold(ctx, r, sent)`},
 	{"remote clock compared", "lease.go",
-		`	return later(s.ghost, s.since.Add(s.wait))
-}
-
-func later`,
-		`	return later(s.ghost, s.renewed.Add(s.wait))
-}
-
-func later`},
+		`	return later(s.vacant(), s.since.Add(s.wait))`,
+		`	return later(s.vacant(), s.renewed.Add(s.wait))`},
 	{"release before the body ends", "iter.go",
 		`	defer h.finish() // break`,
 		`	context.AfterFunc(h.ctx, func() { h.finish() })
@@ -49,14 +46,8 @@ func later`},
 	{"renewals stop when ctx ends", "hold.go",
 		`k.keep(context.WithoutCancel(ctx))`, `k.keep(ctx)`},
 	{"expiry one renew interval early", "lease.go",
-		`	return later(s.ghost, s.since.Add(s.wait))
-}
-
-func later`,
-		`	return later(s.ghost, s.since.Add(s.wait-s.wait/5))
-}
-
-func later`},
+		`	return later(s.vacant(), s.since.Add(s.wait))`,
+		`	return later(s.vacant(), s.since.Add(s.wait-s.wait/5))`},
 	{"own duration in place of the recorded one", "lease.go",
 		`n.wait = cmp.Or(r.duration, v.fallback)`, `n.wait = cmp.Or(v.fallback, r.duration)`},
 	{"token from transitions", "hold.go",
@@ -72,16 +63,16 @@ func later`},
 	}
 	if reply.err == nil && len(k.pending) == 0 {`},
 	{"unknown outcome of a claim assumed bad", "campaign.go",
-		`	if !unknownOutcome(err) {
-		c.disclaim()`,
-		`	if true {
+		`	case unknownOutcome(err):
+		c.doubts = remember(c.doubts, claim)`,
+		`	case unknownOutcome(err):
 		c.disclaim()`},
 	{"a lost session releases", "hold.go",
 		`		if err := h.loss(); err != nil {
 			return err
 		}
-		r := c.feed.latest().record`,
-		`		r := c.feed.latest().record`},
+		return h.term.judge`,
+		`		return h.term.judge`},
 	{"same identity taken for same holder", "lease.go",
 		`	case r.acquired != t.acquired:`, `	case false:`},
 	{"the holder of a deleted Lease forgotten", "lease.go",
