@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"regexp"
@@ -25,11 +24,9 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-func unheard() Option { return WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil))) }
-
 // campaigner campaigns for default/x as name through its own client of srv.
 func campaigner(srv *leasetest.Server, name string, opts ...Option) []Option {
-	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name), unheard(), inVirtualTime}, opts...)
+	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name), unlogged, inVirtualTime}, opts...)
 }
 
 // A Lease deleted while its holder is cut off, and a standby whose watch brought neither the holder's
@@ -212,7 +209,7 @@ func TestDialEnds(t *testing.T) {
 		return nil, ctx.Err()
 	}}
 	time.AfterFunc(3*time.Second, cancel)
-	for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), unheard()) {
+	for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), unlogged) {
 	}
 	time.Sleep(100 * time.Millisecond)
 	if n := dialing.Load(); n != 0 {

@@ -519,8 +519,11 @@ func (j *judge) bodyEnds(x *simSession, how string) {
 		return
 	}
 	j.look1(x)
+	// The renewal that took effect last may still have been under way when the trust in the one before
+	// it ended: that trouble counts too which came within a renew deadline before it was sent.
+	quiet := x.tenure.proven.at - x.campaign.renewDeadline
 	if loss := x.hold.loss(); loss != nil && strings.Contains(loss.Error(), "not renewed") && x.tenure.trust() <= 0 &&
-		j.latest() == x.tenure && x.campaign.link.trouble() < x.tenure.proven.at-x.campaign.renewDeadline { // longer before: the loss may be older than what was under way
+		j.latest() == x.tenure && x.campaign.link.trouble() < quiet {
 		j.blame("%s: %v, though nothing was wrong since its last renewal at %v", x.campaign.label, loss, x.tenure.proven.at)
 	}
 	x.running = false
