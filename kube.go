@@ -95,9 +95,9 @@ const maxTransitions = 1<<31 - 1 // int32: a Lease that changed hands so often k
 // renew sets the renewal time of the Lease to stamp, and its duration to ours if somebody changed
 // it, if the Lease still is as r.
 func (a *api) renew(ctx context.Context, r record, stamp time.Time) (record, error) {
-	spec := map[string]any{"renewTime": metav1.MicroTime{Time: stamp}}
+	spec := renewedSpec{RenewTime: stamp.UTC().Format(metav1.RFC3339Micro)}
 	if r.duration != a.duration {
-		spec["leaseDurationSeconds"] = a.seconds()
+		spec.LeaseDurationSeconds = a.seconds()
 	}
 	return a.patch(ctx, r, spec)
 }
@@ -105,9 +105,21 @@ func (a *api) renew(ctx context.Context, r record, stamp time.Time) (record, err
 // release leaves the Lease without a holder, if it still is as r. The nulls clear a field whoever
 // manages it; the number of transitions stays.
 func (a *api) release(ctx context.Context, r record) (record, error) {
-	return a.patch(ctx, r, map[string]any{
-		"holderIdentity": nil, "leaseDurationSeconds": nil, "acquireTime": nil, "renewTime": nil,
-	})
+	return a.patch(ctx, r, freeSpec{})
+}
+
+// A renewedSpec is what a renewal changes.
+type renewedSpec struct {
+	RenewTime            string `json:"renewTime"`
+	LeaseDurationSeconds int32  `json:"leaseDurationSeconds,omitempty"`
+}
+
+// A freeSpec is what a release changes: it has a null for each field.
+type freeSpec struct {
+	HolderIdentity       *string `json:"holderIdentity"`
+	LeaseDurationSeconds *int32  `json:"leaseDurationSeconds"`
+	AcquireTime          *string `json:"acquireTime"`
+	RenewTime            *string `json:"renewTime"`
 }
 
 // remove deletes the Lease, if it still is as r.
@@ -118,11 +130,15 @@ func (a *api) remove(ctx context.Context, r record) error {
 	return a.explain("delete", err, 0)
 }
 
-func (a *api) patch(ctx context.Context, r record, spec map[string]any) (record, error) {
-	body, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": r.resourceVersion()},
-		"spec":     spec,
-	})
+// patch changes spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
+func (a *api) patch(ctx context.Context, r record, spec any) (record, error) {
+	type precondition struct {
+		ResourceVersion string `json:"resourceVersion"`
+	}
+	body, err := json.Marshal(struct {
+		Metadata precondition `json:"metadata"`
+		Spec     any          `json:"spec"`
+	}{precondition{r.resourceVersion()}, spec})
 	if err != nil {
 		return record{}, err
 	}

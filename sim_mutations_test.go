@@ -15,13 +15,11 @@ import (
 // once in its file, by one that breaks a guarantee.
 var mutations = []struct{ name, file, old, new string }{
 	{"no precondition on release", "kube.go",
-		`	return a.patch(ctx, r, map[string]any{
-		"holderIdentity": nil,`,
+		`	return a.patch(ctx, r, freeSpec{})`,
 		`	r.version = 0
-	return a.patch(ctx, r, map[string]any{
-		"holderIdentity": nil,`},
+	return a.patch(ctx, r, freeSpec{})`},
 	{"no precondition at all on a patch", "kube.go",
-		`"metadata": map[string]any{"resourceVersion": r.resourceVersion()},`, ``},
+		`}{precondition{r.resourceVersion()}, spec})`, `}{precondition{}, spec})`},
 	{"release by the newest resourceVersion, whoever holds", "hold.go",
 		`		return h.term.judge(r, c.duration)
 	})`,
