@@ -72,3 +72,6 @@ func (o *options) between(low, high time.Duration) time.Duration {
 	}
 	return low + o.chance(high-low)
 }
+
+// luck returns a random number in [0, 1).
+func (o *options) luck() float64 { return float64(o.chance(time.Hour)) / float64(time.Hour) }

@@ -41,11 +41,11 @@ type campaign struct {
 	// keeper.
 	delays  delays
 	plan    plan
-	raced   bool          // the last try to take the lease met with somebody else's write
-	rivals  time.Duration // how far the candidates spread their writes, by what races were lost
-	begun   bool          // the create mode was satisfied
-	doubts  []term        // what may have taken the lease unheard, since it was last heard to be taken
-	stamped time.Time     // the newest time written to the Lease
+	raced   bool      // the last try to take the lease met with somebody else's write
+	spread  spread    // of the tries to take the lease
+	begun   bool      // the create mode was satisfied
+	doubts  []term    // what may have taken the lease unheard, since it was last heard to be taken
+	stamped time.Time // the newest time written to the Lease
 
 	namesake term // the last one that somebody else had in our name
 
@@ -266,6 +266,7 @@ type plan struct {
 	version uint64
 	take    time.Time // when to take the lease
 	look    time.Time // when to look whether the watch missed something
+	open    bool      // nobody holds the lease, and we have not tried to take it
 }
 
 // prepare returns how long to wait before taking the lease as it is in s; at most 0 when it may be
@@ -275,17 +276,21 @@ func (c *campaign) prepare(s sighting) time.Duration {
 		return maxDuration // for news
 	}
 	if c.plan.take.IsZero() || c.plan.uid != s.uid || c.plan.version != s.version {
+		if c.plan.open && s.held() {
+			c.spread = c.spread.beaten()
+		}
 		c.plan = plan{
 			uid:     s.uid,
 			version: s.version,
 			take:    c.feed.viewer.takeable(s),
 			look:    s.since.Add(c.between(s.wait/10*6, s.wait/10*7)),
+			open:    !s.held(),
 		}
 		switch {
 		case c.reclaim && s.identity == c.api.identity:
 			c.plan.take = s.vacant()
 		case !c.mine(s.term()):
-			c.plan.take = c.plan.take.Add(c.between(0, c.rivals))
+			c.plan.take = c.plan.take.Add(c.spread.delay(c.luck()))
 			c.noteNamesake(s.term())
 		}
 	}
@@ -318,6 +323,7 @@ func (c *campaign) noteNamesake(t term) {
 // began.
 func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	c.expect(2*c.takeTimeout + c.renewDeadline) // the write, a read, and a renewal
+	c.plan.open = false
 	sent := c.clock.now()
 	claim := term{s.uid, c.api.identity, c.claimStamp()}
 	c.claim(claim)
@@ -345,7 +351,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		c.disclaim()
 		return nil, err
 	}
-	c.begun, c.raced, c.doubts, c.rivals = true, false, nil, fewerRivals(c.rivals)
+	c.begun, c.raced, c.doubts, c.spread = true, false, nil, c.spread.won()
 	c.delays.reset()
 	h := c.newHold(ctx, r, sent)
 	c.held.Store(h)
@@ -383,7 +389,7 @@ func (c *campaign) settle(ctx context.Context, err error) {
 		}
 	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):
 		c.log.Debug("somebody else was faster", "error", err)
-		c.rivals = moreRivals(c.rivals, c.renewInterval)
+		c.spread = c.spread.lost(c.renewInterval)
 		again := c.raced
 		c.raced = true
 		if now := c.feed.latest(); now.held() && !c.mine(now.term()) {
@@ -396,18 +402,6 @@ func (c *campaign) settle(ctx context.Context, err error) {
 		}
 	}
 	sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
-}
-
-// Candidates that all saw the lease become free must not all write. How many they are shows in the
-// races that one loses: each doubles the time over which it spreads its writes, each that it wins
-// halves it, so that a lone standby does not wait.
-
-func moreRivals(spread, interval time.Duration) time.Duration {
-	return min(2*spread+5*time.Millisecond, 100*time.Millisecond, interval/2)
-}
-
-func fewerRivals(spread time.Duration) time.Duration {
-	return (spread / 2).Truncate(time.Millisecond)
 }
 
 // pause lets others have their turn after the session of h.
