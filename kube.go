@@ -163,10 +163,10 @@ func (a *api) watch(ctx context.Context, r record) (watch.Interface, error) {
 func (a *api) answer(ctx context.Context, verb string, request func(context.Context) (*coordinationv1.Lease, error)) (record, error) {
 	var asked time.Duration
 	lease, err := request(context.WithValue(ctx, askedKey{}, &asked))
-	if apierrors.IsUnauthorized(err) {
-		a.lane.reconnect()
-	}
 	if err != nil {
+		if apierrors.IsUnauthorized(err) {
+			a.lane.reconnect()
+		}
 		return record{}, a.explain(verb, err, asked)
 	}
 	return readRecord(lease)

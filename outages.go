@@ -32,6 +32,7 @@ func newOutages(log *slog.Logger, recent time.Duration) *outages {
 // is an answer, not an outage.
 func (o *outages) note(kind string, err error) {
 	switch {
+	case err == nil:
 	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err),
 		apierrors.IsNotFound(err) && kind != "acquire": // where it is the namespace that is missing
 		err = nil
@@ -44,7 +45,7 @@ func (o *outages) note(kind string, err error) {
 	defer o.mu.Unlock()
 	since, known := o.refused[kind]
 	switch {
-	case refused(err):
+	case err != nil && refused(err):
 		if !known {
 			o.refused[kind] = time.Now()
 			o.log.Warn("the API server refuses; trying again", "request", kind, "error", err)
