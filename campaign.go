@@ -328,12 +328,15 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	claim := term{s.uid, c.api.identity, c.claimStamp()}
 	c.claim(claim)
 	// A write that is cut short has an unknown outcome: ctx does not end this one, its timeout does.
-	r, err := c.write(context.WithoutCancel(ctx), "acquire", c.takeTimeout, func(ctx context.Context) (record, error) {
+	r, err := c.send(context.WithoutCancel(ctx), "acquire", c.takeTimeout, func(ctx context.Context) (record, error) {
 		if !s.exists() {
 			return c.api.create(ctx, claim.acquired)
 		}
 		return c.api.acquire(ctx, s.record, claim.acquired)
 	})
+	if overtaken(err) {
+		c.meet(ctx, s)
+	}
 	if err == nil {
 		claim.uid = r.uid
 		err = claim.judge(r, c.duration)
@@ -416,19 +419,55 @@ func (c *campaign) pause(ctx context.Context, h *hold) {
 
 // write makes a request that changes the Lease, and takes note of what the Lease says then.
 func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error)) (record, error) {
-	before := c.feed.latest()
-	wctx, cancel := context.WithTimeout(ctx, c.clock.wait(timeout))
-	defer cancel()
-	r, err := request(wctx)
-	c.outages.note(kind, err)
-	switch {
-	case err == nil:
-		c.feed.see(r, before)
-	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err):
+	r, err := c.send(ctx, kind, timeout, request)
+	if overtaken(err) {
 		c.feed.read(ctx) // reports its own failure
 	}
 	return r, err
 }
+
+// send is write, but it takes no note of what kept the request from changing the Lease.
+func (c *campaign) send(ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error)) (record, error) {
+	before := c.feed.latest()
+	ctx, cancel := context.WithTimeout(ctx, c.clock.wait(timeout))
+	defer cancel()
+	r, err := request(ctx)
+	c.outages.note(kind, err)
+	if err == nil {
+		c.feed.see(r, before)
+	}
+	return r, err
+}
+
+// overtaken tells whether a write failed with err because the Lease is not any more as it was.
+func overtaken(err error) bool {
+	return err != nil && (apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err))
+}
+
+// meet takes note of what overtook a try to take the lease as it was in s. A watch that lives tells in
+// a moment, which spares the API server a read from each of many that lost the race.
+func (c *campaign) meet(ctx context.Context, s sighting) {
+	if c.feed.watches() && c.doubts == nil {
+		timer := time.NewTimer(c.clock.wait(heardWithin))
+		defer timer.Stop()
+		for waiting := true; waiting; {
+			if now := c.feed.latest(); now.uid != s.uid || now.version != s.version {
+				return
+			}
+			select {
+			case <-c.feed.changed:
+			case <-timer.C:
+				waiting = false
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+	c.feed.read(ctx) // reports its own failure
+}
+
+// heardWithin bounds how long a watch is waited for that has news, before it is doubted.
+const heardWithin = 100 * time.Millisecond
 
 // expect notes that who is at work means to go on in d, for Monitor.Check.
 func (c *campaign) expect(d time.Duration) { c.due.in(c.clock, d) }

@@ -336,6 +336,13 @@ func (f *feed) follows(by string) {
 	f.following = by
 }
 
+// watches tells whether a watch is open.
+func (f *feed) watches() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.following == "watch"
+}
+
 // promise notes that run means to go on in d.
 func (f *feed) promise(d time.Duration) { f.due.in(f.clock, d) }
 

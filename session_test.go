@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -1040,6 +1041,57 @@ func TestForbidden_G11(t *testing.T) {
 				time.Sleep(D)
 				w.wantLeader("a")
 				c.quit()
+			})
+		})
+	}
+}
+
+// A standby that lost the race for a free lease learns from its watch who won, and asks only if the
+// watch does not tell.
+func TestRaceLost(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		events func(loser *leasetest.Client)
+		reads  int
+	}{
+		{"the watch has told", func(*leasetest.Client) {}, 0},
+		{"the watch is about to tell", func(c *leasetest.Client) {
+			c.OnEvent(func(e watch.Event) time.Duration {
+				if l, ok := e.Object.(*coordinationv1.Lease); ok && l.Spec.HolderIdentity != nil {
+					return 80 * time.Millisecond
+				}
+				return 0
+			})
+		}, 0},
+		{"the watch fell silent", func(c *leasetest.Client) { time.AfterFunc(time.Millisecond, c.SilenceWatches) }, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				leader, winner, loser := w.run("a", nil), w.run("b", nil), w.run("c", nil)
+				time.Sleep(time.Minute)
+				var reads, writes int
+				w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: 2 * time.Millisecond} })
+				w.srv.Client("c").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					switch r.Verb {
+					case "get":
+						reads++
+					case "apply":
+						writes++
+						return leasetest.Fault{Before: 10 * time.Millisecond}
+					}
+					return leasetest.Fault{}
+				})
+				tt.events(w.srv.Client("c"))
+				leader.quit()
+				w.sleep(150 * time.Millisecond)
+				w.wantLeader("b")
+				if writes != 1 || reads != tt.reads {
+					t.Errorf("%d writes and %d reads, want 1 and %d", writes, reads, tt.reads)
+				}
+				winner.quit()
+				w.sleep(D)
+				w.wantLeader("c")
+				loser.quit()
 			})
 		})
 	}
