@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -52,6 +54,7 @@ type stream struct {
 
 	top       uint64        // the greatest version told of in an event that never was
 	deaf      bool          // no version is greater than what was told
+	honest    bool          // no event tells what never was
 	lied      bool          // an event said what never was
 	longest   time.Duration // that anybody, or any lie, gave a holder
 	trouble   time.Time     // when a request, or the link, was last told to fail
@@ -61,6 +64,8 @@ type stream struct {
 	changed  time.Time  // when the holder last did anything
 	wait     time.Duration
 	wrote    map[tenureKey]*streamed
+	began    map[uint64]tenureKey // by the version of the write
+	over     map[tenureKey]bool   // somebody ended the term
 	sessions []*streamedSession
 }
 
@@ -87,7 +92,7 @@ type streamedSession struct {
 }
 
 func newStream(t *testing.T, data []byte) *stream {
-	s := &stream{T: t, srv: leasetest.NewServer(), data: data, top: 1 << 40, longest: D, wrote: map[tenureKey]*streamed{}}
+	s := &stream{T: t, srv: leasetest.NewServer(), data: data, top: 1 << 40, longest: D, wrote: map[tenureKey]*streamed{}, began: map[uint64]tenureKey{}, over: map[tenureKey]bool{}}
 	for _, name := range []string{"a", "b"} {
 		c := &streamed{name: name, client: s.srv.Client(name), returns: make(chan struct{})}
 		c.client.OnRequest(func(leasetest.Request) leasetest.Fault { return s.request(c) })
@@ -116,7 +121,9 @@ func (s *stream) play() {
 	defer running.Wait()
 	defer stop()
 	var opts []Option
-	if s.byte()%4 == 3 {
+	first := s.byte()
+	s.honest = first&4 != 0
+	if first&3 == 3 {
 		opts = append(opts, WithDeleteOnRelease())
 	}
 	for i, c := range s.candidates {
@@ -199,6 +206,13 @@ func (s *stream) campaign(ctx context.Context, id uint64, c *streamed, opts []Op
 // happen does the next thing.
 func (s *stream) happen() {
 	what, c := s.byte(), pick(s, s.candidates...)
+	for _, c := range s.candidates {
+		c.mu.Lock()
+		if c.cut || len(c.fail) > 0 {
+			s.trouble = time.Now()
+		}
+		c.mu.Unlock()
+	}
 	switch what % 18 {
 	case 6:
 		c.client.CloseWatches(pick[error](s, nil, leasetest.InternalError(), apierrors.NewResourceExpired("too old"), errors.New("odd")))
@@ -233,9 +247,7 @@ func (s *stream) happen() {
 			leasetest.Fault{Drop: leasetest.TheReply}, leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()},
 			leasetest.Fault{Drop: leasetest.TheRequest}, leasetest.Fault{Err: leasetest.TooManyRequests(time.Second)})
 		c.mu.Lock()
-		for range 1 + s.byte()%8 {
-			c.fail = append(c.fail, fault)
-		}
+		c.fail = slices.Repeat([]leasetest.Fault{fault}, pick(s, 1, 2, 5, 1000))
 		c.mu.Unlock()
 	case 16:
 		select {
@@ -247,6 +259,10 @@ func (s *stream) happen() {
 		c.cut = !c.cut
 		c.client.Partition(c.cut)
 	default:
+		if s.honest {
+			c.client.ReplayWatches(1 + s.byte())
+			return
+		}
 		s.tell(c)
 	}
 }
@@ -405,8 +421,12 @@ func (s *stream) committed(c leasetest.Change) {
 			s.Errorf("%s took the lease of %q %v after it was renewed for %v", writer.name, before.identity, time.Since(s.changed), s.wait)
 		}
 		if held {
-			s.wrote[after] = writer
+			version, _ := strconv.ParseUint(c.New.ResourceVersion, 10, 64)
+			s.wrote[after], s.began[version] = writer, after
 		}
+	}
+	if before != after {
+		s.over[before] = true
 	}
 	if writer != nil && held && before == after && s.wrote[after] != writer {
 		s.Errorf("%s wrote into the term of %q", writer.name, after.identity)
@@ -442,6 +462,9 @@ func (s *stream) look() {
 		err, ctxErr, valid := x.Err(), x.Context().Err(), x.ValidFor()
 		if (err != nil) != (ctxErr != nil) || (err != nil) != (valid <= 0) {
 			s.Errorf("%s: Err() = %v, Context().Err() = %v, ValidFor() = %v", x.of.name, err, ctxErr, valid)
+		}
+		if errors.Is(err, ErrLost) && !strings.Contains(err.Error(), "not renewed") && !s.lied && !s.over[s.began[x.FencingToken()]] {
+			s.Errorf("%s: %v, which nobody told", x.of.name, err)
 		}
 		if err == nil && !x.mustEnd.IsZero() && time.Now().After(x.mustEnd) && x.mustEnd.Sub(s.trouble) > 2*D {
 			s.Errorf("%s leads on though the lease was stolen", x.of.name)
