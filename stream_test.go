@@ -152,7 +152,7 @@ func (s *stream) play() {
 			s.Errorf("%s ended with %v", c.name, c.ended)
 		}
 	}
-	if key, held := keyOf(s.srv.Lease(ns, name)); last != nil && held && key.identity == last.of.name {
+	if key, held := keyOf(s.srv.Lease(ns, name)); last != nil && held && key == s.began[last.FencingToken()] {
 		s.Errorf("%s left the lease held", key.identity)
 	}
 }
