@@ -16,6 +16,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
@@ -482,4 +483,24 @@ func TestGhostMeetsCreation(t *testing.T) {
 		<-done
 		<-done
 	})
+}
+
+// An ERROR event without a status, as a client of one's own may make it, ends the watch like any other.
+func TestWatchErrorWithoutStatus(t *testing.T) {
+	for name, object := range map[string]runtime.Object{"nil": nil, "nil status": (*metav1.Status)(nil), "a Lease": &coordinationv1.Lease{}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := leasetest.NewServer()
+				for s := range Sessions(t.Context(), campaigner(srv, "a")...) {
+					before := srv.Client("a").Requests()
+					srv.Client("a").SendEvent(watch.Event{Type: watch.Error, Object: object})
+					time.Sleep(time.Second)
+					if s.Err() != nil || srv.Client("a").WatchCount() != 1 || srv.Client("a").Requests() == before {
+						t.Errorf("%v, %d watches, %d requests since", s.Err(), srv.Client("a").WatchCount(), srv.Client("a").Requests()-before)
+					}
+					break
+				}
+			})
+		})
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 )
 
@@ -278,7 +279,11 @@ func (f *feed) expect(version uint64) {
 // take takes note of a watch event.
 func (f *feed) take(event watch.Event) error {
 	if event.Type == watch.Error {
-		return fmt.Errorf("watch lease %s/%s: %w", f.api.namespace, f.api.name, apierrors.FromObject(event.Object))
+		status, ok := event.Object.(*metav1.Status)
+		if !ok || status == nil {
+			return fmt.Errorf("watch lease %s/%s: an error without a status: %v", f.api.namespace, f.api.name, event.Object)
+		}
+		return fmt.Errorf("watch lease %s/%s: %w", f.api.namespace, f.api.name, apierrors.FromObject(status))
 	}
 	lease, ok := event.Object.(*coordinationv1.Lease)
 	if !ok || lease == nil || lease.Name != f.api.name {

@@ -111,6 +111,9 @@ type settings struct {
 	mode     CreateMode
 	identity string // "" for a fresh one for each campaign
 	rate     float64
+	form     form
+	deletes  bool // WithDeleteOnRelease
+	reclaims bool // WithReclaim
 }
 
 // A simCandidate is a process that campaigns again and again.
@@ -130,8 +133,8 @@ func (c *simCandidate) String() string {
 	if identity == "" {
 		identity = c.name + "-N"
 	}
-	return fmt.Sprintf("%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f",
-		c.name, identity, c.duration, c.renewDeadline, c.renewInterval, c.mode, c.rate)
+	return fmt.Sprintf("%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
+		c.name, identity, c.duration, c.renewDeadline, c.renewInterval, c.mode, c.rate, c.form, c.deletes, c.reclaims)
 }
 
 // live runs campaigns until the world ends.
@@ -248,11 +251,7 @@ func (k *simCampaign) run(ctx context.Context) (err error) {
 				panic(r)
 			}
 		}()
-		for session := range Sessions(ctx, opts...) {
-			if !k.body(session) {
-				break
-			}
-		}
+		k.lead(ctx, opts)
 	}()
 	<-done
 	s.judge.campaignEnded(k, err)

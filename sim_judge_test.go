@@ -30,20 +30,22 @@ type judge struct {
 	versions []*tenure // what the Lease showed after each change, nil for nobody
 	changed  time.Time // when its holder last did anything
 	wait     time.Duration
-	sessions []*simSession // those that have not been seen to have ended
-	bodies   []*simSession // those whose body runs
-	all      int           // sessions so far
-	newest   *simSession   // with the greatest token
-	lost     int           // sessions so far that were lost
-	excused  int           // overlaps so far that nobody is blamed for
-	peers    []string      // what client-go's electors did that we do not
+	sessions []*simSession   // those that have not been seen to have ended
+	bodies   []*simSession   // those whose body runs
+	all      int             // sessions so far
+	newest   *simSession     // with the greatest token
+	lost     int             // sessions so far that were lost
+	excused  int             // overlaps so far that nobody is blamed for
+	vacated  map[string]bool // whose lease somebody vacates, or has
+	turned   time.Time       // when the holder last changed
+	peers    []string        // what client-go's electors did that we do not
 
 	faults []string
 	lines  []line
 }
 
 func newJudge(s *sim) *judge {
-	return &judge{sim: s, terms: map[tenureKey]*tenure{}, claims: map[claimKey]*simCampaign{}}
+	return &judge{sim: s, terms: map[tenureKey]*tenure{}, claims: map[claimKey]*simCampaign{}, vacated: map[string]bool{}}
 }
 
 // A tenureKey is a term as the judge tells it from others.
@@ -78,6 +80,8 @@ type tenure struct {
 	// seized says that a hand other than its holder's declared the Lease free while it was held, and
 	// how. From then on until it hears of that, nothing protects it.
 	seized string
+
+	ended bool // somebody else, or its holder, wrote over it
 }
 
 // link returns its holder's, nil if it is not a process of this world.
@@ -241,6 +245,9 @@ func (j *judge) committed(c leasetest.Change) {
 		}
 		j.proves(now, c, candidate, elector)
 	}
+	if before != after {
+		j.turned = time.Now()
+	}
 	j.versions = append(j.versions, now)
 	j.sim.holders.Store(now.link())
 	j.follow(c, held)
@@ -276,7 +283,9 @@ func (j *judge) tenureEnds(c leasetest.Change, old *tenure, candidate *simCandid
 	if old == nil {
 		return
 	}
+	old.ended = true
 	switch {
+	case j.byOthers(c, old.tenureKey, heldAfter):
 	case c.Client == "" && c.Type == watch.Deleted:
 		j.seize("deleted")
 	case c.Client == "" && !heldAfter:
@@ -317,6 +326,9 @@ func (j *judge) seize(how string) {
 // another's when its holder has done nothing for as long as was recorded, by the clock of who takes it.
 func (j *judge) taken(old, now *tenure) {
 	if now.campaign == nil || old != nil && old.campaign == now.campaign {
+		return
+	}
+	if c := now.campaign; c.reclaims && old != nil && old.identity == c.identity {
 		return
 	}
 	waited := time.Duration(float64(time.Since(j.changed)) * now.campaign.rate)
@@ -519,16 +531,36 @@ func (j *judge) bodyEnds(x *simSession, how string) {
 		return
 	}
 	j.look1(x)
-	// The renewal that took effect last may still have been under way when the trust in the one before
-	// it ended: that trouble counts too which came within a renew deadline before it was sent.
-	quiet := x.tenure.proven.at - x.campaign.renewDeadline
-	if loss := x.hold.loss(); loss != nil && strings.Contains(loss.Error(), "not renewed") && x.tenure.trust() <= 0 &&
-		j.latest() == x.tenure && x.campaign.link.trouble() < quiet {
-		j.blame("%s: %v, though nothing was wrong since its last renewal at %v", x.campaign.label, loss, x.tenure.proven.at)
-	}
+	j.judgeLoss(x)
 	x.running = false
 	j.bodies = slices.DeleteFunc(j.bodies, func(y *simSession) bool { return x == y })
 	j.write(x.campaign.label, "body ends: %s %v", how, x.Err())
+}
+
+// judgeLoss judges that a session was lost for a reason.
+func (j *judge) judgeLoss(x *simSession) {
+	loss := x.hold.loss()
+	if loss == nil {
+		return
+	}
+	if text := loss.Error(); !strings.Contains(text, "not renewed") && !strings.Contains(text, "slept") {
+		if !x.tenure.ended {
+			j.blame("%s: %v, which nobody did", x.campaign.label, loss)
+		}
+		return
+	}
+	// What it was trusted for it was trusted for since something was sent, and something went wrong then
+	// or later: with the renewals after it, or the clock.
+	since := x.hold.until.Load().add(-x.campaign.renewDeadline)
+	for _, sent := range x.campaign.sent {
+		if sent.instant == since {
+			if x.campaign.link.trouble() < sent.at && !x.tenure.ended {
+				j.blame("%s: %v, though nothing was wrong since its last renewal at %v", x.campaign.label, loss, sent.at)
+			}
+			return
+		}
+	}
+	j.blame("%s: it was trusted since it sent nothing", x.campaign.label)
 }
 
 // overrun judges a call of WithOverrun's function.

@@ -31,6 +31,7 @@ type sim struct {
 	electors   []*simElector
 	links      []*link
 	judge      *judge
+	observer   *observer            // nil where nobody observes
 	holders    atomic.Pointer[link] // of who holds the lease
 
 	latency time.Duration // of half an exchange where nothing is wrong, at most
@@ -191,6 +192,7 @@ func newSim(seed uint64) *sim {
 	}
 	s.calm = length - 4*s.longest() - time.Minute
 	s.plan(d)
+	s.setForms()
 	return s
 }
 
@@ -427,6 +429,9 @@ func (s *sim) run() {
 	for _, e := range s.electors {
 		s.running.Go(e.live)
 	}
+	if s.observer != nil {
+		s.running.Go(s.observer.live)
+	}
 	for _, d := range s.deeds {
 		if !s.sleepUntil(d.at) {
 			break
@@ -505,6 +510,9 @@ func (s *sim) settled() bool {
 func (s *sim) end() {
 	s.judge.note("all", "the end")
 	fair := s.ctx.Err() == nil
+	if fair {
+		s.judge.observedAll(s.observer)
+	}
 	for _, l := range s.links {
 		l.client.Partition(false) // after a fault found, the weather may be foul
 	}
