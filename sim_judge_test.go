@@ -473,9 +473,13 @@ func (j *judge) begun(k *simCampaign, s Session) *simSession {
 	x.tenure.session = x
 	j.lookAll()
 	for _, other := range j.sessions {
-		if j.excuses(other.tenure, x.tenure) {
+		old, next := other.tenure, x.tenure
+		if next.version < old.version {
+			old, next = next, old // the reply to its claim came after it was seized
+		}
+		if j.excuses(old, next) {
 			j.excused++
-			j.write(k.label, "%s was %s and has not heard", other.campaign.label, other.tenure.seized)
+			j.write(k.label, "%s was %s and has not heard", old.identity, old.seized)
 			continue
 		}
 		j.blame("two sessions live: %s, for %v more, and %s", other.campaign.label, other.ValidFor(), k.label)
