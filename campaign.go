@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -339,7 +340,8 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	}
 	if err == nil {
 		claim.uid = r.uid
-		err = claim.judge(r, c.duration)
+		// The watch may have told meanwhile that it is somebody else's again.
+		err = cmp.Or(claim.judge(r, c.duration), claim.judge(c.feed.latest().record, c.duration))
 	}
 	if err == nil && c.feed.latest().vacant().After(c.clock.now().mono) {
 		// While our creation was under way another created the Lease, and lost it.

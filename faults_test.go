@@ -504,3 +504,26 @@ func TestWatchErrorWithoutStatus(t *testing.T) {
 		})
 	}
 }
+
+// A lease that is taken away while the reply to our claim is under way gives no session once the watch has
+// told of it.
+func TestStolenBeforeTheReply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		srv.Client("a").OnRequest(func(r leasetest.Request) (f leasetest.Fault) {
+			if r.Verb == "create" {
+				f.After = 3 * time.Second
+			}
+			return f
+		})
+		time.AfterFunc(time.Second, func() {
+			srv.Edit("default", "x", func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = new("thief") })
+		})
+		for s := range Sessions(ctx, campaigner(srv, "a")...) {
+			t.Errorf("a session begins with %v, valid for %v, though the watch told that the thief holds the lease", s.Err(), s.ValidFor())
+			break
+		}
+	})
+}

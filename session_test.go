@@ -786,6 +786,7 @@ func TestTruthfulContext_G3(t *testing.T) {
 		t.Run("the machine slept: "+name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				var slept atomic.Int64
+				var woke *coordinationv1.Lease
 				for s := range w.sequence(w.Context(), "a", withClock(sleepyClock{&slept})) {
 					derived, cancel := context.WithCancel(s.Context())
 					defer cancel()
@@ -805,7 +806,12 @@ func TestTruthfulContext_G3(t *testing.T) {
 					if !strings.Contains(s.Err().Error(), "the machine slept") {
 						t.Errorf("Err() = %v", s.Err())
 					}
+					woke = w.lease()
+					time.Sleep(time.Minute)
 					break
+				}
+				if now := w.lease(); now.ResourceVersion != woke.ResourceVersion {
+					t.Errorf("written after it woke: %v", now.Spec)
 				}
 			})
 		})

@@ -24,21 +24,22 @@ import (
 type judge struct {
 	sim *sim
 
-	mu       sync.Mutex // protects what follows; may be taken with the server locked, never the other way round
-	terms    map[tenureKey]*tenure
-	claims   map[claimKey]*simCampaign
-	versions []*tenure // what the Lease showed after each change, nil for nobody
-	changed  time.Time // when its holder last did anything
-	wait     time.Duration
-	sessions []*simSession   // those that have not been seen to have ended
-	bodies   []*simSession   // those whose body runs
-	all      int             // sessions so far
-	newest   *simSession     // with the greatest token
-	lost     int             // sessions so far that were lost
-	excused  int             // overlaps so far that nobody is blamed for
-	vacated  map[string]bool // whose lease somebody vacates, or has
-	turned   time.Time       // when the holder last changed
-	peers    []string        // what client-go's electors did that we do not
+	mu        sync.Mutex // protects what follows; may be taken with the server locked, never the other way round
+	terms     map[tenureKey]*tenure
+	claims    map[claimKey]*simCampaign
+	versions  []*tenure // what the Lease showed after each change, nil for nobody
+	changed   time.Time // when its holder last did anything
+	wait      time.Duration
+	sessions  []*simSession   // those that have not been seen to have ended
+	bodies    []*simSession   // those whose body runs
+	all       int             // sessions so far
+	handovers int             // of them, those after another candidate's
+	newest    *simSession     // with the greatest token
+	lost      int             // sessions so far that were lost
+	excused   int             // overlaps so far that nobody is blamed for
+	vacated   map[string]bool // whose lease somebody vacates, or has
+	turned    time.Time       // when the holder last changed
+	peers     []string        // what client-go's electors did that we do not
 
 	faults []string
 	lines  []line
@@ -472,9 +473,13 @@ func (j *judge) begun(k *simCampaign, s Session) *simSession {
 	x.tenure.session = x
 	j.lookAll()
 	for _, other := range j.sessions {
-		if j.excuses(other.tenure, x.tenure) {
+		old, next := other.tenure, x.tenure
+		if next.version < old.version {
+			old, next = next, old // the reply to its claim came after it was seized
+		}
+		if j.excuses(old, next) {
 			j.excused++
-			j.write(k.label, "%s was %s and has not heard", other.campaign.label, other.tenure.seized)
+			j.write(k.label, "%s was %s and has not heard", old.identity, old.seized)
 			continue
 		}
 		j.blame("two sessions live: %s, for %v more, and %s", other.campaign.label, other.ValidFor(), k.label)
@@ -491,6 +496,9 @@ func (j *judge) begun(k *simCampaign, s Session) *simSession {
 		if t := j.terms[e.term]; e.leading && promise > 0 && t != nil && !j.excuses(t, x.tenure) {
 			j.blame("%s leads for %v more, and %s", e.name, promise, k.label)
 		}
+	}
+	if n := j.newest; n != nil && n.campaign.simCandidate != k.simCandidate {
+		j.handovers++
 	}
 	if n := j.newest; n == nil || n.FencingToken() < s.FencingToken() {
 		j.newest = x

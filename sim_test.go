@@ -1,9 +1,11 @@
 package leasehold
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -67,6 +69,7 @@ func simulateOnAllCores(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	began := time.Now()
+	told := began // protected by mu, as all
 	var group errgroup.Group
 	var mu sync.Mutex
 	var all tally
@@ -80,18 +83,27 @@ func simulateOnAllCores(t *testing.T) {
 			fmt.Sprint("-test.short=", testing.Short()), fmt.Sprint("-sim.step=", step),
 			fmt.Sprint("-sim.from=", *simFrom+i), fmt.Sprint("-sim.seeds=", *simSeeds))
 		group.Go(func() error {
-			out, err := cmd.CombinedOutput()
-			if _, rest, ok := strings.Cut(string(out), simulated); ok {
-				var part tally
-				fmt.Sscanf(rest, tallyFormat, &part.seeds, &part.sessions, &part.lost, &part.excused)
+			out := &lines{each: func(line string) bool {
+				var more tally
+				if _, rest, ok := strings.Cut(line, simulated); ok {
+					if _, err := fmt.Sscanf(rest, tallyFormat, more.fields()...); err != nil {
+						t.Errorf("%q: %v", line, err)
+					}
+				}
 				mu.Lock()
-				all.seeds, all.sessions = all.seeds+part.seeds, all.sessions+part.sessions
-				all.lost, all.excused = all.lost+part.lost, all.excused+part.excused
-				mu.Unlock()
-			}
+				defer mu.Unlock()
+				all.add(more)
+				if time.Since(told) > time.Minute {
+					told = time.Now()
+					t.Logf("%v, after %v", all, time.Since(began).Round(time.Second))
+				}
+				return more.seeds > 0
+			}}
+			cmd.Stdout, cmd.Stderr = out, out
+			err := cmd.Run()
 			if err != nil && ctx.Err() == nil {
 				cancel() // one fault is enough
-				t.Errorf("%v\n%s", err, out)
+				t.Errorf("%v\n%s", err, out.rest.Bytes())
 			}
 			return nil
 		})
@@ -102,15 +114,47 @@ func simulateOnAllCores(t *testing.T) {
 }
 
 // A tally is what happened in all worlds.
-type tally struct{ seeds, sessions, lost, excused int }
+type tally struct {
+	seeds, sessions, handovers, lost, excused int
+	hours                                     float64 // virtual
+}
 
 const (
 	simulated   = "simulated: "
-	tallyFormat = "%d seeds, %d sessions, %d of them lost, %d overlaps excused"
+	tallyFormat = "%d seeds, %d sessions, %d handovers, %d sessions lost, %d overlaps excused, %g virtual hours"
 )
 
 func (t tally) String() string {
-	return fmt.Sprintf(tallyFormat, t.seeds, t.sessions, t.lost, t.excused)
+	t.hours = math.Round(t.hours*100) / 100
+	return fmt.Sprintf(tallyFormat, t.seeds, t.sessions, t.handovers, t.lost, t.excused, t.hours)
+}
+
+func (t *tally) fields() []any {
+	return []any{&t.seeds, &t.sessions, &t.handovers, &t.lost, &t.excused, &t.hours}
+}
+
+func (t *tally) add(u tally) {
+	t.seeds, t.sessions, t.handovers = t.seeds+u.seeds, t.sessions+u.sessions, t.handovers+u.handovers
+	t.lost, t.excused, t.hours = t.lost+u.lost, t.excused+u.excused, t.hours+u.hours
+}
+
+// lines collects the lines that each does not take.
+type lines struct {
+	each       func(line string) bool
+	line, rest bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	for _, b := range p {
+		l.line.WriteByte(b)
+		if b == '\n' {
+			if !l.each(l.line.String()) {
+				l.rest.Write(l.line.Bytes())
+			}
+			l.line.Reset()
+		}
+	}
+	return len(p), nil
 }
 
 // simulateAll runs this process's share of the seeds, until one fails.
@@ -122,19 +166,20 @@ func simulateAll(t *testing.T) {
 		budget = 5 * time.Second
 	}
 	began := time.Now()
-	var all tally
+	var some tally // not yet told
+	defer func() { t.Logf("%s%v", simulated, some) }()
 	for i := uint64(0); *simSeeds == 0 && time.Since(began) < budget || i < *simSeeds; i += *simStep {
 		s := simulate(t, *simFrom+i)
-		all.seeds++
-		all.sessions += s.judge.all
-		all.lost += s.judge.lost
-		all.excused += s.judge.excused
+		some.add(tally{1, s.judge.all, s.judge.handovers, s.judge.lost, s.judge.excused, s.lasted.Hours()})
 		if s.failed() {
 			t.Errorf("%s\nreplay: go test -run TestSimulation -sim.seed=%d .", s.story(false), s.seed)
 			break
 		}
+		if some.seeds == 100 {
+			t.Logf("%s%v", simulated, some)
+			some = tally{}
+		}
 	}
-	t.Logf("%s%v", simulated, all)
 }
 
 // simulate runs the world of a seed.

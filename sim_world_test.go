@@ -36,6 +36,7 @@ type sim struct {
 
 	latency time.Duration // of half an exchange where nothing is wrong, at most
 	calm    time.Duration // the faults begin to stop
+	lasted  time.Duration // how old the world became, when it has ended
 	storms  []storm
 	deeds   []deed
 
@@ -509,6 +510,7 @@ func (s *sim) settled() bool {
 // end ends all campaigns in fair weather; nothing of them may be left.
 func (s *sim) end() {
 	s.judge.note("all", "the end")
+	s.lasted = s.now()
 	fair := s.ctx.Err() == nil
 	if fair {
 		s.judge.observedAll(s.observer)
