@@ -55,8 +55,7 @@ type harness struct {
 	store     *Store
 	historian historian
 	members   []*member
-	close_    []func() error // in the order of opening
-	wait      func() error   // for the historian, once it was told to end
+	closers   []func() error // of all but the server, in the order of opening
 
 	serverBusy sync.Mutex
 	hands      atomic.Int64
@@ -101,7 +100,6 @@ func (h *harness) open(ctx context.Context) (err error) {
 	if h.server, err = controlplane.Start(ctx, controlplane.Options{Dir: h.config.dir}); err != nil {
 		return err
 	}
-	h.close_ = append(h.close_, h.server.Stop)
 	if h.dir, err = os.MkdirTemp(filepath.Dir(h.server.Log()), "chaos-"); err != nil {
 		return err
 	}
@@ -114,28 +112,29 @@ func (h *harness) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	h.close_ = append(h.close_, journal.Close)
+	h.closers = append(h.closers, journal.Close)
 	h.store = newStore(journal)
 	socket := filepath.Join(h.dir, "store.sock")
 	stop, err := h.store.serve(socket)
 	if err != nil {
 		return err
 	}
-	h.close_ = append(h.close_, func() error { stop(); return nil })
+	h.closers = append(h.closers, func() error { stop(); return nil })
 
 	h.historian = historian{events: map[string][]event{}, hands: map[string]string{}}
 	following, cancel := context.WithCancel(context.Background())
-	if h.wait, err = h.historian.follow(following, h.operator); err != nil {
+	wait, err := h.historian.follow(following, h.operator)
+	if err != nil {
 		cancel()
 		return err
 	}
-	h.close_ = append(h.close_, func() error { cancel(); return h.wait() })
+	h.closers = append(h.closers, func() error { cancel(); return wait() })
 
 	log, err := os.Create(filepath.Join(h.dir, candidatesLog))
 	if err != nil {
 		return err
 	}
-	h.close_ = append(h.close_, log.Close)
+	h.closers = append(h.closers, log.Close)
 	return h.man(namespace, socket, log)
 }
 
@@ -187,7 +186,7 @@ func (h *harness) man(namespace, socket string, log *os.File) error {
 		if err != nil {
 			return err
 		}
-		h.close_ = append(h.close_, network.Close)
+		h.closers = append(h.closers, network.Close)
 		cfg := h.server.UserConfig(s.Name, group)
 		cfg.Host = "https://" + network.Addr
 		s.Namespace, s.Store = namespace, socket
@@ -238,7 +237,7 @@ func (h *harness) play(ctx context.Context) (err error) {
 	for until := h.begun + h.duration; boottime.Now() < until; {
 		h.storms++
 		stormy, over := context.WithTimeout(ctx, min(storm, until-boottime.Now()))
-		h.disturb(stormy)
+		h.config.disturb(h, stormy)
 		over()
 		if err := h.calm(ctx); err != nil {
 			return err
@@ -329,6 +328,9 @@ func (h *harness) judge() (*verdict, history, error) {
 	}
 	v := judge(all)
 	for _, lease := range slices.Sorted(maps.Keys(v.byLease)) {
+		if len(operations(v.byLease[lease])) == 0 {
+			continue // all are client-go's
+		}
 		result, info := linearize(v.byLease[lease])
 		h.say("porcupine on %s: %s", lease, result)
 		if result != porcupine.Illegal {
@@ -375,6 +377,9 @@ func (h *harness) report(v *verdict, all history) {
 			fmt.Fprint(h.out, all.around(x.Lease, x.From, x.To, v.byLease[x.Lease]))
 		}
 	}
+	for _, x := range v.excused {
+		fmt.Fprintf(h.out, "excused in %s at %.2f s: %s\n", x.Lease, (x.From - h.begun).Seconds(), x.Text)
+	}
 	faults := map[string]int{}
 	for _, f := range h.faults {
 		faults[f.Kind]++
@@ -418,16 +423,15 @@ func counts[K ~string](m map[K]int) string {
 	return b.String()
 }
 
-// close ends everything. After a failure the files of the run stay.
-func (h *harness) close(v *verdict) (err error) {
-	for _, f := range slices.Backward(h.close_[min(1, len(h.close_)):]) {
+// close ends everything, and keeps the files of the run where they would be removed.
+func (h *harness) close(keep bool) (err error) {
+	for _, f := range slices.Backward(h.closers) {
 		err = errors.Join(err, f())
 	}
-	if h.dir != "" && h.config.dir == "" && (v == nil || len(v.violations) > 0) {
+	if keep && h.dir != "" && h.config.dir == "" {
 		kept := filepath.Join(os.TempDir(), filepath.Base(h.dir))
-		if e := os.Rename(h.dir, kept); e == nil {
-			fmt.Fprintln(h.out, "journals and logs are in", kept)
-		}
+		err = errors.Join(err, os.Rename(h.dir, kept))
+		fmt.Fprintln(h.out, "journals and logs are in", kept)
 	}
 	if h.server != nil {
 		err = errors.Join(err, h.server.Stop())

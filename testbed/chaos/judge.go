@@ -75,6 +75,7 @@ type violation struct {
 // A verdict is what the judge found.
 type verdict struct {
 	violations []violation
+	excused    []violation // overlaps that are not leasehold's fault
 	byLease    map[string][]*session // those that were live, in the order of their first looks
 	sessions   map[string]int        // by lease
 	byKind     map[kind]int
@@ -194,6 +195,7 @@ func (v *verdict) pair(h history, lease string, a, b *session) {
 	v.longest[whose] = max(v.longest[whose], beside(a, b))
 	if whose != oursFault {
 		a.excused = a.excused || a.Token != 0 && b.Token != 0
+		v.excused = append(v.excused, violation{lease, fmt.Sprintf("%v beside %v for %v: %s: %s", a, b, beside(a, b), whose, why), from, to})
 		return
 	}
 	if beside(a, b) > 0 {

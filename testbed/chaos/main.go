@@ -44,7 +44,7 @@ func children() {
 
 func main() {
 	children()
-	c := config{out: os.Stdout}
+	c := config{disturb: (*harness).disturb, out: os.Stdout}
 	flag.DurationVar(&c.duration, "duration", 3*time.Minute, "for how long to disturb the candidates, with pauses")
 	flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano())%1e9, "draw the faults from `SEED` (default a new one)")
 	flag.StringVar(&c.fleet, "fleet", "all", "which candidates: "+strings.Join(slices.Sorted(maps.Keys(fleets)), " or ")+".\nThe latter are to overlap, to show that the judge sees it")
@@ -63,6 +63,10 @@ func main() {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process, and the children with it
 	v, err := run(ctx, c)
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "\nInterrupted; everything is stopped.")
+		os.Exit(130)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 	}
@@ -76,6 +80,7 @@ type config struct {
 	duration   time.Duration
 	seed       uint64
 	fleet, dir string
+	disturb    func(*harness, context.Context) // injects faults until ctx ends, and returns when all are undone
 	out        io.Writer
 }
 
@@ -83,8 +88,11 @@ type config struct {
 func run(ctx context.Context, c config) (v *verdict, err error) {
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // of the watch that follows the leases
 	fmt.Fprintf(c.out, "chaos: seed %d, fleet %s, %v; building and starting kube-apiserver and etcd takes minutes the first time\n", c.seed, c.fleet, c.duration)
-	h := &harness{config: c, chance: rand.New(rand.NewPCG(c.seed, 0)), members: nil}
-	defer func() { err = errors.Join(err, h.close(v)) }()
+	h := &harness{config: c, chance: rand.New(rand.NewPCG(c.seed, 0))}
+	defer func() {
+		keep := err != nil && ctx.Err() == nil || v != nil && len(v.violations) > 0
+		err = errors.Join(err, h.close(keep))
+	}()
 	if err := h.open(ctx); err != nil {
 		return nil, err
 	}
