@@ -75,7 +75,7 @@ type violation struct {
 // A verdict is what the judge found.
 type verdict struct {
 	violations []violation
-	excused    []violation // overlaps that are not leasehold's fault
+	excused    []violation           // overlaps that are not leasehold's fault
 	byLease    map[string][]*session // those that were live, in the order of their first looks
 	sessions   map[string]int        // by lease
 	byKind     map[kind]int
