@@ -123,7 +123,7 @@ func (h *harness) open(ctx context.Context) (err error) {
 
 	h.historian = historian{events: map[string][]event{}, hands: map[string]string{}}
 	following, cancel := context.WithCancel(context.Background())
-	wait, err := h.historian.follow(following, h.operator)
+	wait, err := h.historian.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket), namespace)
 	if err != nil {
 		cancel()
 		return err
@@ -283,6 +283,9 @@ func (h *harness) calm(ctx context.Context) error {
 func (h *harness) awaitLeader(ctx context.Context, lease string, from time.Duration) (time.Duration, error) {
 	// A lost claim, a fresh standby or a deletion may cost the duration once more; the operator may have lengthened it.
 	limit := 2*(longest(fleets[h.fleet])+2*time.Second) + time.Second + slack
+	if !ours(h.members, lease) {
+		limit += time.Minute // client-go notices dead connections after 45 s
+	}
 	for boottime.Now() < from+limit {
 		if w := h.store.leader(lease); w.Looked > from {
 			return w.Looked - from, nil
@@ -295,11 +298,24 @@ func (h *harness) awaitLeader(ctx context.Context, lease string, from time.Durat
 	return 0, fmt.Errorf("nobody led %s within %v after the last fault", lease, limit)
 }
 
-// empties stops the leader of each lease until nobody is left: each candidate has to come to lead, and to stop when told.
+// ours tells whether any of the candidates for a lease is leasehold's.
+func ours(members []*member, lease string) bool {
+	return slices.ContainsFunc(members, func(m *member) bool { return m.Lease == lease && m.Kind != elector })
+}
+
+// empties stops the leader of each lease until nobody is left: each candidate of leasehold has to come to lead, and to stop
+// when told.
 func (h *harness) empties(ctx context.Context) error {
 	left := slices.Clone(h.members)
 	for len(left) > 0 {
 		lease := left[0].Lease
+		if !ours(left, lease) {
+			if err := left[0].end(syscall.SIGTERM); err != nil {
+				return err
+			}
+			left = left[1:]
+			continue
+		}
 		if _, err := h.awaitLeader(ctx, lease, boottime.Now()); err != nil {
 			return err
 		}

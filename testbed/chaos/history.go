@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	coordinationv1 "k8s.io/api/coordination/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
-	toolswatch "k8s.io/client-go/tools/watch"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
@@ -47,56 +46,59 @@ func (e event) term() term {
 // handAnnotation numbers what the operator does, so that a write whose reply was lost can be told from others'.
 const handAnnotation = "chaos/hand"
 
-// A historian writes down all states of the leases.
+// A historian writes down all states of the leases. It asks etcd: the API server, when it was killed, forgets what happened
+// before, and watches have gaps.
 type historian struct {
 	mu     sync.Mutex
 	events map[string][]event // by lease
 	hands  map[string]string  // by lease: the last annotation
 }
 
-// follow watches until ctx ends. The API server may come and go meanwhile.
-func (h *historian) follow(ctx context.Context, leases coordinationv1client.LeaseInterface) (wait func() error, err error) {
-	list, err := leases.List(ctx, metav1.ListOptions{})
+// follow watches the leases of a namespace until ctx ends. etcd may come and go meanwhile.
+func (h *historian) follow(ctx context.Context, socket, namespace string) (wait func() error, err error) {
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, Logger: zap.NewNop()})
 	if err != nil {
 		return nil, err
 	}
-	w, err := toolswatch.NewRetryWatcherWithContext(ctx, list.ResourceVersion, watcher{leases})
+	prefix := "/registry/leases/" + namespace + "/"
+	now, err := client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, client.Close())
 	}
+	changes := client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(now.Header.Revision+1))
 	done := make(chan error, 1)
-	go func() {
-		done <- func() error {
-			for e := range w.ResultChan() {
-				l, ok := e.Object.(*coordinationv1.Lease)
-				if !ok {
-					return fmt.Errorf("the history has a gap: %v %v", e.Type, e.Object)
-				}
-				if err := h.add(e.Type, l); err != nil {
-					return err
-				}
-			}
-			return nil
-		}()
-	}()
-	return func() error { return <-done }, nil
-}
-
-// watcher is what a RetryWatcher wants.
-type watcher struct {
-	coordinationv1client.LeaseInterface
-}
-
-func (w watcher) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	return w.Watch(ctx, o)
-}
-
-func (h *historian) add(kind watch.EventType, l *coordinationv1.Lease) error {
-	version, err := strconv.ParseUint(l.ResourceVersion, 10, 64)
-	if err != nil {
+	go func() { done <- h.note(changes) }()
+	return func() error {
+		err := <-done
+		if e := client.Close(); !errors.Is(e, context.Canceled) {
+			err = errors.Join(err, e)
+		}
 		return err
+	}, nil
+}
+
+func (h *historian) note(changes clientv3.WatchChan) error {
+	for r := range changes {
+		if err := r.Err(); err != nil && !errors.Is(err, context.Canceled) {
+			return fmt.Errorf("the history has a gap: %w", err)
+		}
+		for _, e := range r.Events {
+			kv, deleted := e.Kv, e.Type == clientv3.EventTypeDelete
+			if deleted {
+				kv = e.PrevKv
+			}
+			l := new(coordinationv1.Lease)
+			if _, _, err := scheme.Codecs.UniversalDeserializer().Decode(kv.Value, nil, l); err != nil {
+				return err
+			}
+			h.add(l, uint64(e.Kv.ModRevision), deleted)
+		}
 	}
-	e := event{At: boottime.Now(), Version: version, UID: string(l.UID), Deleted: kind == watch.Deleted}
+	return nil
+}
+
+func (h *historian) add(l *coordinationv1.Lease, version uint64, deleted bool) {
+	e := event{At: boottime.Now(), Version: version, UID: string(l.UID), Deleted: deleted}
 	if l.Spec.HolderIdentity != nil {
 		e.Holder = *l.Spec.HolderIdentity
 		e.EmptyString = e.Holder == ""
@@ -118,7 +120,6 @@ func (h *historian) add(kind watch.EventType, l *coordinationv1.Lease) error {
 		h.hands[l.Name] = hand
 	}
 	h.events[l.Name] = append(h.events[l.Name], e)
-	return nil
 }
 
 // last returns the last state of a Lease.
