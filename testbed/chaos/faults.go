@@ -110,7 +110,7 @@ func (h *harness) disturb(ctx context.Context) {
 			group.Go(func() {
 				defer func() { <-places }()
 				if err := d.inject(h, ctx, d); err != nil {
-					h.fail(fmt.Errorf("fault %q: %w", d.kind, err))
+					h.fail(h.leases[d.lease], boottime.Now(), fmt.Errorf("fault %q: %w", d.kind, err))
 				}
 			})
 		default: // there are enough

@@ -64,8 +64,8 @@ type harness struct {
 
 	mu     sync.Mutex
 	faults []fault
-	errs   []error
-	failed chan struct{} // closed at the first error
+	wrong  []violation   // found before there is a judge
+	failed chan struct{} // closed with the first
 }
 
 func (h *harness) say(format string, args ...any) {
@@ -76,22 +76,19 @@ func (h *harness) say(format string, args ...any) {
 	fmt.Fprintf(h.out, "%8.2f s  %s\n", at.Seconds(), fmt.Sprintf(format, args...))
 }
 
-// fail notes that something went wrong, which ends the run.
-func (h *harness) fail(err error) {
+// fail notes that something went wrong with a lease since then, which ends the run, and returns errFailed.
+func (h *harness) fail(lease string, since time.Duration, err error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.errs) == 0 {
+	if len(h.wrong) == 0 {
 		close(h.failed)
 	}
-	h.errs = append(h.errs, err)
+	h.wrong = append(h.wrong, violation{lease, err.Error(), since, boottime.Now()})
+	return errFailed
 }
 
-// failure is what went wrong.
-func (h *harness) failure() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return errors.Join(h.errs...)
-}
+// errFailed ends a run that the judge is to look at nevertheless.
+var errFailed = errors.New("failed")
 
 // open starts everything but the candidates.
 func (h *harness) open(ctx context.Context) (err error) {
@@ -207,13 +204,12 @@ func (h *harness) play(ctx context.Context) (err error) {
 	go func() {
 		select {
 		case <-h.failed:
-			cancel(errors.New("failed"))
+			cancel(errFailed)
 		case <-ctx.Done():
 		}
 	}()
 	h.begun = boottime.Now()
 	defer func() {
-		err = errors.Join(err, h.failure())
 		for _, m := range h.members {
 			if m.process != nil {
 				err = errors.Join(err, m.end(syscall.SIGKILL))
@@ -258,7 +254,8 @@ func (h *harness) supervise(until <-chan struct{}) {
 		for _, m := range h.members {
 			m.wake()
 			if err := m.failed(); err != nil {
-				h.fail(err)
+				h.fail(m.Lease, boottime.Now(), err)
+				return
 			}
 		}
 	}
@@ -295,7 +292,7 @@ func (h *harness) awaitLeader(ctx context.Context, lease string, from time.Durat
 			return 0, context.Cause(ctx)
 		}
 	}
-	return 0, fmt.Errorf("nobody led %s within %v after the last fault", lease, limit)
+	return 0, h.fail(lease, from, fmt.Errorf("nobody led within %v after the last fault", limit))
 }
 
 // ours tells whether any of the candidates for a lease is leasehold's.
@@ -311,7 +308,7 @@ func (h *harness) empties(ctx context.Context) error {
 		lease := left[0].Lease
 		if !ours(left, lease) {
 			if err := left[0].end(syscall.SIGTERM); err != nil {
-				return err
+				return h.fail(lease, boottime.Now(), err)
 			}
 			left = left[1:]
 			continue
@@ -322,11 +319,11 @@ func (h *harness) empties(ctx context.Context) error {
 		leader := h.store.leader(lease).Candidate
 		i := slices.IndexFunc(left, func(m *member) bool { return m.Name == leader })
 		if i < 0 {
-			return fmt.Errorf("%s leads %s, but was stopped", leader, lease)
+			return h.fail(lease, boottime.Now(), fmt.Errorf("%s leads, but was stopped", leader))
 		}
 		h.say("%s: stopped for good", leader)
 		if err := left[i].end(syscall.SIGTERM); err != nil {
-			return err
+			return h.fail(lease, boottime.Now(), err)
 		}
 		left = slices.Delete(left, i, i+1)
 	}
@@ -343,6 +340,7 @@ func (h *harness) judge() (*verdict, history, error) {
 		return nil, history{}, err
 	}
 	v := judge(all)
+	v.violations = append(h.wrong, v.violations...)
 	for _, lease := range slices.Sorted(maps.Keys(v.byLease)) {
 		if len(operations(v.byLease[lease])) == 0 {
 			continue // all are client-go's

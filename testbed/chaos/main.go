@@ -96,7 +96,7 @@ func run(ctx context.Context, c config) (v *verdict, err error) {
 	if err := h.open(ctx); err != nil {
 		return nil, err
 	}
-	if err := h.play(ctx); err != nil {
+	if err := h.play(ctx); err != nil && !errors.Is(err, errFailed) {
 		return nil, err
 	}
 	v, history, err := h.judge()
