@@ -151,7 +151,3 @@ type fault struct {
 	Lease     string `json:",omitempty"` // of an operator's deed
 	Text      string
 }
-
-func (f fault) line(start time.Duration) string {
-	return fmt.Sprintf("%7.2f s  %s", (f.From - start).Seconds(), f.Text)
-}
