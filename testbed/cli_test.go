@@ -2,12 +2,9 @@ package testbed_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -15,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +24,7 @@ import (
 
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
+	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
 )
 
 // cli is cmd/leasehold, built once, against the real API server.
@@ -403,8 +400,8 @@ func TestRunLost(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newCLI(t)
-			proxy := newProxy(t, c.server.Config().Host)
-			a := c.start("run", "job", "--duration=5s", "--renew-deadline=2s", "--stop-timeout=2500ms", "--server="+proxy.url, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
+			network := newProxy(t, c.server)
+			a := c.start("run", "job", "--duration=5s", "--renew-deadline=2s", "--stop-timeout=2500ms", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
 			pid := c.pid("started")
 			c.run("two", func(s leasehold.Session) {
 				if alive(pid) {
@@ -412,7 +409,7 @@ func TestRunLost(t *testing.T) {
 				}
 				<-s.Done()
 			}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(5*time.Second))
-			proxy.cut()
+			network.Set(proxy.Rule{Drop: true}, proxy.Rule{Drop: true})
 			c.awaitLeader("two")
 			a.wantCode(123)
 			if told := c.file("told") != ""; told != tt.told {
@@ -494,75 +491,19 @@ func TestRunFirstProcess(t *testing.T) {
 	}
 }
 
-// A proxy passes connections on to the API server until it is cut.
-type proxy struct {
-	url  string
-	gone atomic.Bool
-}
-
-func newProxy(t *testing.T, server string) *proxy {
-	target, err := url.Parse(server)
+// newProxy starts a proxy to the API server.
+func newProxy(t *testing.T, server *controlplane.Server) *proxy.Proxy {
+	target, err := url.Parse(server.Config().Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := proxy.New(target.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{url: "https://" + listener.Addr().String()}
-	ctx, cancel := context.WithCancel(context.Background())
-	var group errgroup.Group
-	t.Cleanup(func() {
-		cancel()
-		listener.Close()
-		group.Wait()
-	})
-	group.Go(func() error {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return nil
-			}
-			group.Go(func() error {
-				defer client.Close()
-				defer context.AfterFunc(ctx, func() { client.Close() })()
-				upstream, err := net.Dial("tcp", target.Host)
-				if err != nil {
-					return nil
-				}
-				defer upstream.Close()
-				defer context.AfterFunc(ctx, func() { upstream.Close() })()
-				var both errgroup.Group
-				both.Go(func() error { defer upstream.Close(); return p.copy(upstream, client) })
-				both.Go(func() error { defer client.Close(); return p.copy(client, upstream) })
-				return both.Wait()
-			})
-		}
-	})
+	t.Cleanup(func() { p.Close() })
 	return p
 }
-
-// copy drops what it reads once the proxy is cut.
-func (p *proxy) copy(to io.Writer, from io.Reader) error {
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buffer)
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-		if p.gone.Load() {
-			continue
-		}
-		if _, err := to.Write(buffer[:n]); err != nil {
-			return err
-		}
-	}
-}
-
-func (p *proxy) cut() { p.gone.Store(true) }
 
 // The commands around a lease, as an operator types them.
 func TestOperator(t *testing.T) {

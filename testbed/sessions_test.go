@@ -20,11 +20,10 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	rbacv1client "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
+	"github.com/leasehold-go/leasehold/testbed/internal/clientgo"
 )
 
 const lease = "reconciler"
@@ -435,37 +434,21 @@ func TestMixedFleet(t *testing.T) {
 	defer cancel()
 	var turns [2]atomic.Int64
 	elect := func(name string) {
-		cfg := f.server.Config()
-		client := leases(t, cfg)
-		for ctx.Err() == nil {
-			term, end := context.WithCancel(ctx)
-			leaderelection.RunOrDie(term, leaderelection.LeaderElectionConfig{
-				Lock: &resourcelock.LeaseLock{
-					LeaseMeta:  metav1.ObjectMeta{Namespace: f.ns, Name: lease},
-					Client:     client,
-					LockConfig: resourcelock.ResourceLockConfig{Identity: name},
-				},
-				LeaseDuration: 3 * time.Second, RenewDeadline: 2 * time.Second, RetryPeriod: 200 * time.Millisecond,
-				ReleaseOnCancel: true,
-				Callbacks: leaderelection.LeaderCallbacks{
-					OnStartedLeading: func(leading context.Context) {
-						var over atomic.Bool
-						f.enter(0, func() string {
-							if over.Load() || leading.Err() != nil {
-								return ""
-							}
-							return name
-						})
-						turns[0].Add(1)
-						time.Sleep(500 * time.Millisecond)
-						over.Store(true)
-						end()
-					},
-					OnStoppedLeading: func() {},
-				},
+		clientgo.Candidate{
+			Client: leases(t, f.server.Config()), Namespace: f.ns, Lease: lease, Identity: name,
+			Duration: 3 * time.Second, Deadline: 2 * time.Second, Period: 200 * time.Millisecond,
+		}.Run(ctx, func(leading context.Context) {
+			var over atomic.Bool
+			f.enter(0, func() string {
+				if over.Load() || leading.Err() != nil {
+					return ""
+				}
+				return name
 			})
-			end()
-		}
+			turns[0].Add(1)
+			time.Sleep(500 * time.Millisecond)
+			over.Store(true)
+		})
 	}
 	for _, name := range []string{"client-go one", "client-go two"} {
 		electors.Go(func() { elect(name) })

@@ -9,10 +9,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/testbed/internal/clientgo"
 )
 
 // A timing is how client-go is configured. leasehold is given the same duration, and derives the rest.
@@ -105,31 +104,10 @@ func runElector(ctx context.Context, c *candidate, cfg *rest.Config, t timing) e
 	if err != nil {
 		return err
 	}
-	for ctx.Err() == nil {
-		term, end := context.WithCancel(ctx)
-		leaderelection.RunOrDie(term, leaderelection.LeaderElectionConfig{
-			Lock: &resourcelock.LeaseLock{
-				LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: c.lease},
-				Client:     client,
-				LockConfig: resourcelock.ResourceLockConfig{Identity: c.name},
-			},
-			LeaseDuration: t.duration, RenewDeadline: t.deadline, RetryPeriod: t.period, ReleaseOnCancel: true,
-			Callbacks: leaderelection.LeaderCallbacks{
-				OnStartedLeading: func(leading context.Context) {
-					c.work(leading)
-					end()
-				},
-				OnStoppedLeading: func() {},
-			},
-		})
-		end()
-		// Its users end the process then, which takes a while to be back. Without that it would take the lease again before
-		// any of its standbys looks.
-		select {
-		case <-time.After(t.duration / 5):
-		case <-ctx.Done():
-		}
-	}
+	clientgo.Candidate{
+		Client: client, Namespace: metav1.NamespaceDefault, Lease: c.lease, Identity: c.name,
+		Duration: t.duration, Deadline: t.deadline, Period: t.period, Away: t.duration / 5,
+	}.Run(ctx, c.work)
 	return context.Cause(ctx)
 }
 

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/leasehold-go/leasehold/testbed/internal/child"
 )
 
 // command is declared as a tool in go.mod, so that the go command keeps the executable in its build cache.
@@ -58,22 +60,11 @@ func start(ctx context.Context, binary string, args []string) (*process, error) 
 	p := &process{cmd: exec.Command(binary, args...), ready: make(chan struct{}), done: make(chan struct{})}
 	p.cmd.Stdout = &firstWrite{done: p.ready}
 	p.cmd.Stderr = &p.stderr
-	p.cmd.SysProcAttr = sysProcAttr()
-	if _, err := p.cmd.StdinPipe(); err != nil { // never written to: the end of it tells that this program is gone
-		return nil, err
-	}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // a parent death signal comes when the starting thread ends, so it stays
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = p.cmd.Wait()
-			close(p.done)
-		}
-	}()
-	if err := <-started; err != nil {
+	// A paused one is woken by the death of this process, to see the end of its standard input.
+	if err := child.Start(p.cmd, syscall.SIGCONT, func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}); err != nil {
 		return nil, fmt.Errorf("start control plane: %w", err)
 	}
 	select {

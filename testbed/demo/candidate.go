@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
 // campaign is all that a program needs to work only while it holds a lease; a candidate is this loop and nothing more.
@@ -37,7 +38,7 @@ const pace = 10 * time.Millisecond
 func (j *journal) writeJournal(s leasehold.Session) error {
 	token, what := s.FencingToken(), begin
 	for {
-		at := bootTime() // before the look at Err: what is alive after at was alive at at
+		at := boottime.Now() // before the look at Err: what is alive after at was alive at at
 		if s.Err() != nil {
 			break
 		}
@@ -50,5 +51,5 @@ func (j *journal) writeJournal(s leasehold.Session) error {
 		case <-time.After(pace):
 		}
 	}
-	return j.write(record{At: bootTime(), Token: token, What: end, Lost: lost(s.Err()), Why: s.Err().Error()})
+	return j.write(record{At: boottime.Now(), Token: token, What: end, Lost: lost(s.Err()), Why: s.Err().Error()})
 }

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/xml"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"go.uber.org/goleak"
+
+	"github.com/leasehold-go/leasehold/testbed/internal/child/childtest"
 )
 
 // mainEnv makes the test binary the demo, and a candidate of it.
@@ -298,7 +299,7 @@ func TestDemo(t *testing.T) {
 	if svg, err := os.ReadFile(picture); err != nil || !utf8.Valid(svg) || !bytes.Contains(svg, []byte("overlapped")) {
 		t.Errorf("picture of %d bytes, %v", len(svg), err)
 	}
-	wantNothingLeft(t, cmd)
+	childtest.WantNothingLeft(t, cmd)
 }
 
 // TestStopped stops the show in its course.
@@ -341,7 +342,7 @@ func TestStopped(t *testing.T) {
 			if code := cmd.ProcessState.ExitCode(); code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
-			wantNothingLeft(t, cmd)
+			childtest.WantNothingLeft(t, cmd)
 		})
 	}
 }
@@ -351,30 +352,5 @@ func demoCommand(t *testing.T, args ...string) *exec.Cmd {
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")
 	}
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), mainEnv+"=1", "TMPDIR="+t.TempDir())
-	return cmd
-}
-
-// wantNothingLeft looks for files of a demo that has ended, and for processes with its environment.
-func wantNothingLeft(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	env := cmd.Env[len(cmd.Env)-1]
-	left := func() (left []string) {
-		files, _ := filepath.Glob(strings.TrimPrefix(env, "TMPDIR=") + "/*")
-		left = append(left, files...)
-		processes, _ := filepath.Glob("/proc/[0-9]*/environ") // none on other systems than Linux
-		for _, p := range processes {
-			if data, _ := os.ReadFile(p); bytes.Contains(data, []byte(env)) {
-				left = append(left, fmt.Sprintf("process %s", filepath.Base(filepath.Dir(p))))
-			}
-		}
-		return left
-	}
-	for deadline := time.Now().Add(20 * time.Second); left() != nil && time.Now().Before(deadline); {
-		time.Sleep(50 * time.Millisecond) // a killed demo's children need a moment
-	}
-	if l := left(); l != nil {
-		t.Errorf("left behind: %v", l)
-	}
+	return childtest.Command(t, mainEnv, args...)
 }

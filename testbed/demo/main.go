@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
 func main() {
@@ -106,7 +107,7 @@ The first build takes some minutes; after that it is a matter of seconds.`)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
-	t.start = bootTime()
+	t.start = boottime.Now()
 	s := &show{timeline: t, screen: screen, server: server}
 	if err := s.play(ctx); err != nil {
 		return bytes.Join([][]byte{tail("candidates", s.place.log, 40), tail("API server", server.Log(), 10)}, nil), err

@@ -11,8 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
 	"syscall"
+
+	"github.com/leasehold-go/leasehold/testbed/internal/child"
 )
 
 // A candidate is this program, started again with this as its first argument and the journal as its second.
@@ -74,24 +75,12 @@ func (p *place) start(name string) (*process, error) {
 	cmd := exec.Command(program, candidateCommand, p.journal)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.kubeconfig, "POD_NAME="+name)
 	cmd.Stderr = log
-	cmd.SysProcAttr = sysProcAttr()
-	if _, err := cmd.StdinPipe(); err != nil { // never written to
-		return nil, err
-	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
 	c := &process{cmd: cmd}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // a parent death signal comes when the starting thread ends, so it stays
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
+	if err := child.Start(cmd, syscall.SIGKILL, func() {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			r := new(record)
 			if err := json.Unmarshal(lines.Bytes(), r); err == nil { // a killed process may leave half a line
@@ -99,8 +88,7 @@ func (p *place) start(name string) (*process, error) {
 			}
 		}
 		p.news <- news{process: c, err: cmd.Wait()}
-	}()
-	if err := <-started; err != nil {
+	}); err != nil {
 		return nil, fmt.Errorf("start candidate %s: %w", name, err)
 	}
 	return c, nil

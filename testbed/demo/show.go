@@ -14,6 +14,7 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
 const (
@@ -42,7 +43,7 @@ func (s *show) play(ctx context.Context) (err error) {
 	if err := s.prepare(); err != nil {
 		return err
 	}
-	defer func() { s.now = bootTime() }()
+	defer func() { s.now = boottime.Now() }()
 	defer func() { err = errors.Join(err, s.stopCandidates()) }()
 	s.tell("three candidates start: the first to write the Lease leads")
 	for _, r := range s.rows {
@@ -197,13 +198,13 @@ func (s *show) silence(ctx context.Context, st *step) error {
 	s.away = append(s.away, stretch{at, still})
 	err = s.pause(ctx, outage)
 	err = errors.Join(err, s.server.Resume())
-	s.away[len(s.away)-1].end(bootTime())
+	s.away[len(s.away)-1].end(boottime.Now())
 	if err != nil {
 		return err
 	}
 	s.tell("the API server is back: %s renews its lease", leader.row.name)
 	// Without a renewal since, the lease could not be trusted for that long.
-	if err := s.pause(ctx, at+renewDeadline+calm/4-bootTime()); err != nil {
+	if err := s.pause(ctx, at+renewDeadline+calm/4-boottime.Now()); err != nil {
 		return err
 	}
 	if now := s.leader(); now != leader {
@@ -310,7 +311,7 @@ func (s *show) renewed(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	return bootTime() - time.Since(renewTime(lease).Round(0)), nil
+	return boottime.Now() - time.Since(renewTime(lease).Round(0)), nil
 }
 
 func renewTime(l *coordinationv1.Lease) time.Time {
@@ -352,7 +353,7 @@ func (s *show) startCandidate(r *row) error {
 	if err != nil {
 		return err
 	}
-	r.begin(p, bootTime())
+	r.begin(p, boottime.Now())
 	s.screen.say("%s  %s started, process %d", s.clock(), r.name, p.pid())
 	return nil
 }
@@ -399,8 +400,8 @@ func (s *show) await(ctx context.Context, what string, so func() bool) error {
 
 // pause goes on for a time.
 func (s *show) pause(ctx context.Context, d time.Duration) error {
-	over := bootTime() + d
-	return s.pump(ctx, func() bool { return bootTime() >= over })
+	over := boottime.Now() + d
+	return s.pump(ctx, func() bool { return boottime.Now() >= over })
 }
 
 // pump takes note of what the candidates do, and draws it, until something is so or ctx ends.
@@ -414,7 +415,7 @@ func (s *show) pump(ctx context.Context, so func() bool) error {
 				return err
 			}
 		case <-ticker.C:
-			s.now = bootTime()
+			s.now = boottime.Now()
 			s.screen.show(s.timeline)
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -425,7 +426,7 @@ func (s *show) pump(ctx context.Context, so func() bool) error {
 
 // mark notes an event that is about to happen, and returns the time.
 func (s *show) mark(key, label string) time.Duration {
-	at := bootTime()
+	at := boottime.Now()
 	s.marks = append(s.marks, mark{at, key, label})
 	return at
 }
@@ -433,10 +434,10 @@ func (s *show) mark(key, label string) time.Duration {
 // tell says what is happening.
 func (s *show) tell(format string, args ...any) {
 	s.note = fmt.Sprintf(format, args...)
-	s.now = bootTime()
+	s.now = boottime.Now()
 	s.screen.show(s.timeline)
 	s.screen.say("%s  %s", s.clock(), s.note)
 }
 
 // clock is the time since the start.
-func (s *show) clock() string { return fmt.Sprintf("%5.1f s", (bootTime() - s.start).Seconds()) }
+func (s *show) clock() string { return fmt.Sprintf("%5.1f s", (boottime.Now() - s.start).Seconds()) }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
 // A timeline is what has happened so far. All times are by CLOCK_BOOTTIME.
@@ -78,7 +80,7 @@ const (
 func (t *timeline) see(n news) error {
 	r := t.rows[slices.IndexFunc(t.rows, func(r *row) bool { return r.process == n.process })]
 	if n.record == nil {
-		r.exit(bootTime())
+		r.exit(boottime.Now())
 		switch {
 		case n.asked == 0:
 			return fmt.Errorf("%s ended by itself: %w", r.name, cmp.Or(n.err, errNone))

@@ -14,7 +14,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/signal"
@@ -23,6 +22,7 @@ import (
 	"syscall"
 
 	"github.com/leasehold-go/leasehold/testbed/internal/datadir"
+	"github.com/leasehold-go/leasehold/testbed/internal/loopback"
 )
 
 func main() {
@@ -146,8 +146,7 @@ func lock(dir string) (unlock func() error, err error) {
 	return f.Close, nil
 }
 
-// listen takes the port asked for, else that of last time. A new one is below those that the kernel gives to outgoing
-// connections: while the control plane is down, none of them can take its place.
+// listen takes the port asked for, else that of last time, else a new one.
 func listen(dir *datadir.Dir, port int) (net.Listener, error) {
 	if port == 0 {
 		last, err := dir.Port()
@@ -156,21 +155,14 @@ func listen(dir *datadir.Dir, port int) (net.Listener, error) {
 		}
 		port, _ = strconv.Atoi(last)
 	}
-	if port != 0 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			return nil, fmt.Errorf("%w (-port takes another)", err)
-		}
-		return l, nil
+	if port == 0 {
+		return loopback.Listen()
 	}
-	var err error
-	for range 100 {
-		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))); err == nil {
-			return l, nil
-		}
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return nil, fmt.Errorf("%w (-port takes another)", err)
 	}
-	return nil, err
+	return l, nil
 }
 
 // runLog is the log file from where this run began.

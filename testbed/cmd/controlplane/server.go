@@ -20,7 +20,7 @@ import (
 )
 
 // etcdSocket is where etcd listens, in the working directory: no port to find and no credentials to check.
-var etcdSocket = url.URL{Scheme: "unix", Host: "etcd.sock"}
+var etcdSocket = url.URL{Scheme: "unix", Host: datadir.EtcdSocket}
 
 const (
 	patience = 2 * time.Minute  // for the start; a busy machine may need much of it

@@ -33,6 +33,7 @@ const (
 	ServiceAccountKey = "service-account.key"
 	Kubeconfig        = "kubeconfig" // of the administrator, rewritten at every start
 	Log               = "log"        // of the API server and etcd, appended to
+	EtcdSocket        = "etcd.sock"  // where etcd listens
 )
 
 // AdminGroup is the group that RBAC's bootstrap policy lets do anything.

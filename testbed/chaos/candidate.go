@@ -1,0 +1,231 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/rpc"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
+	"github.com/leasehold-go/leasehold/testbed/internal/clientgo"
+)
+
+// A candidate is this program, started again with this as its first argument and its spec as the second.
+const candidateCommand = "candidate"
+
+// A kind says how a candidate campaigns.
+type kind string
+
+const (
+	loop    kind = "Sessions"
+	acquire kind = "Acquire"
+	do      kind = "Do"
+	elector kind = "client-go"
+)
+
+// A spec is what a candidate is told.
+type spec struct {
+	Name, Lease                  string
+	Kind                         kind
+	Duration, Deadline, Interval time.Duration // Interval is client-go's retry period
+	KeepsIdentity                bool          // from one process to the next
+
+	Namespace, Kubeconfig, Journal, Store string
+}
+
+// pace is how often a body works.
+const pace = 15 * time.Millisecond
+
+// What the harness writes to a candidate's standard input, a line each.
+const (
+	freeze = "freeze" // stop this process when a body has looked and is about to write
+	thaw   = "thaw"   // do not, if it has not happened
+)
+
+// A candidate is a process that campaigns for a lease, and whose bodies write to the store.
+type candidate struct {
+	spec
+	identity string
+	journal  *journal
+	store    *rpc.Client
+	freeze   atomic.Bool
+	sessions atomic.Int64
+	started  time.Duration
+	since    atomic.Int64 // when it could begin to campaign for its next session, a time.Duration
+}
+
+// runCandidate is the main function of a candidate's process.
+func runCandidate(arg string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	c := &candidate{started: boottime.Now()}
+	err := json.Unmarshal([]byte(arg), &c.spec)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("candidate", c.Name, "pid", os.Getpid())
+	slog.SetDefault(log)
+	klog.SetSlogLogger(log)
+	go c.obey()
+	if err == nil {
+		err = c.run(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		log.Error("candidate failed", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// obey does what the harness says. The end of standard input tells that the harness is gone.
+func (c *candidate) obey() {
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		c.freeze.Store(lines.Text() == freeze)
+	}
+	os.Exit(1)
+}
+
+func (c *candidate) run(ctx context.Context) error {
+	c.since.Store(int64(c.started))
+	c.identity = c.Name
+	if !c.KeepsIdentity {
+		c.identity = fmt.Sprintf("%s-%d", c.Name, os.Getpid())
+	}
+	file, err := os.OpenFile(c.Journal, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	c.journal = &journal{file: file}
+	if c.store, err = rpc.Dial("unix", c.Store); err != nil {
+		return err
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	opts := []leasehold.Option{
+		leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(c.Namespace), leasehold.WithLease(c.Lease),
+		leasehold.WithIdentity(c.identity), leasehold.WithDuration(c.Duration), leasehold.WithRenewDeadline(c.Deadline),
+		leasehold.WithRenewInterval(c.Interval),
+	}
+	switch c.Kind {
+	case loop:
+		var err error
+		for s := range leasehold.Sessions(ctx, append(opts, leasehold.WithError(&err))...) {
+			c.lead(s)
+		}
+		return err
+	case acquire:
+		for {
+			s, err := leasehold.Acquire(ctx, opts...)
+			if err != nil {
+				return err
+			}
+			c.lead(s)
+			if err := s.Release(); err != nil && !errors.Is(err, leasehold.ErrLost) {
+				slog.Info("not released", "error", err)
+			}
+			c.away()
+		}
+	case do:
+		for {
+			led := false
+			_, err := leasehold.Do(ctx, func(ctx context.Context) (struct{}, error) {
+				s, _ := leasehold.FromContext(ctx)
+				c.lead(s)
+				led = true
+				return struct{}{}, nil
+			}, opts...)
+			if !led {
+				return err
+			}
+			c.away()
+		}
+	case elector:
+		client, err := coordinationv1client.NewForConfig(cfg)
+		if err != nil {
+			return err
+		}
+		clientgo.Candidate{
+			Client: client, Namespace: c.Namespace, Lease: c.Lease, Identity: c.identity,
+			Duration: c.Duration, Deadline: c.Deadline, Period: c.Interval, Away: c.Interval,
+		}.Run(ctx, func(leading context.Context) {
+			c.work(leading.Done(), func() bool { return leading.Err() == nil }, leading.Err, 0)
+		})
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("no candidates of the kind %q", c.Kind)
+}
+
+// away lets others have a turn.
+func (c *candidate) away() { time.Sleep(c.Interval / 4) }
+
+func (c *candidate) lead(s leasehold.Session) {
+	c.work(s.Done(), func() bool { return s.Err() == nil && s.ValidFor() > 0 }, s.Err, s.FencingToken())
+}
+
+// work is a body: it writes to the store for as long as its session is live, or until it has had enough.
+func (c *candidate) work(done <-chan struct{}, live func() bool, err func() error, token uint64) {
+	session := fmt.Sprintf("%s.%d.%d", c.Name, os.Getpid(), c.sessions.Add(1))
+	c.note(record{Session: session, What: begin, Of: &beginning{
+		Lease: c.Lease, Candidate: c.Name, Kind: c.Kind, Identity: c.identity, PID: os.Getpid(), Token: token,
+		Deadline: c.Deadline, Since: time.Duration(c.since.Load()), Started: c.started,
+	}})
+	enough := make(<-chan time.Time) // never
+	if rand.IntN(3) == 0 {
+		enough = time.After(time.Second + rand.N(2*c.Duration))
+	}
+	for working := true; working; {
+		r := record{Session: session, What: look, Before: boottime.Now()}
+		if !live() {
+			break
+		}
+		r.After = boottime.Now()
+		if c.freeze.CompareAndSwap(true, false) {
+			// Here is what no lease can help against: a process that is frozen between looking and writing.
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		}
+		r.Sent = boottime.Now()
+		w := Write{Lease: c.Lease, Session: session, Candidate: c.Name, Token: token, Looked: r.After}
+		if err := c.store.Call("Store.Put", w, &r.Refused); err != nil {
+			c.fail(err)
+		}
+		r.Done = boottime.Now()
+		c.note(r)
+		select {
+		case <-done:
+		case <-enough:
+			working = false
+		case <-time.After(pace):
+		}
+	}
+	r := record{Session: session, What: end, After: boottime.Now(), Why: "done"}
+	if err := err(); err != nil {
+		r.Why, r.Lost = err.Error(), errors.Is(err, leasehold.ErrLost)
+	}
+	c.note(r)
+	c.since.Store(int64(boottime.Now()))
+}
+
+func (c *candidate) note(r record) {
+	if err := c.journal.write(r); err != nil {
+		c.fail(err)
+	}
+}
+
+// fail ends the process: what it does could not be judged.
+func (c *candidate) fail(err error) {
+	slog.Error("candidate failed", "error", err)
+	os.Exit(1)
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/leasehold-go/leasehold/testbed/internal/child/childtest"
+)
+
+// mainEnv makes the test binary the command.
+const mainEnv = "CHAOS_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	children()
+	if os.Getenv(mainEnv) != "" {
+		main()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func needServer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: needs a real API server")
+	}
+}
+
+// TestChaos is a short run of the command.
+func TestChaos(t *testing.T) {
+	needServer(t)
+	v, err := run(t.Context(), config{
+		duration: 90 * time.Second, seed: rand.Uint64N(1e9), fleet: "all", disturb: (*harness).disturb, out: t.Output(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(v.violations) > 0 || v.overlaps[oursFault] > 0 {
+		t.Errorf("%d violations, see above", len(v.violations))
+	}
+	if v.handovers < 5 || v.looks < 1000 || len(v.byKind) != 4 {
+		t.Errorf("too little happened: %d handovers, %d looks, candidates of %s", v.handovers, v.looks, counts(v.byKind))
+	}
+}
+
+// TestOverlapSeen shows that the judge sees two leaders where there are: electors of client-go that are stopped go on for
+// their renew deadline after they are woken.
+func TestOverlapSeen(t *testing.T) {
+	needServer(t)
+	v, err := run(t.Context(), config{
+		duration: 20 * time.Second, fleet: "client-go", out: t.Output(),
+		disturb: func(h *harness, ctx context.Context) {
+			for ctx.Err() == nil {
+				leader := h.target(drawn{leader: true})
+				if err := h.stop(ctx, drawn{kind: "stop", leader: true, x: 0.9, y: 0.99}); err != nil {
+					t.Error(err)
+				}
+				sleep(ctx, leader.Duration)
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.overlaps[theirsFault] == 0 || v.longest[theirsFault] < 100*time.Millisecond {
+		t.Errorf("overlaps of %s, want some of client-go's", counts(v.overlaps))
+	}
+	if v.lateElect == 0 {
+		t.Error("no late write of client-go's")
+	}
+}
+
+// TestStopped stops the command in its course.
+func TestStopped(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		sig  syscall.Signal
+		code int
+	}{
+		{"interrupted", syscall.SIGINT, 130},
+		{"killed", syscall.SIGKILL, -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			needServer(t)
+			t.Parallel()
+			cmd := childtest.Command(t, mainEnv, "-seed=1")
+			cmd.Stderr = t.Output()
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			stop(t, cmd, bufio.NewScanner(out), tt.sig)
+			if code := cmd.ProcessState.ExitCode(); code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			childtest.WantNothingLeft(t, cmd)
+		})
+	}
+}
+
+// stop sends the signal while the API server is paused and a candidate stopped, and waits.
+func stop(t *testing.T, cmd *exec.Cmd, lines *bufio.Scanner, sig syscall.Signal) {
+	paused := false
+	for lines.Scan() {
+		t.Log(lines.Text())
+		paused = paused || strings.Contains(lines.Text(), "API server and etcd")
+		if paused && strings.Contains(lines.Text(), ": stopped for") {
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Error(err)
+			}
+			break
+		}
+	}
+	for lines.Scan() {
+		t.Log(lines.Text())
+	}
+	_ = cmd.Wait() // the code says it
+}

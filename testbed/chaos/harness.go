@@ -1,0 +1,454 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/leasehold-go/leasehold/testbed/controlplane"
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
+	"github.com/leasehold-go/leasehold/testbed/internal/datadir"
+	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
+)
+
+const (
+	storeJournal  = "store.json"
+	candidatesLog = "candidates.log"
+
+	storm = 40 * time.Second // of faults between two calms
+
+	// slack is what a busy machine may take beyond what the library promises.
+	slack = 20 * time.Second
+)
+
+// A harness is a run.
+type harness struct {
+	config
+	chance *rand.Rand
+	leases []string
+	begun  time.Duration // by CLOCK_BOOTTIME
+
+	server    *controlplane.Server
+	operator  coordinationv1client.LeaseInterface
+	client    *rest.Config // of operator
+	dir       string       // of this run, in the control plane's
+	store     *Store
+	historian historian
+	members   []*member
+	closers   []func() error // of all but the server, in the order of opening
+
+	serverBusy sync.Mutex
+	hands      atomic.Int64
+	storms     int
+	slowest    time.Duration // until somebody led after a storm
+
+	mu     sync.Mutex
+	faults []fault
+	wrong  []violation   // found before there is a judge
+	failed chan struct{} // closed with the first
+}
+
+func (h *harness) say(format string, args ...any) {
+	at := time.Duration(0)
+	if h.begun != 0 {
+		at = boottime.Now() - h.begun
+	}
+	fmt.Fprintf(h.out, "%8.2f s  %s\n", at.Seconds(), fmt.Sprintf(format, args...))
+}
+
+// fail notes that something went wrong with a lease since then, which ends the run, and returns errFailed.
+func (h *harness) fail(lease string, since time.Duration, err error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.wrong) == 0 {
+		close(h.failed)
+	}
+	h.wrong = append(h.wrong, violation{lease, err.Error(), since, boottime.Now()})
+	return errFailed
+}
+
+// errFailed ends a run that the judge is to look at nevertheless.
+var errFailed = errors.New("failed")
+
+// open starts everything but the candidates.
+func (h *harness) open(ctx context.Context) (err error) {
+	h.failed = make(chan struct{})
+	h.leases = leasesOf(fleets[h.fleet])
+	if h.server, err = controlplane.Start(ctx, controlplane.Options{Dir: h.config.dir}); err != nil {
+		return err
+	}
+	if h.dir, err = os.MkdirTemp(filepath.Dir(h.server.Log()), "chaos-"); err != nil {
+		return err
+	}
+	namespace, err := h.prepare(ctx)
+	if err != nil {
+		return err
+	}
+
+	journal, err := os.Create(filepath.Join(h.dir, storeJournal))
+	if err != nil {
+		return err
+	}
+	h.closers = append(h.closers, journal.Close)
+	h.store = newStore(journal)
+	socket := filepath.Join(h.dir, "store.sock")
+	stop, err := h.store.serve(socket)
+	if err != nil {
+		return err
+	}
+	h.closers = append(h.closers, func() error { stop(); return nil })
+
+	h.historian = historian{events: map[string][]event{}, hands: map[string]string{}}
+	following, cancel := context.WithCancel(context.Background())
+	wait, err := h.historian.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket), namespace)
+	if err != nil {
+		cancel()
+		return err
+	}
+	h.closers = append(h.closers, func() error { cancel(); return wait() })
+
+	log, err := os.Create(filepath.Join(h.dir, candidatesLog))
+	if err != nil {
+		return err
+	}
+	h.closers = append(h.closers, log.Close)
+	return h.man(namespace, socket, log)
+}
+
+// prepare makes a namespace, in which candidates may do what a Role for leasehold and client-go says.
+func (h *harness) prepare(ctx context.Context) (namespace string, err error) {
+	h.client = h.server.Config()
+	h.client.QPS = -1
+	client, err := kubernetes.NewForConfig(h.client)
+	if err != nil {
+		return "", err
+	}
+	ns, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "chaos-"}}, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	h.operator = client.CoordinationV1().Leases(ns.Name)
+	if _, err := client.RbacV1().Roles(ns.Name).Create(ctx, &rbacv1.Role{
+		ObjectMeta: metav1.ObjectMeta{Name: group},
+		Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"},
+			Verbs: []string{"get", "watch", "patch", "create", "update"}, // update is for client-go
+		}},
+	}, metav1.CreateOptions{}); err != nil {
+		return "", err
+	}
+	_, err = client.RbacV1().RoleBindings(ns.Name).Create(ctx, &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: group},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: group},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: group}},
+	}, metav1.CreateOptions{})
+	return ns.Name, err
+}
+
+// group is that of the candidates' users.
+const group = "candidates"
+
+// man starts the proxies of the candidates.
+func (h *harness) man(namespace, socket string, log *os.File) error {
+	target, err := url.Parse(h.client.Host)
+	if err != nil {
+		return err
+	}
+	files, err := datadir.Open(filepath.Dir(h.server.Log()))
+	if err != nil {
+		return err
+	}
+	for _, s := range fleets[h.fleet] {
+		network, err := proxy.New(target.Host)
+		if err != nil {
+			return err
+		}
+		h.closers = append(h.closers, network.Close)
+		cfg := h.server.UserConfig(s.Name, group)
+		cfg.Host = "https://" + network.Addr
+		s.Namespace, s.Store = namespace, socket
+		file := filepath.Join(filepath.Base(h.dir), s.Name+".kubeconfig")
+		s.Kubeconfig = files.Path(file)
+		if err := files.WriteKubeconfig(file, cfg); err != nil {
+			return err
+		}
+		h.members = append(h.members, &member{spec: s, network: network, dir: h.dir, log: log})
+	}
+	return nil
+}
+
+// play starts the candidates, disturbs them in storms, and stops them one after the other.
+func (h *harness) play(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-h.failed:
+			cancel(errFailed)
+		case <-ctx.Done():
+		}
+	}()
+	h.begun = boottime.Now()
+	defer func() {
+		for _, m := range h.members {
+			if m.process != nil {
+				err = errors.Join(err, m.end(syscall.SIGKILL))
+			}
+		}
+	}()
+	for _, m := range h.members {
+		if err := m.start(); err != nil {
+			return err
+		}
+	}
+	supervised := make(chan struct{})
+	var supervisor sync.WaitGroup
+	supervisor.Go(func() { h.supervise(supervised) })
+	defer supervisor.Wait()
+	defer close(supervised)
+
+	if err := h.calm(ctx); err != nil {
+		return err
+	}
+	for until := h.begun + h.duration; boottime.Now() < until; {
+		h.storms++
+		stormy, over := context.WithTimeout(ctx, min(storm, until-boottime.Now()))
+		h.config.disturb(h, stormy)
+		over()
+		if err := h.calm(ctx); err != nil {
+			return err
+		}
+	}
+	return h.empties(ctx)
+}
+
+// supervise wakes processes that stopped by themselves, and finds those that ended by themselves.
+func (h *harness) supervise(until <-chan struct{}) {
+	for tick := time.NewTicker(500 * time.Millisecond); ; {
+		select {
+		case <-tick.C:
+		case <-until:
+			tick.Stop()
+			return
+		}
+		for _, m := range h.members {
+			m.wake()
+			if err := m.failed(); err != nil {
+				h.fail(m.Lease, boottime.Now(), err)
+				return
+			}
+		}
+	}
+}
+
+// calm waits until each lease has a leader, now that no fault is left.
+func (h *harness) calm(ctx context.Context) error {
+	from := boottime.Now()
+	for _, lease := range h.leases {
+		took, err := h.awaitLeader(ctx, lease, from)
+		if err != nil {
+			return err
+		}
+		h.slowest = max(h.slowest, took)
+		h.say("%s: led %v after the last fault", lease, short(took))
+	}
+	sleep(ctx, time.Second)
+	return context.Cause(ctx)
+}
+
+// awaitLeader waits for a leader who was live after from, and returns how long after that was.
+func (h *harness) awaitLeader(ctx context.Context, lease string, from time.Duration) (time.Duration, error) {
+	// A lost claim, a fresh standby or a deletion may cost the duration once more; the operator may have lengthened it.
+	limit := 2*(longest(fleets[h.fleet])+2*time.Second) + time.Second + slack
+	if !ours(h.members, lease) {
+		limit += time.Minute // client-go notices dead connections after 45 s
+	}
+	for boottime.Now() < from+limit {
+		if w := h.store.leader(lease); w.Looked > from {
+			return w.Looked - from, nil
+		}
+		sleep(ctx, 5*time.Millisecond)
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+	}
+	return 0, h.fail(lease, from, fmt.Errorf("nobody led within %v after the last fault", limit))
+}
+
+// ours tells whether any of the candidates for a lease is leasehold's.
+func ours(members []*member, lease string) bool {
+	return slices.ContainsFunc(members, func(m *member) bool { return m.Lease == lease && m.Kind != elector })
+}
+
+// empties stops the leader of each lease until nobody is left: each candidate of leasehold has to come to lead, and to stop
+// when told.
+func (h *harness) empties(ctx context.Context) error {
+	left := slices.Clone(h.members)
+	for len(left) > 0 {
+		lease := left[0].Lease
+		if !ours(left, lease) {
+			if err := left[0].end(syscall.SIGTERM); err != nil {
+				return h.fail(lease, boottime.Now(), err)
+			}
+			left = left[1:]
+			continue
+		}
+		if _, err := h.awaitLeader(ctx, lease, boottime.Now()); err != nil {
+			return err
+		}
+		leader := h.store.leader(lease).Candidate
+		i := slices.IndexFunc(left, func(m *member) bool { return m.Name == leader })
+		if i < 0 {
+			return h.fail(lease, boottime.Now(), fmt.Errorf("%s leads, but was stopped", leader))
+		}
+		h.say("%s: stopped for good", leader)
+		if err := left[i].end(syscall.SIGTERM); err != nil {
+			return h.fail(lease, boottime.Now(), err)
+		}
+		left = slices.Delete(left, i, i+1)
+	}
+	return nil
+}
+
+// judge collects what was written and judges it.
+func (h *harness) judge() (*verdict, history, error) {
+	if err := h.catchUp(); err != nil {
+		return nil, history{}, err
+	}
+	all := history{start: h.begun, events: h.historian.all(), faults: h.faults}
+	if err := all.read(h.dir); err != nil {
+		return nil, history{}, err
+	}
+	v := judge(all)
+	v.violations = append(h.wrong, v.violations...)
+	for _, lease := range slices.Sorted(maps.Keys(v.byLease)) {
+		if len(operations(v.byLease[lease])) == 0 {
+			continue // all are client-go's
+		}
+		result, info := linearize(v.byLease[lease])
+		h.say("porcupine on %s: %s", lease, result)
+		if result != porcupine.Illegal {
+			continue
+		}
+		file := filepath.Join(h.dir, lease+".html")
+		v.blame(lease, 0, 0, "porcupine finds no order of what leaders did in which the lease was a lock; see %s", filepath.Base(file))
+		if err := porcupine.VisualizePath(lock, info, file); err != nil {
+			return nil, history{}, err
+		}
+	}
+	return v, all, nil
+}
+
+// catchUp waits until the historian has seen the leases as they are now.
+func (h *harness) catchUp() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	list, err := h.operator.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, l := range list.Items {
+		for fmt.Sprint(h.historian.last(l.Name).Version) != l.ResourceVersion {
+			sleep(ctx, 10*time.Millisecond)
+			if ctx.Err() != nil {
+				return fmt.Errorf("the history of %s ends with version %d, want %s", l.Name, h.historian.last(l.Name).Version, l.ResourceVersion)
+			}
+		}
+	}
+	return nil
+}
+
+// report prints what happened.
+func (h *harness) report(v *verdict, all history) {
+	for i, x := range v.violations {
+		const most = 5
+		if i == most {
+			fmt.Fprintf(h.out, "\n%d violations more\n", len(v.violations)-most)
+			break
+		}
+		fmt.Fprintf(h.out, "\nVIOLATION in %s, seed %d: %s\n", x.Lease, h.seed, x.Text)
+		if x.From != 0 {
+			fmt.Fprint(h.out, all.around(x.Lease, x.From, x.To, v.byLease[x.Lease]))
+		}
+	}
+	for _, x := range v.excused {
+		fmt.Fprintf(h.out, "excused in %s at %.2f s: %s\n", x.Lease, (x.From - h.begun).Seconds(), x.Text)
+	}
+	faults := map[string]int{}
+	for _, f := range h.faults {
+		faults[f.Kind]++
+	}
+	w := tabwriter.NewWriter(h.out, 0, 8, 2, ' ', 0)
+	defer w.Flush()
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintln(h.out)
+	row("seed", "%d, %.1f minutes, %d storms", h.seed, (boottime.Now() - h.begun).Minutes(), h.storms)
+	row("faults", "%d: %s", len(h.faults), counts(faults))
+	row("sessions", "%d: %s; %s", sum(v.sessions), counts(v.sessions), counts(v.byKind))
+	row("handovers", "%d", v.handovers)
+	row("losses", "%d: %s", sum(v.losses), counts(v.losses))
+	row("looks at live sessions", "%d", v.looks)
+	row("led after the last fault", "within %v", short(h.slowest))
+	row("late writes", "%d tried, %d fenced, %d before the new leader wrote; %d went through without fencing; %d of client-go's",
+		v.late, v.fenced, v.early, v.unfenced, v.lateElect)
+	row("overlaps", "%d of leasehold, %d of client-go (longest %v), %d made by hand (longest %v)", v.overlaps[oursFault],
+		v.overlaps[theirsFault], short(v.longest[theirsFault]), v.overlaps[byHand], short(v.longest[byHand]))
+	row("violations", "%d", len(v.violations))
+}
+
+func sum[K comparable](m map[K]int) (n int) {
+	for _, c := range m {
+		n += c
+	}
+	return n
+}
+
+// counts lists how often there was what.
+func counts[K ~string](m map[K]int) string {
+	var b bytes.Buffer
+	for i, key := range slices.Sorted(maps.Keys(m)) {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%d %s", m[key], key)
+	}
+	return b.String()
+}
+
+// close ends everything, and keeps the files of the run where they would be removed.
+func (h *harness) close(keep bool) (err error) {
+	for _, f := range slices.Backward(h.closers) {
+		err = errors.Join(err, f())
+	}
+	if keep && h.dir != "" && h.config.dir == "" {
+		kept := filepath.Join(os.TempDir(), filepath.Base(h.dir))
+		err = errors.Join(err, os.Rename(h.dir, kept))
+		fmt.Fprintln(h.out, "journals and logs are in", kept)
+	}
+	if h.server != nil {
+		err = errors.Join(err, h.server.Stop())
+	}
+	return err
+}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
+)
+
+// A tale makes a history by hand. Its times are in milliseconds.
+type tale struct {
+	history
+	base time.Duration
+}
+
+func newTale() *tale {
+	return &tale{history: history{events: map[string][]event{}}, base: boottime.Now()}
+}
+
+func (t *tale) at(ms int) time.Duration { return t.base + time.Duration(ms)*time.Millisecond }
+
+func (t *tale) wall(ms int) time.Time { return time.Now().Add(t.at(ms) - boottime.Now()) }
+
+// session adds one whose looks took no time, and the event of its acquisition at the first.
+func (t *tale) session(name string, token uint64, looks ...int) *tale {
+	k := loop
+	if token == 0 {
+		k = elector
+	}
+	t.records = append(t.records, record{Session: name, What: begin, Of: &beginning{
+		Lease: alone, Candidate: name, Kind: k, Identity: name, Token: token, Deadline: 4 * time.Second,
+		Since: t.at(-60_000), Started: t.at(-60_000),
+	}})
+	for _, ms := range looks {
+		t.look(name, ms, ms, ms, false)
+	}
+	if token != 0 && len(looks) > 0 {
+		t.holder(token, name, looks[0], false)
+	}
+	return t
+}
+
+// look adds a look of a session and the write after it.
+func (t *tale) look(name string, before, after, sent int, refused bool) *tale {
+	t.records = append(t.records, record{
+		Session: name, What: look, Before: t.at(before), After: t.at(after), Sent: t.at(sent), Done: t.at(sent), Refused: refused,
+	})
+	return t
+}
+
+func (t *tale) event(e event) *tale {
+	e.UID = "uid"
+	events := t.events[alone]
+	if n := len(events); n > 0 && events[n-1].Holder == e.Holder {
+		e.Acquired = events[n-1].Acquired // the same term
+	}
+	t.events[alone] = append(events, e)
+	return t
+}
+
+func (t *tale) holder(version uint64, name string, ms int, byHand bool) *tale {
+	return t.event(event{At: t.at(ms), Version: version, Holder: name, Acquired: t.wall(ms), Duration: 5 * time.Second, ByHand: byHand})
+}
+
+func (t *tale) put(name string, token uint64, ms int, accepted bool) *tale {
+	t.decisions = append(t.decisions, decision{At: t.at(ms), Lease: alone, Session: name, Token: token, Accepted: accepted})
+	return t
+}
+
+func (t *tale) fault(candidate string, from, to int) *tale {
+	t.faults = append(t.faults, fault{From: t.at(from), To: t.at(to), Kind: "stop", Candidate: candidate, Text: candidate + ": stopped"})
+	return t
+}
+
+func TestJudge(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		tale     *tale
+		want     string // in the violations; "" wants none
+		overlaps string // counts
+		lock     porcupine.CheckResult
+	}{
+		{"handover", newTale().session("a", 5, 10, 20).session("b", 7, 30, 40), "", "", porcupine.Ok},
+		{"and back", newTale().session("a", 5, 10, 20).session("b", 7, 30).session("c", 9, 40), "", "", porcupine.Ok},
+		{"found live in the same instant", newTale().session("a", 5, 10, 20).session("b", 7, 20, 30), "", "", porcupine.Ok},
+		{"live within another's life", newTale().session("a", 5, 10, 40).session("b", 7, 20, 30),
+			"a (token 5) and b (token 7) were live together for 10ms", "1 leasehold", porcupine.Illegal},
+		{"live before another was over", newTale().session("a", 5, 10, 30).session("b", 7, 20, 40),
+			"were live together for 10ms", "1 leasehold", porcupine.Illegal},
+		{"seen once within another's life", newTale().session("a", 5, 10, 30).session("b", 7, 20),
+			"a (token 5) was live after b (token 7), whose token is greater", "1 leasehold", porcupine.Illegal},
+		{"frozen while it looked: it may have been live before", newTale().session("a", 5, 10).session("b", 7, 20, 30).
+			look("a", 11, 40, 40, true), "", "", porcupine.Ok},
+		{"frozen while it looked, when another was live", newTale().session("a", 5, 10).session("b", 7, 20, 30).
+			look("a", 21, 40, 40, true), "were live together for 1ms", "1 leasehold", porcupine.Illegal},
+		{"token that goes back", newTale().session("a", 7, 10, 20).session("b", 5, 30, 40),
+			"b (token 5) was live after a (token 7), whose token is greater", "1 leasehold", porcupine.Illegal},
+		{"token used twice", newTale().session("a", 7, 10, 20).session("b", 7, 30, 40), "the same token", "", porcupine.Illegal},
+
+		{"live after the store refused it", newTale().session("a", 5, 10).look("a", 11, 11, 12, true).look("a", 20, 20, 20, true),
+			"a (token 5) was live after the store had refused it", "", porcupine.Ok},
+		{"the store takes a token that is too small", newTale().put("b", 7, 10, true).put("a", 5, 20, true),
+			"the store accepted a write of a (token 5) after one with token 7", "", porcupine.Ok},
+		{"the store refuses a token that is too small", newTale().put("b", 7, 10, true).put("a", 5, 20, false), "", "", porcupine.Ok},
+
+		{"emptied by hand", newTale().session("a", 5, 10, 4000).holder(6, "", 20, true).session("b", 7, 30, 40), "", "1 by hand", porcupine.Ok},
+		{"emptied by hand, and trusted for longer than the deadline", newTale().session("a", 5, 10, 4021).holder(6, "", 20, true).session("b", 7, 30, 40),
+			"led on for 4.001s", "1 leasehold", porcupine.Illegal},
+		{"emptied by hand after it was taken", newTale().session("a", 5, 10, 40).session("b", 7, 20).holder(8, "", 30, true),
+			`"b" took the lease at version 7`, "1 leasehold", porcupine.Illegal},
+		{"label edited by hand", newTale().session("a", 5, 10, 40).event(event{Version: 6, Holder: "a", Duration: 5 * time.Second, ByHand: true}).session("b", 7, 30, 40),
+			"were live together", "1 leasehold", porcupine.Illegal},
+		{"deleted under one that could see it", newTale().session("a", 5, 10, 40).
+			event(event{At: newTale().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40),
+			"which the second candidate could see", "1 leasehold", porcupine.Illegal},
+		{"deleted under one that was stopped", newTale().session("a", 5, 10, 40).
+			event(event{At: newTale().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
+			fault("b", 5, 15), "", "1 by hand", porcupine.Ok},
+		{"deleted while another was stopped", newTale().session("a", 5, 10, 40).
+			event(event{At: newTale().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
+			fault("c", 5, 15), "which the second candidate could see", "1 leasehold", porcupine.Illegal},
+
+		{"client-go's beside each other", newTale().session("a", 0, 10, 40).session("b", 0, 20, 30), "", "1 client-go", porcupine.Ok},
+		{"client-go's outlives its lease", newTale().session("a", 0, 10, 40).session("b", 7, 20, 30), "", "1 client-go", porcupine.Ok},
+		{"client-go's begins after it was over", newTale().session("b", 7, 20, 30).holder(8, "", 35, false).session("a", 0, 25, 40), "", "1 client-go", porcupine.Ok},
+		{"client-go's releases another's", newTale().session("a", 5, 10, 40).event(event{Version: 6, EmptyString: true}).session("b", 7, 20, 50), "", "1 client-go", porcupine.Ok},
+		{"client-go's takes a lease from a live holder", newTale().session("a", 5, 10, 40).holder(6, "b", 20, false).session("b", 0, 30, 50),
+			`"b" took the lease at version 6`, "1 leasehold", porcupine.Ok},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := judge(tt.tale.history)
+			got := ""
+			for _, x := range v.violations {
+				got += x.Text + "\n"
+			}
+			if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+				t.Errorf("violations %q, want %q", got, tt.want)
+			}
+			if got := counts(v.overlaps); got != tt.overlaps {
+				t.Errorf("overlaps %q, want %q", got, tt.overlaps)
+			}
+			if got, _ := linearize(v.byLease[alone]); got != tt.lock {
+				t.Errorf("porcupine says %v, want %v", got, tt.lock)
+			}
+			if got := tt.tale.around(alone, tt.tale.at(0), tt.tale.at(50), v.byLease[alone]); strings.Count(got, "\n") < len(v.byLease[alone]) {
+				t.Errorf("what happened: %s", got)
+			}
+		})
+	}
+}
+
+func TestLateWrites(t *testing.T) {
+	tale := newTale().session("a", 5, 10).session("b", 7, 20, 40).session("c", 0, 60).session("d", 9, 70).
+		look("a", 11, 11, 15, false). // in time
+		look("a", 12, 12, 21, false). // before b wrote
+		look("a", 13, 13, 30, true).
+		look("c", 61, 61, 65, false).
+		look("c", 62, 62, 75, false)
+	v := judge(tale.history)
+	got := fmt.Sprint(v.late, v.fenced, v.early, v.lateElect)
+	if got != "2 1 1 1" {
+		t.Errorf("tried, fenced, too early to be fenced, client-go's: %s", got)
+	}
+	tale = newTale().put("a", 5, 1, true).put("c", 0, 2, false).put("b", 7, 3, true).put("a", 5, 4, false).put("a", 5, 5, false)
+	if v := judge(tale.history); v.unfenced != 2 || v.violations != nil {
+		t.Errorf("%d went through, violations %v", v.unfenced, v.violations)
+	}
+}
+
+func TestStore(t *testing.T) {
+	var journal strings.Builder
+	s := newStore(&journal)
+	for _, w := range []struct {
+		lease   string
+		token   uint64
+		refused bool
+	}{{"a", 5, false}, {"a", 5, false}, {"a", 7, false}, {"a", 5, true}, {"b", 5, false}, {"a", 0, false}, {"a", 8, false}, {"a", 7, true}} {
+		var refused bool
+		if err := s.Put(Write{Lease: w.lease, Token: w.token}, &refused); err != nil || refused != w.refused {
+			t.Errorf("%+v: refused %v, %v", w, refused, err)
+		}
+	}
+	if n := strings.Count(journal.String(), `"ok":true`); n != 5 {
+		t.Errorf("accepted %d, want 5: %s", n, journal.String())
+	}
+}
+
+func TestReadLines(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "journal")
+	j := &journal{}
+	var err error
+	if j.file, err = os.Create(file); err != nil {
+		t.Fatal(err)
+	}
+	defer j.file.Close()
+	for _, r := range []record{{Session: "a", What: begin, Of: &beginning{Lease: alone, Token: 7}}, {Session: "a", What: look, Refused: true}} {
+		if err := j.write(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Fprint(j.file, `{"s":"a`) // of a process that was killed
+	var got []record
+	if err := readLines(file, func(r record) { got = append(got, r) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Of.Token != 7 || !got[1].Refused {
+		t.Errorf("read %v", got)
+	}
+	fmt.Fprintln(j.file)
+	if err := readLines(file, func(record) {}); err == nil || !strings.Contains(err.Error(), file+":3") {
+		t.Errorf("a line that is no JSON: %v", err)
+	}
+}

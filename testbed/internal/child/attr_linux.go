@@ -1,0 +1,7 @@
+package child
+
+import "syscall"
+
+func attr(signal syscall.Signal) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: signal}
+}
