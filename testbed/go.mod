@@ -18,7 +18,11 @@ require (
 	sigs.k8s.io/yaml v1.6.0
 )
 
-require github.com/cenkalti/backoff/v4 v4.3.0
+require (
+	github.com/cenkalti/backoff/v4 v4.3.0
+	github.com/creack/pty v1.1.24
+	github.com/hinshun/vt10x v0.0.0-20220301184237-5011da428d02
+)
 
 require (
 	codeberg.org/go-fonts/liberation v0.5.0 // indirect
