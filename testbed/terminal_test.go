@@ -3,6 +3,7 @@ package testbed_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -31,32 +32,8 @@ func TestDrawn(t *testing.T) {
 
 			cmd := c.command("watch", "job", "--timeline", "--as=getter", "-n", c.ns)
 			cmd.Env = append(cmd.Env, "TERM=xterm-256color", "NO_COLOR=", tt.env)
-			size := func(columns, rows uint16) *pty.Winsize { return &pty.Winsize{Cols: columns, Rows: rows} }
-			master, err := pty.StartWithSize(cmd, size(80, 24))
-			if err != nil {
-				t.Fatal(err)
-			}
-			screen := vt10x.New(vt10x.WithSize(80, 24))
-			var said syncBuffer
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				buffer := make([]byte, 4096)
-				for {
-					n, err := master.Read(buffer)
-					if err != nil { // EIO: the tool has ended
-						return
-					}
-					said.Write(buffer[:n])
-					screen.Write(buffer[:n])
-				}
-			}()
-			t.Cleanup(func() {
-				cmd.Process.Kill()
-				cmd.Wait()
-				<-done
-				master.Close()
-			})
+			terminal := openTerminal(t, cmd, 80, 24)
+			screen, said := terminal.screen, &terminal.said
 			// pictures returns how many there are, and how wide the widest line of the last is.
 			pictures := func() (n, width int) {
 				for line := range strings.Lines(screen.String()) {
@@ -71,11 +48,6 @@ func TestDrawn(t *testing.T) {
 			drawn := func(columns int) {
 				t.Helper()
 				mark := len(said.String())
-				defer func() {
-					if t.Failed() {
-						t.Logf("the screen:\n%s", screen)
-					}
-				}()
 				c.await(fmt.Sprintf("drawn twice in %d columns", columns), func() bool {
 					n, width := pictures()
 					return n == 1 && width == columns-1 && strings.Count(said.String()[mark:], "now") >= 2
@@ -85,18 +57,17 @@ func TestDrawn(t *testing.T) {
 			c.await("logged above it", func() bool {
 				return strings.Contains(strings.ReplaceAll(screen.String(), "\n", ""), "the leases are read every two seconds")
 			})
-			for _, columns := range []uint16{45, 120, 30} {
-				screen.Resize(int(columns), 24)
-				if err := pty.Setsize(master, size(columns, 24)); err != nil {
+			for _, columns := range []int{45, 120, 30} {
+				if err := terminal.resize(columns, 24); err != nil {
 					t.Fatal(err)
 				}
-				drawn(int(columns))
+				drawn(columns)
 			}
-			master.Write([]byte{3}) // Ctrl-C, which the terminal echoes
+			terminal.typed("\x03") // Ctrl-C, which the terminal echoes
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("interrupted: %v", err)
 			}
-			<-done
+			<-terminal.ended
 			if n, _ := pictures(); n != 1 {
 				t.Errorf("%d pictures left behind:\n%s", n, screen)
 			}
@@ -123,4 +94,57 @@ func TestDrawnInFile(t *testing.T) {
 	if got := a.stdout.String(); strings.Count(got, c.ns+"/job") != 1 {
 		t.Errorf("drawn:\n%s", got)
 	}
+}
+
+// A terminal is what a process runs on, and what it shows.
+type terminal struct {
+	*os.File
+	screen vt10x.Terminal
+	said   syncBuffer
+	ended  chan struct{} // closed when nobody has the terminal any more
+}
+
+// openTerminal starts cmd on a terminal. It is killed at the end of the test.
+func openTerminal(t *testing.T, cmd *exec.Cmd, columns, rows int) *terminal {
+	t.Helper()
+	file, err := pty.StartWithSize(cmd, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tt := &terminal{File: file, screen: vt10x.New(vt10x.WithSize(columns, rows)), ended: make(chan struct{})}
+	go func() {
+		defer close(tt.ended)
+		buffer := make([]byte, 4096)
+		for {
+			n, err := file.Read(buffer)
+			if err != nil {
+				return // EIO: closed on the other side
+			}
+			tt.said.Write(buffer[:n])
+			tt.screen.Write(buffer[:n])
+		}
+	}()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the screen:\n%s", strings.TrimRight(tt.screen.String(), " \n"))
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		<-tt.ended
+		file.Close()
+	})
+	return tt
+}
+
+func (t *terminal) resize(columns, rows int) error {
+	t.screen.Resize(columns, rows)
+	return pty.Setsize(t.File, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
+}
+
+func (t *terminal) typed(text string) { t.WriteString(text) }
+
+// line returns the last line that is not empty.
+func (t *terminal) line() string {
+	lines := strings.Split(strings.TrimRight(t.screen.String(), " \n"), "\n")
+	return strings.TrimRight(lines[len(lines)-1], " ")
 }
