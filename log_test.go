@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -198,4 +199,54 @@ func TestOutages(t *testing.T) {
 			w.Errorf("the last error is %v", err)
 		}
 	})
+}
+
+// What a session's end cuts off, or waits for, is no failure of the API server: neither the log nor the
+// count of failures says so.
+func TestLogOfWhatIsCutOff(t *testing.T) {
+	for _, end := range []struct {
+		name string
+		how  func(w *world, a *candidate, leave func())
+	}{
+		{"the body returns", func(_ *world, _ *candidate, leave func()) { leave() }},
+		{"ctx ends", func(_ *world, a *candidate, _ func()) { a.stop() }},
+		{"stolen", func(w *world, _ *candidate, _ func()) { w.steal("thief") }},
+		{"deleted", func(w *world, _ *candidate, _ func()) { w.srv.Delete(ns, name) }},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				var j journal
+				var m Monitor
+				renewing := false
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if r.Verb != "patch" {
+						return leasetest.Fault{}
+					}
+					renewing = true
+					return leasetest.Fault{Before: time.Second}
+				})
+				bored, leave := context.WithCancel(w.Context())
+				a := w.run("a", func(s Session) {
+					select {
+					case <-s.Done():
+					case <-bored.Done():
+					}
+				}, j.logger(), WithMonitor(&m))
+				for !renewing {
+					w.sleep(eps)
+				}
+				end.how(w, a, leave)
+				w.sleep(I)
+				leave()
+				a.quit()
+				if got := j.said(); !strings.Contains(got, "lease lost") && !strings.Contains(got, "lease released") ||
+					strings.Contains(got, "API server") || strings.Contains(got, "not released") {
+					w.Errorf("logged\n%s", got)
+				}
+				if n := w.status(&m).Failures; n != 0 {
+					w.Errorf("%d failures counted", n)
+				}
+			})
+		})
+	}
 }

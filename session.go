@@ -66,7 +66,8 @@ func (s Session) Err() error {
 }
 
 // ValidFor returns for how long leadership is certain even if the lease cannot be renewed again; 0
-// when the session has ended.
+// when the session has ended. That is so as well once the campaign's context has ended, although the
+// lease is still renewed until the body has returned.
 func (s Session) ValidFor() time.Duration {
 	if s.hold == nil {
 		return 0

@@ -592,33 +592,6 @@ func TestWatchPolls(t *testing.T) {
 	c.await("seen", func() bool { return strings.Contains(a.stdout.String(), " me\n") })
 }
 
-// The completion scripts are understood by the shells, and know the leases.
-func TestCompletion(t *testing.T) {
-	c := newCLI(t)
-	c.start("create", "job").wantCode(0)
-	c.start("create", "jobs-of-others").wantCode(0)
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("needs bash")
-	}
-	for line, want := range map[string]string{
-		"leasehold cl":                         "claim",
-		"leasehold run --stop":                 "--stop-timeout",
-		"leasehold get -n " + c.ns + " jo":     "job jobs-of-others",
-		"leasehold claim -n " + c.ns + " jobs": "jobs-of-others",
-		"leasehold completion b":               "bash",
-		"leasehold run job -- l":               "",
-	} {
-		script := fmt.Sprintf(`source <(leasehold completion bash); read -ra COMP_WORDS <<<'%s'; COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _leasehold; echo "${COMPREPLY[*]}"`, line)
-		cmd := exec.Command(bash, "-c", script)
-		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(built.path)+":"+os.Getenv("PATH"), "KUBECONFIG="+c.server.Kubeconfig())
-		out, err := cmd.CombinedOutput()
-		if got := strings.TrimSpace(string(out)); err != nil || got != want {
-			t.Errorf("%s: %q, want %q (%v)", line, got, want, err)
-		}
-	}
-}
-
 // A credential plugin is a child too: it is not collected in the place of client-go, which waits for it.
 func TestRunCredentialPlugin(t *testing.T) {
 	c := newCLI(t)

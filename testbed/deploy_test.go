@@ -99,8 +99,9 @@ func (c *cli) asPod(args ...string) *call {
 			c.Fatal(err)
 		}
 	}
-	// Its path contains colons, which $KUBECONFIG would be split at.
-	return c.start(slices.Insert(slices.Clone(args), 1, "--kubeconfig="+c.podConfig)...)
+	cmd := c.command(args...)
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.podConfig)
+	return c.startCmd(cmd)
 }
 
 // Every manifest is what the API server takes, more than once.

@@ -16,10 +16,10 @@ func completionCommand() *command {
 		offline: true,
 		long:    `It completes commands, flags, and the names of leases, for which it asks the API server.`,
 		examples: `
-# bash
+# in ~/.bashrc
 source <(leasehold completion bash)
 
-# zsh
+# in ~/.zshrc
 source <(leasehold completion zsh)`,
 		run: func(t *tool, args []string, _ int) error {
 			if len(args) != 1 || args[0] != "bash" && args[0] != "zsh" {
@@ -32,7 +32,8 @@ source <(leasehold completion zsh)`,
 
 func (t *tool) completion(shell string) error {
 	if shell == "zsh" {
-		fmt.Fprintln(t.out, "autoload -U +X bashcompinit && bashcompinit")
+		fmt.Fprintln(t.out, `(( $+functions[compdef] )) || { autoload -U compinit && compinit -i }
+autoload -U +X bashcompinit && bashcompinit`)
 	}
 	var names []string
 	var cases strings.Builder

@@ -30,5 +30,5 @@ func watching() bool { return false }
 
 func watchdog() {}
 
-// columns knows no terminal here: a timeline is shown once, at its end.
-func columns(int) (width int, ok bool) { return 0, false }
+// terminalSize knows no terminal here: a timeline is shown once, at its end.
+func terminalSize(int) (width, height int, ok bool) { return 0, 0, false }

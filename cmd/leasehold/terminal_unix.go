@@ -24,11 +24,11 @@ func takeTerminal() {
 	unix.IoctlSetPointerInt(int(os.Stdin.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone
 }
 
-// columns returns the width of the terminal that fd is; ok is false if it is none.
-func columns(fd int) (width int, ok bool) {
+// terminalSize returns the size of the terminal that fd is; ok is false if it is none.
+func terminalSize(fd int) (width, height int, ok bool) {
 	size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
 	if err != nil {
-		return 0, false
+		return 0, 0, false
 	}
-	return int(size.Col), true
+	return int(size.Col), int(size.Row), true
 }

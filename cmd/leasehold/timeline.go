@@ -99,7 +99,7 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 	if now.Sub(began) > longestTimeline {
 		began = now.Add(-longestTimeline)
 	}
-	const most = 28 // columns of a name
+	most := min(28, max(8, width-24)) // columns of a name
 	columns := 0
 	hs := histories(changes, now)
 	for _, h := range hs {

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -114,9 +116,18 @@ func (t *tool) watchTimeline(ctx context.Context, s selection) error {
 		})
 	}()
 	screen := newScreen(t.out)
+	if screen.terminal {
+		defer func(w io.Writer) { t.err = w }(t.err)
+		t.err = screen.above(t.err)
+		if err := t.openLog(); err != nil {
+			return err
+		}
+	}
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	draw := func() { screen.draw(timeline(changes, began, time.Now(), screen.width(), screen.colour)) }
+	draw := func() {
+		screen.draw(func(width int) string { return timeline(changes, began, time.Now(), width, screen.colour) })
+	}
 	for {
 		select {
 		case c := <-changed:
@@ -140,36 +151,82 @@ type screen struct {
 	terminal bool
 	colour   bool
 	last     bool // the picture that is drawn next
-	lines    int  // of the one before
+
+	mu            sync.Mutex // protects following: what is logged comes from any goroutine
+	width, height int        // of the terminal when the picture was drawn
+	lines         int        // of the picture
 }
 
 func newScreen(w io.Writer) *screen {
 	s := &screen{w: w}
 	if file, ok := w.(*os.File); ok {
 		s.fd = int(file.Fd())
-		_, s.terminal = columns(s.fd)
+		_, _, s.terminal = terminalSize(s.fd)
 	}
 	s.colour = s.terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return s
 }
 
-// width returns how many columns there are.
-func (s *screen) width() int {
+// size returns how many columns and lines there are now.
+func (s *screen) size() (width, height int) {
 	if s.terminal {
-		if width, _ := columns(s.fd); width > 0 {
-			return width
+		if width, height, _ := terminalSize(s.fd); width > 0 && height > 0 {
+			return width, height
 		}
 	}
-	return 100
+	return 100, math.MaxInt
 }
 
-func (s *screen) draw(picture string) {
+// Sequences that terminals have in common: ECMA-48, and DEC's private mode 7.
+const (
+	noWrap = "\x1b[?7l" // a line that is too long is cut: each takes one row
+	wrap   = "\x1b[?7h"
+	upTo   = "\x1b[%dF\x1b[J" // the beginning of a line further up, and nothing from there on
+	clean  = "\x1b[H\x1b[2J"
+)
+
+// draw shows a picture of the terminal's width as it is now. Until the last one it shows no more than there are lines.
+func (s *screen) draw(picture func(width int) string) {
 	if !s.terminal && !s.last {
 		return
 	}
-	if s.lines > 0 {
-		fmt.Fprintf(s.w, "\x1b[%dA\x1b[J", s.lines)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	width, height := s.size()
+	lines := strings.SplitAfter(strings.TrimSuffix(picture(width), "\n"), "\n")
+	if hidden := len(lines) - (height - 1); hidden > 0 && !s.last {
+		lines = append(lines[:max(0, height-2)], fmt.Sprintf("… and %d more lines", hidden+1))
 	}
-	io.WriteString(s.w, picture)
-	s.lines = strings.Count(picture, "\n")
+	text := strings.Join(lines, "") + "\n"
+	if s.terminal {
+		text = s.erase(width, height) + noWrap + text + wrap
+	}
+	io.WriteString(s.w, text)
+	s.width, s.height, s.lines = width, height, len(lines)
 }
+
+// erase returns what takes the picture away. Where its lines are in a terminal of another size, only the terminal knows.
+func (s *screen) erase(width, height int) string {
+	switch {
+	case s.lines == 0:
+		return ""
+	case width != s.width || height != s.height:
+		return clean
+	}
+	return fmt.Sprintf(upTo, s.lines)
+}
+
+// above returns a writer that writes to w, of the same terminal, above the picture, which the next one follows.
+func (s *screen) above(w io.Writer) io.Writer {
+	return writerFunc(func(p []byte) (int, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		io.WriteString(s.w, s.erase(s.size()))
+		s.lines = 0
+		return w.Write(p)
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -104,9 +104,9 @@ func (s *Server) UserConfig(user string, groups ...string) *rest.Config {
 }
 
 // UserKubeconfig writes the UserConfig of a user to a file in the control plane's directory and returns its path. There
-// is one such file per user.
+// is one such file per user. It fits $KUBECONFIG, a list: no separator is in its name.
 func (s *Server) UserKubeconfig(user string, groups ...string) (string, error) {
-	file := url.PathEscape(user) + ".kubeconfig"
+	file := url.QueryEscape(user) + ".kubeconfig" // colons too
 	return s.dir.Path(file), s.dir.WriteKubeconfig(file, s.UserConfig(user, groups...))
 }
 

@@ -173,9 +173,12 @@ func TestDir(t *testing.T) {
 func TestUser(t *testing.T) {
 	s := controlplane.ForTest(t)
 	ns := s.Namespace(t)
-	path, err := s.UserKubeconfig("ann")
+	path, err := s.UserKubeconfig("team:ann")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if paths := filepath.SplitList(path); len(paths) != 1 {
+		t.Errorf("$KUBECONFIG would be split: %q", paths)
 	}
 	ann, err := clientcmd.BuildConfigFromFlags("", path)
 	if err != nil {
@@ -202,7 +205,7 @@ func TestUser(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "readers"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "reader"},
 		Subjects: []rbacv1.Subject{
-			{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "ann"},
+			{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "team:ann"},
 			{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "readers"},
 		},
 	}, metav1.CreateOptions{}); err != nil {

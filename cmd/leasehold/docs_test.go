@@ -1,0 +1,228 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The documents are checked here rather than in testbed, because go test caches what is read from another module.
+const root = "../.."
+
+// read returns the text of the files below the root whose names match, by name.
+func read(t *testing.T, match func(path string) bool) map[string]string {
+	t.Helper()
+	texts := map[string]string{}
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && (entry.Name() == ".git" || entry.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		name, _ := filepath.Rel(root, path)
+		if entry.Type().IsRegular() && match(name) {
+			text, err := os.ReadFile(path)
+			texts[name] = string(text)
+			return err
+		}
+		return nil
+	})
+	if err != nil || len(texts) == 0 {
+		t.Fatalf("%d files: %v", len(texts), err)
+	}
+	return texts
+}
+
+func isDoc(path string) bool  { return strings.HasSuffix(path, ".md") }
+func isTest(path string) bool { return strings.HasSuffix(path, "_test.go") }
+func isCode(path string) bool {
+	return strings.HasSuffix(path, ".go") && !isTest(path) && !strings.HasPrefix(path, "testbed")
+}
+
+// The Go code in the documents compiles, with the names around it that any program has.
+func TestDocumentedCode(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: compiles controller-runtime")
+	}
+	imports := map[string]string{
+		"config": "sigs.k8s.io/controller-runtime/pkg/config", "context": "context", "ctrl": "sigs.k8s.io/controller-runtime",
+		"kubernetes": "k8s.io/client-go/kubernetes", "leaderelection": "k8s.io/client-go/tools/leaderelection",
+		"leasehold": "github.com/leasehold-go/leasehold", "log": "log", "metav1": "k8s.io/apimachinery/pkg/apis/meta/v1",
+		"metricsserver": "sigs.k8s.io/controller-runtime/pkg/metrics/server", "os": "os", "record": "k8s.io/client-go/tools/record",
+		"resourcelock": "k8s.io/client-go/tools/leaderelection/resourcelock", "rest": "k8s.io/client-go/rest", "time": "time",
+	}
+	const around = `
+func snippet(ctx context.Context, restConfig, cfg *rest.Config, clientset *kubernetes.Clientset, recorder record.EventRecorder, hostname string,
+	opts []leasehold.Option, reconcile func(context.Context), setUp func(ctrl.Manager, leasehold.Session) error, ended error) error {
+%s
+	return nil
+}
+`
+	testbed, err := filepath.Abs(filepath.Join(root, "testbed")) // what the code needs
+	if err != nil {
+		t.Fatal(err)
+	}
+	temp, replace := t.TempDir(), map[string]string{}
+	block := regexp.MustCompile("(?s)```go\n(.*?)```")
+	var packages []string
+	for name, text := range read(t, isDoc) {
+		for i, match := range block.FindAllStringSubmatch(text, -1) {
+			code := fmt.Sprintf(around, strings.ReplaceAll(match[1], "WithRESTConfig(config)", "WithRESTConfig(restConfig)"))
+			header := fmt.Sprintf("// %s, block %d\n\npackage documented\n\n", name, i+1)
+			for name, path := range imports {
+				if regexp.MustCompile(`\b` + name + `\.`).MatchString(code) {
+					header += fmt.Sprintf("import %s %q\n", name, path)
+				}
+			}
+			pkg := fmt.Sprintf("p%d", len(packages))
+			packages = append(packages, "./documented/"+pkg)
+			file := filepath.Join(temp, pkg+".go")
+			if err := os.WriteFile(file, []byte(header+code), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			replace[filepath.Join(testbed, "documented", pkg, "snippet.go")] = file
+		}
+	}
+	if len(packages) < 4 {
+		t.Fatalf("%d blocks of code found", len(packages))
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(temp, "overlay.json")
+	if err := os.WriteFile(file, overlay, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", append([]string{"build", "-overlay", file}, packages...)...)
+	build.Dir = testbed
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// Tests, examples and files that the documents name exist.
+func TestDocumentedNames(t *testing.T) {
+	var tests strings.Builder
+	for _, text := range read(t, isTest) {
+		tests.WriteString(text)
+	}
+	defined := regexp.MustCompile(`\b(Test|Example|Fuzz|Benchmark)[A-Z]\w+`)
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	for name, text := range read(t, isDoc) {
+		for _, test := range defined.FindAllString(text, -1) {
+			if !strings.Contains(tests.String(), "\nfunc "+test) {
+				t.Errorf("%s: there is no %s", name, test)
+			}
+		}
+		for _, match := range link.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(root, filepath.Dir(name), match[1])); err != nil {
+				t.Errorf("%s: link to %s: %v", name, match[1], err)
+			}
+		}
+	}
+}
+
+// The commands of leasehold in documents, manifests and log messages have the flags that they are shown with.
+func TestDocumentedCommands(t *testing.T) {
+	call := regexp.MustCompile(`\bleasehold ([a-z]+)((?: +(?:-{1,2}[a-z][-a-z]*(?:[= ][^ -][^ ]*)?|[\w/.:$"-]+))*)`)
+	flag := regexp.MustCompile(`(?:^|\s)(--?[a-z][-a-z]*)`)
+	inCode := regexp.MustCompile("(?m)^(?:\\$ |ln .*|)((?:kubectl |go run \\./cmd/)?leasehold .*)$|`((?:kubectl |go run \\./cmd/)?leasehold [^`]*)`")
+	found := 0
+	for name, text := range read(t, func(path string) bool { return isDoc(path) || strings.HasPrefix(path, "deploy/") }) {
+		for _, code := range inCode.FindAllStringSubmatch(text, -1) {
+			line, _, _ := strings.Cut(code[1]+code[2], " -- ")
+			match := call.FindStringSubmatch(line)
+			if match == nil {
+				continue
+			}
+			found++
+			command := find(match[1])
+			if command == nil {
+				t.Errorf("%s: %q: there is no such command", name, line)
+				continue
+			}
+			flags := (&tool{}).flagSet(command)
+			for _, f := range flag.FindAllStringSubmatch(line, -1) {
+				long, isLong := strings.CutPrefix(f[1], "--")
+				if letter := strings.TrimPrefix(f[1], "-"); f[1] != "--help" && flags.Lookup(long) == nil && (isLong || flags.ShorthandLookup(letter[:1]) == nil) {
+					t.Errorf("%s: %q: %s has no flag %s", name, line, command.name, f[1])
+				}
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("%d commands found", found)
+	}
+}
+
+// What docs/errors.md explains is what the code says, but for the examples' names, values and durations.
+func TestDocumentedErrors(t *testing.T) {
+	var code strings.Builder
+	for _, text := range read(t, isCode) {
+		code.WriteString(text)
+	}
+	unquoted := strings.ReplaceAll(code.String(), `\"`, `"`)
+	// said tells whether the code has these words, at most put together from two places, as a sentinel and what wraps it.
+	said := func(words string) bool {
+		if strings.Contains(unquoted, words) {
+			return true
+		}
+		for i, r := range words {
+			if r == ' ' && strings.Contains(unquoted, words[:i]) && strings.Contains(unquoted, words[i:]) {
+				return true
+			}
+		}
+		return false
+	}
+	text, err := os.ReadFile(filepath.Join(root, "docs/errors.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile(`"[^"]*"|\{[^}]*\}|…|\d[\w.]*|default/x|: | v1 Pod |option \d of \d`)
+	found := 0
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 3 {
+			continue
+		}
+		for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(strings.Join(cells[1:3], "|"), -1) {
+			for _, words := range examples.Split(quoted[1], -1) {
+				words = strings.Trim(words, " ,;()=")
+				if len(words) < 5 {
+					continue
+				}
+				found++
+				if !said(words) {
+					t.Errorf("%q is explained, and not said by the code; it is of %q", words, quoted[1])
+				}
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("%d texts found", found)
+	}
+}
+
+// The alerts are about metrics that there are.
+func TestDocumentedAlerts(t *testing.T) {
+	golden, err := os.ReadFile(filepath.Join(root, "leaseprom/testdata/metrics.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := string(golden)
+	for name, text := range read(t, isDoc) {
+		for _, metric := range regexp.MustCompile(`\bleasehold_[a-z_]+`).FindAllString(text, -1) {
+			if !strings.Contains(there, "# TYPE "+strings.TrimSuffix(metric, "_bucket")+" ") {
+				t.Errorf("%s: there is no metric %s", name, metric)
+			}
+		}
+	}
+}

@@ -1,0 +1,150 @@
+package testbed_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/creack/pty"
+	"github.com/hinshun/vt10x"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+// On a terminal the timeline stays one picture of the width that there is, whatever is logged and however the terminal
+// changes. Its last picture stays.
+func TestDrawn(t *testing.T) {
+	for _, tt := range []struct {
+		name, env string
+		colours   bool
+	}{
+		{"colours", "TERM=xterm-256color", true},
+		{"none", "NO_COLOR=1", false},
+		{"dumb", "TERM=dumb", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCLI(t)
+			grant(c.fleet, "getter", "get")
+			c.run("leader-with-a-rather-long-name", func(s leasehold.Session) { <-s.Done() }, c.asAdmin(), leasehold.WithLease("job"))
+			c.awaitLeader("leader-with-a-rather-long-name")
+
+			cmd := c.command("watch", "job", "--timeline", "--as=getter", "-n", c.ns)
+			cmd.Env = append(cmd.Env, "TERM=xterm-256color", "NO_COLOR=", tt.env)
+			terminal := openTerminal(t, cmd, 80, 24)
+			screen, said := terminal.screen, &terminal.said
+			// pictures returns how many there are, and how wide the widest line of the last is.
+			pictures := func() (n, width int) {
+				for line := range strings.Lines(screen.String()) {
+					line = strings.TrimRight(line, " \n")
+					if line == c.ns+"/job" {
+						n, width = n+1, 0
+					}
+					width = max(width, len([]rune(line)))
+				}
+				return n, width
+			}
+			drawn := func(columns int) {
+				t.Helper()
+				mark := len(said.String())
+				c.await(fmt.Sprintf("drawn twice in %d columns", columns), func() bool {
+					n, width := pictures()
+					return n == 1 && width == columns-1 && strings.Count(said.String()[mark:], "now") >= 2
+				})
+			}
+			drawn(80)
+			c.await("logged above it", func() bool {
+				return strings.Contains(strings.ReplaceAll(screen.String(), "\n", ""), "the leases are read every two seconds")
+			})
+			for _, columns := range []int{45, 120, 30} {
+				if err := terminal.resize(columns, 24); err != nil {
+					t.Fatal(err)
+				}
+				drawn(columns)
+			}
+			terminal.typed("\x03") // Ctrl-C, which the terminal echoes
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("interrupted: %v", err)
+			}
+			<-terminal.ended
+			if n, _ := pictures(); n != 1 {
+				t.Errorf("%d pictures left behind:\n%s", n, screen)
+			}
+			if colours := strings.Contains(said.String(), "\x1b[38;5;"); colours != tt.colours {
+				t.Errorf("colours: %v", colours)
+			}
+		})
+	}
+}
+
+// What is no terminal gets one picture, without colours, at the end.
+func TestDrawnInFile(t *testing.T) {
+	c := newCLI(t)
+	c.start("create", "job").wantCode(0)
+	a := c.start("watch", "job", "--timeline", "--for=1500ms")
+	a.wantCode(0)
+	if got := a.stdout.String(); strings.Count(got, c.ns+"/job") != 1 || strings.Contains(got, "\x1b") {
+		t.Errorf("drawn:\n%s", got)
+	}
+	a = c.start("watch", "job", "--timeline")
+	c.standbys()
+	a.signal(os.Interrupt)
+	a.wantCode(0)
+	if got := a.stdout.String(); strings.Count(got, c.ns+"/job") != 1 {
+		t.Errorf("drawn:\n%s", got)
+	}
+}
+
+// A terminal is what a process runs on, and what it shows.
+type terminal struct {
+	*os.File
+	screen vt10x.Terminal
+	said   syncBuffer
+	ended  chan struct{} // closed when nobody has the terminal any more
+}
+
+// openTerminal starts cmd on a terminal. It is killed at the end of the test.
+func openTerminal(t *testing.T, cmd *exec.Cmd, columns, rows int) *terminal {
+	t.Helper()
+	file, err := pty.StartWithSize(cmd, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tt := &terminal{File: file, screen: vt10x.New(vt10x.WithSize(columns, rows)), ended: make(chan struct{})}
+	go func() {
+		defer close(tt.ended)
+		buffer := make([]byte, 4096)
+		for {
+			n, err := file.Read(buffer)
+			if err != nil {
+				return // EIO: closed on the other side
+			}
+			tt.said.Write(buffer[:n])
+			tt.screen.Write(buffer[:n])
+		}
+	}()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the screen:\n%s", strings.TrimRight(tt.screen.String(), " \n"))
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		<-tt.ended
+		file.Close()
+	})
+	return tt
+}
+
+func (t *terminal) resize(columns, rows int) error {
+	t.screen.Resize(columns, rows)
+	return pty.Setsize(t.File, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
+}
+
+func (t *terminal) typed(text string) { t.WriteString(text) }
+
+// line returns the last line that is not empty.
+func (t *terminal) line() string {
+	lines := strings.Split(strings.TrimRight(t.screen.String(), " \n"), "\n")
+	return strings.TrimRight(lines[len(lines)-1], " ")
+}
