@@ -260,7 +260,7 @@ func TestRunWait(t *testing.T) {
 		}
 	}
 	waiting := c.start("run", "job", "--", "touch", "ran")
-	c.await("campaigning", func() bool { return c.standbys() })
+	waiting.heeds()
 	waiting.signal(syscall.SIGTERM)
 	waiting.wantCode(143)
 	if _, err := os.Stat(filepath.Join(c.dir, "ran")); err == nil {
@@ -275,21 +275,28 @@ func TestRunWait(t *testing.T) {
 	}
 }
 
-// standbys gives a candidate the time to get to know the lease; nothing outside shows that it has.
-func (c *cli) standbys() bool {
-	time.Sleep(500 * time.Millisecond)
-	return true
+// heeds waits until run heeds signals, which it does before it starts its watchdog.
+func (a *call) heeds() {
+	a.Helper()
+	pid := a.cmd.Process.Pid
+	a.await("started its watchdog", func() bool {
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+		if err != nil {
+			a.Fatal(err)
+		}
+		return len(bytes.TrimSpace(children)) > 0
+	})
 }
 
 // A request to stop is passed on, and the lease renewed until the command has ended, however long that takes.
 func TestRunStop(t *testing.T) {
 	c := newCLI(t)
-	a := c.start("run", "job", "--duration=2s", "--identity=one", "--", "sh", "-c",
-		`trap 'echo usr1 >got; ' USR1; trap 'sleep 5; echo stopped >stopped; exit 9' TERM; `+say("started")+`while :; do sleep 0.1; done`)
+	a := c.start("run", "job", "--duration=4s", "--identity=one", "--", "sh", "-c",
+		`trap 'echo usr1 >got; ' USR1; trap 'sleep 6; echo stopped >stopped; exit 9' TERM; `+say("started")+`while :; do sleep 0.1; done`)
 	c.pid("started")
 	a.signal(syscall.SIGUSR1)
 	c.await("USR1 passed on", func() bool { return c.file("got") == "usr1" })
-	other := c.start("run", "job", "--duration=2s", "--", "sh", "-c", "cat stopped")
+	other := c.start("run", "job", "--duration=4s", "--", "sh", "-c", "cat stopped")
 	a.signal(syscall.SIGTERM)
 	a.wantCode(9)
 	other.wantCode(0)
@@ -325,7 +332,8 @@ func TestRunStubborn(t *testing.T) {
 			pid := c.pid("started")
 			for range tt.signals {
 				a.signal(syscall.SIGTERM)
-				time.Sleep(100 * time.Millisecond)
+				// A signal that is still to be taken note of would swallow the next.
+				c.await("asked to stop", func() bool { return strings.Contains(a.stderr.String(), "stopping the command") })
 			}
 			a.wantCode(137)
 			if alive(pid) {
@@ -401,14 +409,14 @@ func TestRunLost(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newCLI(t)
 			network := newProxy(t, c.server)
-			a := c.start("run", "job", "--duration=5s", "--renew-deadline=2s", "--stop-timeout=2500ms", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
+			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
 			pid := c.pid("started")
 			c.run("two", func(s leasehold.Session) {
 				if alive(pid) {
 					t.Error("the command runs while another has the lease")
 				}
 				<-s.Done()
-			}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(5*time.Second))
+			}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(10*time.Second))
 			network.Set(proxy.Rule{Drop: true}, proxy.Rule{Drop: true})
 			c.awaitLeader("two")
 			a.wantCode(123)
@@ -484,7 +492,7 @@ func TestRunFirstProcess(t *testing.T) {
 		t.Skipf("needs the right to make a PID namespace: %v %s", err, out)
 	}
 	a := c.startCmd(c.wrapped(unshare, "run", "job", "--", "sh", "-c",
-		`echo $PPID; for i in 1 2 3; do (setsid sleep 0.1 & sleep 0.1 &); done; sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status | wc -l`))
+		`echo $PPID; for i in 1 2 3; do (setsid sleep 0.1 & sleep 0.1 &); done; sleep 1; for i in $(seq 100); do dead=$(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l); [ $dead = 0 ] && break; sleep 0.1; done; echo $dead`))
 	a.wantCode(0)
 	if got := strings.Fields(a.stdout.String()); strings.Join(got, " ") != "1 0" {
 		t.Errorf("parent and number of dead processes: %v, want 1 and 0", got)

@@ -197,16 +197,16 @@ func TestRoleIsMinimal(t *testing.T) {
 // but for the rule that they say they need.
 func takeTurns(c *cli, need string) {
 	c.Helper()
-	one := c.asPod("run", "reconciler", "--duration=2s", "--identity=one", "--", "sh", "-c", say("one")+"exec sleep 600")
+	one := c.asPod("run", "reconciler", "--duration=3s", "--identity=one", "--", "sh", "-c", say("one")+"exec sleep 600")
 	c.pid("one")
-	two := c.asPod("run", "reconciler", "--duration=2s", "--identity=two", "--", "sh", "-c", say("two")+"exec sleep 600")
+	two := c.asPod("run", "reconciler", "--duration=3s", "--identity=two", "--", "sh", "-c", say("two")+"exec sleep 600")
 	if need != "" {
 		c.await("told "+need, func() bool { return strings.Contains(two.stderr.String(), need) })
 	}
 	one.signal(syscall.SIGTERM)
 	one.wantCode(143)
 	c.pid("two")
-	three := c.asPod("run", "reconciler", "--duration=2s", "--identity=three", "--", "sh", "-c", say("three")+"exec sleep 1")
+	three := c.asPod("run", "reconciler", "--duration=3s", "--identity=three", "--", "sh", "-c", say("three")+"exec sleep 1")
 	two.signal(syscall.SIGKILL)
 	two.wantCode(-1)
 	three.wantCode(0)
@@ -271,6 +271,7 @@ func TestRunDeployment(t *testing.T) {
 	}
 	for i, a := range replicas {
 		if i != leader {
+			a.heeds()
 			a.signal(syscall.SIGTERM)
 			a.wantCode(143)
 		}

@@ -87,13 +87,6 @@ func TestDrawnInFile(t *testing.T) {
 	if got := a.stdout.String(); strings.Count(got, c.ns+"/job") != 1 || strings.Contains(got, "\x1b") {
 		t.Errorf("drawn:\n%s", got)
 	}
-	a = c.start("watch", "job", "--timeline")
-	c.standbys()
-	a.signal(os.Interrupt)
-	a.wantCode(0)
-	if got := a.stdout.String(); strings.Count(got, c.ns+"/job") != 1 {
-		t.Errorf("drawn:\n%s", got)
-	}
 }
 
 // A terminal is what a process runs on, and what it shows.
