@@ -3,7 +3,6 @@ package leasehold
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -497,7 +496,7 @@ func (s *stream) request(c *streamed) (fault leasetest.Fault) {
 	}
 	c.mu.Unlock()
 	if tooMany {
-		s.Error(fmt.Sprintf("%s: %d requests within a second", c.name, c.requests))
+		s.Errorf("%s: %d requests within a second", c.name, c.requests)
 		time.Sleep(time.Second) // so that it ends
 	}
 	return fault
