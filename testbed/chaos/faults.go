@@ -38,10 +38,10 @@ var kinds = []struct {
 	{"refuse", 4, (*harness).refuse},
 	{"delay", 5, (*harness).delay},
 	{"swallow", 4, (*harness).swallow},
-	{"cut", 8, (*harness).cut},
+	{"cut", 16, (*harness).cut},
 	{"partition", 3, (*harness).partition},
 	{"stop", 10, (*harness).stop},
-	{"freeze", 10, (*harness).freezeWriter},
+	{"freeze", 14, (*harness).freezeWriter},
 	{"kill", 5, (*harness).kill},
 	{"terminate", 3, (*harness).terminate},
 	{"starve", 4, (*harness).starve},
@@ -309,7 +309,7 @@ func (h *harness) stop(ctx context.Context, d drawn) error {
 func (h *harness) freezeWriter(ctx context.Context, d drawn) error {
 	d.leader = true
 	return h.onProcess(d, func(m *member) error {
-		length := time.Duration((1.05 + 0.7*d.y) * float64(m.Duration))
+		length := time.Duration((1.1 + 0.8*d.y) * float64(m.Duration))
 		defer h.begin(d, m.Name, "", "%s: frozen before a write for %v", m.Name, short(length))()
 		m.mu.Lock()
 		m.stopped = true
