@@ -248,6 +248,9 @@ func (p *process) ask(question string) (c census, err error) {
 	return c, err
 }
 
+// errLate is why an experiment was given up, which says something about the library or the machine.
+var errLate = errors.New("given up after three minutes")
+
 // await returns the first census that will do.
 func (p *process) await(what string, will func(census) bool) (census, error) {
 	deadline := time.Now().Add(3 * time.Minute)
@@ -257,7 +260,7 @@ func (p *process) await(what string, will func(census) bool) (census, error) {
 			return c, err
 		}
 		if time.Now().After(deadline) {
-			return c, fmt.Errorf("not %s within three minutes: %+v", what, c)
+			return c, fmt.Errorf("not all %s, but %d led and %d followed, %d sessions lost: %w", what, c.Leading, c.Following, c.Lost, errLate)
 		}
 		if err := p.sleep(20 * time.Millisecond); err != nil {
 			return c, err
