@@ -16,7 +16,13 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(controlplane.StopAfter(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(memberEnv) != "" {
+		main()
+		return
+	}
+	goleak.VerifyTestMain(controlplane.StopAfter(m))
+}
 
 func TestPercentile(t *testing.T) {
 	upTo := func(n int) (s []float64) {
@@ -73,7 +79,7 @@ func TestPrint(t *testing.T) {
 	r.add(row{What: "never seen", Leasehold: summarize(2)}, func() bool { panic("there is nothing to compare") })
 	r.note("a %s", "remark")
 	var out bytes.Buffer
-	if err := r.print(&out); err != nil {
+	if err := r.print(&out, false); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range [][]string{
@@ -84,6 +90,33 @@ func TestPrint(t *testing.T) {
 	} {
 		if !slices.ContainsFunc(strings.Split(out.String(), "\n"), func(line string) bool { return slices.Equal(strings.Fields(line), want) }) {
 			t.Errorf("no line %q in\n%s", want, out.String())
+		}
+	}
+}
+
+func TestPrintMarkdown(t *testing.T) {
+	r := &report{Crowds: []crowdReport{{
+		Leases: 1000, Duration: "15s", Acquire: 2.5, Goroutines: 6.1, Memory: 134000, Sockets: 1000, Watches: 2000, Requests: 351,
+		Oldest: 3.1, Deadline: 12, CPU: 20.5, Server: 75, BusyOldest: 3.42,
+	}}}
+	r.add(row{What: "a", ClientGo: summarize(1), Leasehold: summarize(2, 3)}, nil)
+	var out bytes.Buffer
+	if err := r.print(&out, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| a | 1 |  | 1 | 2 | 3 | 2 |  | 0.500 |  |  |  |\n",
+		"| 1000 | 15s | 2.50 s | 6.10 | 134 kB | 1000 | 2000 | 351 | 3.10 s | 12 s | 3.42 s | 0 | 20.5 % | 75 % |\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no line %q in\n%s", want, out.String())
+		}
+	}
+	for _, table := range [][][]string{r.comparison(), r.crowds()} {
+		for _, row := range table {
+			if len(row) != len(table[0]) {
+				t.Errorf("%d cells, the head has %d: %q", len(row), len(table[0]), row)
+			}
 		}
 	}
 }
@@ -196,11 +229,11 @@ func TestQuick(t *testing.T) {
 		if strings.Contains(row.What, "lost after") {
 			continue // nobody may have lost anything
 		}
-		if row.ClientGo == nil || row.Leasehold == nil {
+		if row.ClientGo == nil && !strings.Contains(row.What, "of one process") || row.Leasehold == nil {
 			t.Errorf("%s: not measured on both sides", row.What)
 		}
 	}
-	if err := r.print(t.Output()); err != nil {
+	if err := r.print(t.Output(), true); err != nil {
 		t.Error(err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	applycoordinationv1 "k8s.io/client-go/applyconfigurations/coordination/v1"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
@@ -184,7 +183,7 @@ func (r *raw) close() {
 }
 
 func (r *raw) handover() (time.Duration, error) {
-	held, err := r.acquire(r.holder, "holder", "")
+	held, err := acquireRaw(r.ctx, r.holder, r.name, "holder", "")
 	if err == nil {
 		err = r.await(held.ResourceVersion)
 	}
@@ -195,10 +194,9 @@ func (r *raw) handover() (time.Duration, error) {
 		return 0, err
 	}
 	begun := time.Now()
-	body := fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q},"spec":{"acquireTime":null,"holderIdentity":null,"leaseDurationSeconds":null,"renewTime":null}}`, held.ResourceVersion)
 	released := make(chan error, 1)
 	go func() {
-		_, err := r.holder.Patch(r.ctx, r.name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "bench"})
+		_, err := r.holder.Patch(r.ctx, r.name, types.MergePatchType, releaseRaw(held.ResourceVersion), metav1.PatchOptions{FieldManager: "bench"})
 		released <- err
 	}()
 	event, err := receive(r.bench, "event", r.events.ResultChan())
@@ -209,7 +207,7 @@ func (r *raw) handover() (time.Duration, error) {
 	if !ok {
 		return 0, fmt.Errorf("watch: %v", event)
 	}
-	taken, err := r.acquire(r.other, "other", lease.ResourceVersion)
+	taken, err := acquireRaw(r.ctx, r.other, r.name, "other", lease.ResourceVersion)
 	took := time.Since(begun)
 	if err == nil {
 		err = <-released
@@ -218,17 +216,6 @@ func (r *raw) handover() (time.Duration, error) {
 		err = r.await(taken.ResourceVersion)
 	}
 	return took, err
-}
-
-// acquire applies what leasehold does.
-func (r *raw) acquire(leases coordinationv1client.LeaseInterface, identity, version string) (*coordinationv1.Lease, error) {
-	now := metav1.NowMicro()
-	lease := applycoordinationv1.Lease(r.name, metav1.NamespaceDefault).WithSpec(applycoordinationv1.LeaseSpec().
-		WithHolderIdentity(identity).WithLeaseDurationSeconds(15).WithAcquireTime(now).WithRenewTime(now).WithLeaseTransitions(1))
-	if version != "" {
-		lease.WithResourceVersion(version)
-	}
-	return leases.Apply(r.ctx, lease, metav1.ApplyOptions{FieldManager: "bench", Force: true})
 }
 
 // await waits for the event of a version.

@@ -8,7 +8,8 @@
 // Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is a
 // process of its own, and bench runs on Linux only.
 //
-// What is measured, and how, is said where it is: handover.go, failover.go, steady.go, herd.go, faults.go, renewal.go.
+// What is measured, and how, is said where it is: handover.go, failover.go, steady.go, herd.go, faults.go, renewal.go,
+// many.go.
 package main
 
 import (
@@ -43,6 +44,7 @@ var experiments = []struct {
 	{"takeover", (*bench).takeover},
 	{"renewal", (*bench).renewal},
 	{"steady", (*bench).steady},
+	{"many", (*bench).many},
 }
 
 func names() []string {
@@ -54,7 +56,15 @@ func names() []string {
 }
 
 func main() {
+	if os.Getenv(memberEnv) != "" {
+		if err := runMember(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	asJSON := flag.Bool("json", false, "print JSON, with every sample")
+	markdown := flag.Bool("markdown", false, "print tables in Markdown, as in docs/performance.md")
 	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ","))
 	n := flag.Int("n", full.handovers, "how many handovers to measure")
 	quickly := flag.Bool("quick", false, "under a minute: shorter leases, fewer candidates and samples, to see that it works")
@@ -88,7 +98,7 @@ func main() {
 		if *asJSON {
 			err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(report))
 		} else {
-			err = errors.Join(err, report.print(os.Stdout))
+			err = errors.Join(err, report.print(os.Stdout, *markdown))
 		}
 		if *svgFile != "" {
 			err = errors.Join(err, report.chart(*svgFile))
@@ -129,11 +139,20 @@ type size struct {
 	renewing    time.Duration // how long to measure renewals
 	window      time.Duration // how long to measure a steady fleet
 	idle        time.Duration // how long to measure the API server without one
+	crowds      []crowd       // of leases that one process leads
+	crowding    time.Duration // how long to measure one
 }
 
 var full = size{
 	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8, expiries: 2,
 	victims: 10, renewing: 6 * time.Second, window: time.Minute, idle: 12 * time.Second,
+	crowds: []crowd{
+		{count: 1, duration: defaults.duration},
+		{count: 100, duration: defaults.duration},
+		{count: 1000, duration: defaults.duration, moves: 3, busy: true},
+		{count: 5000, duration: 4 * defaults.duration}, // at the defaults it would take 1,700 writes per second
+	},
+	crowding: 15 * time.Second,
 }
 
 // quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
@@ -142,6 +161,7 @@ var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
 	victims: 2, renewing: 500 * time.Millisecond, window: 3 * time.Second, idle: time.Second,
+	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true}}, crowding: time.Second,
 }
 
 // A bench runs experiments.

@@ -12,14 +12,15 @@ import (
 
 // A report is all that a run found out.
 type report struct {
-	Start      time.Time `json:"start"`
-	Seconds    float64   `json:"seconds"`
-	LoadBefore string    `json:"loadBefore"` // the machine's load averages over 1, 5 and 15 minutes
-	LoadAfter  string    `json:"loadAfter"`
-	Timing     string    `json:"timing"`
-	Standbys   int       `json:"standbys"` // in a fleet
-	Rows       []row     `json:"rows"`
-	Notes      []string  `json:"notes"`
+	Start      time.Time     `json:"start"`
+	Seconds    float64       `json:"seconds"`
+	LoadBefore string        `json:"loadBefore"` // the machine's load averages over 1, 5 and 15 minutes
+	LoadAfter  string        `json:"loadAfter"`
+	Timing     string        `json:"timing"`
+	Standbys   int           `json:"standbys"` // in a fleet
+	Rows       []row         `json:"rows"`
+	Crowds     []crowdReport `json:"crowds,omitempty"`
+	Notes      []string      `json:"notes"`
 }
 
 // A row compares the two sides in one respect. What was not measured is nil.
@@ -68,19 +69,22 @@ func (r *report) note(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
-// print writes the report for people.
-func (r *report) print(w io.Writer) error {
+// print writes the report for people, with tables in Markdown if that is asked for.
+func (r *report) print(w io.Writer, markdown bool) error {
+	table := aligned
+	if markdown {
+		table = piped
+	}
 	fmt.Fprintf(w, "%s\nfleets of 1 + %d candidates; load averages %s before, %s after; %.0f s in all\n\n",
 		r.Timing, r.Standbys, r.LoadBefore, r.LoadAfter, r.Seconds)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\tCLIENT-GO\t\t\tLEASEHOLD\t\t\tFLOOR\tCLIENT-GO/\tLEASEHOLD/\t\t")
-	fmt.Fprintln(t, "\tp50\tp99\tn\tp50\tp99\tn\tp50\tLEASEHOLD\tFLOOR\tGOAL\tREACHED")
-	for _, row := range r.Rows {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.What, row.ClientGo.columns(row.Unit), row.Leasehold.columns(row.Unit),
-			row.Floor.median(row.Unit), ratio(row.ClientGo, row.Leasehold), ratio(row.Leasehold, row.Floor), row.Goal, verdict(row.Reached))
-	}
-	if err := t.Flush(); err != nil {
+	if err := table(w, r.comparison()); err != nil {
 		return err
+	}
+	if len(r.Crowds) > 0 {
+		fmt.Fprintln(w)
+		if err := table(w, r.crowds()); err != nil {
+			return err
+		}
 	}
 	for _, note := range r.Notes {
 		fmt.Fprintln(w, "\n"+note)
@@ -88,14 +92,68 @@ func (r *report) print(w io.Writer) error {
 	return nil
 }
 
-func (s *summary) columns(unit string) string {
-	if s == nil {
-		return "-\t\t"
+// aligned writes a table, whose first row is its head, in columns.
+func aligned(w io.Writer, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
-	if s.N == 1 {
-		return fmt.Sprintf("%s\t\t1", format(s.P50, unit))
+	return t.Flush()
+}
+
+// piped writes a table in Markdown.
+func piped(w io.Writer, rows [][]string) error {
+	for i, row := range rows {
+		if _, err := fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | ")); err != nil {
+			return err
+		}
+		if i == 0 {
+			fmt.Fprintln(w, "|"+strings.Repeat(" --- |", len(row)))
+		}
 	}
-	return fmt.Sprintf("%s\t%s\t%d", format(s.P50, unit), format(s.P99, unit), s.N)
+	return nil
+}
+
+func (r *report) comparison() [][]string {
+	rows := [][]string{{
+		"", "client-go p50", "p99", "n", "leasehold p50", "p99", "n", "floor p50", "client-go / leasehold", "leasehold / floor", "goal", "reached",
+	}}
+	for _, row := range r.Rows {
+		cells := append([]string{row.What}, row.ClientGo.columns(row.Unit)...)
+		cells = append(cells, row.Leasehold.columns(row.Unit)...)
+		rows = append(rows, append(cells, row.Floor.median(row.Unit),
+			ratio(row.ClientGo, row.Leasehold), ratio(row.Leasehold, row.Floor), row.Goal, verdict(row.Reached)))
+	}
+	return rows
+}
+
+// crowds is the table of processes that lead many leases, each beside a standby.
+func (r *report) crowds() [][]string {
+	rows := [][]string{{
+		"leases", "D", "all led after", "goroutines each", "memory each", "connections", "watches of both", "requests/s of both",
+		"oldest renewal", "of", "the same, a core busy", "sessions lost", "CPU", "server's CPU",
+	}}
+	for _, c := range r.Crowds {
+		busy := "-"
+		if c.BusyOldest > 0 {
+			busy = format(c.BusyOldest, "s")
+		}
+		rows = append(rows, []string{
+			fmt.Sprint(c.Leases), c.Duration, format(c.Acquire, "s"), digits(c.Goroutines), format(c.Memory, "B"), fmt.Sprint(c.Sockets), digits(c.Watches),
+			digits(c.Requests), format(c.Oldest, "s"), format(c.Deadline, "s"), busy, fmt.Sprint(c.Lost), format(c.CPU, "%"), format(c.Server, "%"),
+		})
+	}
+	return rows
+}
+
+func (s *summary) columns(unit string) []string {
+	switch {
+	case s == nil:
+		return []string{"-", "", ""}
+	case s.N == 1:
+		return []string{format(s.P50, unit), "", "1"}
+	}
+	return []string{format(s.P50, unit), format(s.P99, unit), fmt.Sprint(s.N)}
 }
 
 func (s *summary) median(unit string) string {
