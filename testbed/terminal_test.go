@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/creack/pty"
@@ -33,10 +34,10 @@ func TestDrawn(t *testing.T) {
 			cmd := c.command("watch", "job", "--timeline", "--as=getter", "-n", c.ns)
 			cmd.Env = append(cmd.Env, "TERM=xterm-256color", "NO_COLOR=", tt.env)
 			terminal := openTerminal(t, cmd, 80, 24)
-			screen, said := terminal.screen, &terminal.said
+			said := &terminal.said
 			// pictures returns how many there are, and how wide the widest line of the last is.
 			pictures := func() (n, width int) {
-				for line := range strings.Lines(screen.String()) {
+				for line := range strings.Lines(terminal.shown()) {
 					line = strings.TrimRight(line, " \n")
 					if line == c.ns+"/job" {
 						n, width = n+1, 0
@@ -55,7 +56,7 @@ func TestDrawn(t *testing.T) {
 			}
 			drawn(80)
 			c.await("logged above it", func() bool {
-				return strings.Contains(strings.ReplaceAll(screen.String(), "\n", ""), "the leases are read every two seconds")
+				return strings.Contains(strings.ReplaceAll(terminal.shown(), "\n", ""), "the leases are read every two seconds")
 			})
 			for _, columns := range []int{45, 120, 30} {
 				if err := terminal.resize(columns, 24); err != nil {
@@ -69,7 +70,7 @@ func TestDrawn(t *testing.T) {
 			}
 			<-terminal.ended
 			if n, _ := pictures(); n != 1 {
-				t.Errorf("%d pictures left behind:\n%s", n, screen)
+				t.Errorf("%d pictures left behind:\n%s", n, terminal.shown())
 			}
 			if colours := strings.Contains(said.String(), "\x1b[38;5;"); colours != tt.colours {
 				t.Errorf("colours: %v", colours)
@@ -92,9 +93,11 @@ func TestDrawnInFile(t *testing.T) {
 // A terminal is what a process runs on, and what it shows.
 type terminal struct {
 	*os.File
+	said  syncBuffer
+	ended chan struct{} // closed when nobody has the terminal any more
+
+	mu     sync.Mutex // protects following
 	screen vt10x.Terminal
-	said   syncBuffer
-	ended  chan struct{} // closed when nobody has the terminal any more
 }
 
 // openTerminal starts cmd on a terminal. It is killed at the end of the test.
@@ -114,12 +117,14 @@ func openTerminal(t *testing.T, cmd *exec.Cmd, columns, rows int) *terminal {
 				return // EIO: closed on the other side
 			}
 			tt.said.Write(buffer[:n])
+			tt.mu.Lock()
 			tt.screen.Write(buffer[:n])
+			tt.mu.Unlock()
 		}
 	}()
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the screen:\n%s", strings.TrimRight(tt.screen.String(), " \n"))
+			t.Logf("the screen:\n%s", tt.shown())
 		}
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -129,15 +134,29 @@ func openTerminal(t *testing.T, cmd *exec.Cmd, columns, rows int) *terminal {
 	return tt
 }
 
+// resize changes the size as terminals do that wrap what is shown already: no program can tell how they do it.
 func (t *terminal) resize(columns, rows int) error {
-	t.screen.Resize(columns, rows)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	screen := vt10x.New(vt10x.WithSize(columns, rows))
+	for line := range strings.Lines(strings.TrimRight(t.screen.String(), " \n")) {
+		screen.Write([]byte(strings.TrimRight(line, " \n") + "\r\n"))
+	}
+	t.screen = screen
 	return pty.Setsize(t.File, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
+}
+
+// shown returns what is on the screen.
+func (t *terminal) shown() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimRight(t.screen.String(), " \n")
 }
 
 func (t *terminal) typed(text string) { t.WriteString(text) }
 
 // line returns the last line that is not empty.
 func (t *terminal) line() string {
-	lines := strings.Split(strings.TrimRight(t.screen.String(), " \n"), "\n")
+	lines := strings.Split(t.shown(), "\n")
 	return strings.TrimRight(lines[len(lines)-1], " ")
 }
