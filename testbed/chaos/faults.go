@@ -168,10 +168,22 @@ func short(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond
 // onNetwork calls f unless something else is wrong with the network of the target.
 func (h *harness) onNetwork(d drawn, f func(m *member) error) error {
 	m := h.target(d)
-	if !m.onNetwork.TryLock() {
+	return h.on(d, m, &m.onNetwork, &m.onProcess, f)
+}
+
+// on calls f with what is to be disturbed locked, unless it is. Mostly f comes alone: who is cut off as well as frozen leads
+// no longer than who is frozen.
+func (h *harness) on(d drawn, m *member, it, other *sync.Mutex, f func(m *member) error) error {
+	if !it.TryLock() {
 		return nil
 	}
-	defer m.onNetwork.Unlock()
+	defer it.Unlock()
+	if d.pick%4 > 0 {
+		if !other.TryLock() {
+			return nil
+		}
+		defer other.Unlock()
+	}
 	return f(m)
 }
 
@@ -206,9 +218,9 @@ func (h *harness) delay(ctx context.Context, d drawn) error {
 		rule := proxy.Rule{Delay: time.Duration(d.z * d.z * float64(m.Deadline) / 2)}
 		rule.Jitter = rule.Delay / 2
 		toServer, toClient, what := rule, rule, "both ways"
-		if d.pick%3 == 1 {
+		if d.pick/4%3 == 1 {
 			toServer, what = proxy.Rule{}, "replies"
-		} else if d.pick%3 == 2 {
+		} else if d.pick/4%3 == 2 {
 			toClient, what = proxy.Rule{}, "requests"
 		}
 		defer h.begin(d, m.Name, "", "%s: %s delayed by %v and more for %v", m.Name, what, short(rule.Delay), short(length))()
@@ -235,7 +247,7 @@ func (h *harness) cut(ctx context.Context, d drawn) error {
 			rule, what = proxy.Rule{Drop: true}, "lost"
 		}
 		toServer, toClient, which := rule, rule, "everything"
-		switch d.pick % 4 {
+		switch d.pick / 4 % 4 {
 		case 0:
 			toServer, which = proxy.Rule{}, "replies"
 		case 1:
@@ -278,11 +290,7 @@ func (h *harness) partition(ctx context.Context, d drawn) error {
 // onProcess calls f unless something else is wrong with the process of the target.
 func (h *harness) onProcess(d drawn, f func(m *member) error) error {
 	m := h.target(d)
-	if !m.onProcess.TryLock() {
-		return nil
-	}
-	defer m.onProcess.Unlock()
-	return f(m)
+	return h.on(d, m, &m.onProcess, &m.onNetwork, f)
 }
 
 // gone says that a process is no more, which the supervisor looks into.
