@@ -191,12 +191,13 @@ func run(ctx context.Context, size size, chosen []string, progress io.Writer) (_
 			continue
 		}
 		b.say("%s", e.name)
-		if err := e.run(b); err != nil {
-			return nil, fmt.Errorf("%s: %w", e.name, err)
+		if err = e.run(b); err != nil {
+			err = fmt.Errorf("%s: %w", e.name, err)
+			break // what was measured is worth telling
 		}
 	}
 	b.report.LoadAfter, b.report.Seconds = load(), time.Since(b.report.Start).Seconds()
-	return b.report, nil
+	return b.report, err
 }
 
 func (b *bench) say(format string, args ...any) {

@@ -198,12 +198,16 @@ func sockets() (n int) {
 // A process is another process of this program.
 type process struct {
 	*bench
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *json.Decoder
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	out     io.ReadCloser
+	answers *json.Decoder
 
 	ended bool
 }
+
+// tooLong is how long a process may take to answer, or to end.
+const tooLong = time.Minute
 
 func (b *bench) newProcess(t task) (*process, error) {
 	exe, err := os.Executable()
@@ -224,7 +228,7 @@ func (b *bench) newProcess(t task) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{bench: b, cmd: cmd, in: in, out: json.NewDecoder(out)}
+	p := &process{bench: b, cmd: cmd, in: in, out: out, answers: json.NewDecoder(out)}
 	line, err := json.Marshal(t)
 	if err == nil {
 		err = p.tell(string(line))
@@ -242,14 +246,18 @@ func (p *process) tell(line string) error {
 
 // ask returns the answer to "census" or "weigh".
 func (p *process) ask(question string) (c census, err error) {
+	defer time.AfterFunc(tooLong, func() { p.out.Close() }).Stop()
 	if err = p.tell(question); err == nil {
-		err = p.out.Decode(&c)
+		err = p.answers.Decode(&c)
+	}
+	if errors.Is(err, os.ErrClosed) {
+		err = fmt.Errorf("no answer: %w", errLate)
 	}
 	return c, err
 }
 
 // errLate is why an experiment was given up, which says something about the library or the machine.
-var errLate = errors.New("given up after three minutes")
+var errLate = errors.New("given up after minutes")
 
 // await returns the first census that will do.
 func (p *process) await(what string, will func(census) bool) (census, error) {
@@ -268,12 +276,14 @@ func (p *process) await(what string, will func(census) bool) (census, error) {
 	}
 }
 
-// end has the process give back what it holds, and waits until it has ended. It may be called again, and of no process.
+// end has the process give back what it holds, and waits until it has ended, or kills it. It may be called again, and of
+// no process.
 func (p *process) end() error {
 	if p == nil || p.ended {
 		return nil
 	}
 	p.ended = true
 	p.in.Close()
+	defer time.AfterFunc(tooLong, func() { p.cmd.Process.Kill() }).Stop()
 	return p.cmd.Wait()
 }
