@@ -169,7 +169,7 @@ func TestOutages(t *testing.T) {
 			}
 			j.text.Reset()
 		}
-		outages := newOutages(o.log, D)
+		outages := newOutages(o.log, &outcry{}, D)
 		outages.ledger = &ledger{}
 		broken, gone := leasetest.ServiceUnavailable(), leasetest.ConnectionRefused()
 		outages.note("renew", broken)
