@@ -22,7 +22,8 @@ import (
 type campaign struct {
 	*options
 	log     *slog.Logger
-	lane    lane
+	lane    *lane
+	left    bool // the lane; protected by lanes
 	api     *api
 	feed    *feed
 	outages *outages
@@ -68,17 +69,19 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
 	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
 	c.delays = c.newDelays()
-	c.outages = newOutages(c.log, c.duration)
+	c.outages = newOutages(c.log, &c.lane.outcry, c.duration)
 	c.feed = &feed{
 		api:      c.api,
+		lane:     c.lane,
 		clock:    c.clock,
 		viewer:   viewer{fallback: c.duration, mine: c.mine},
 		outages:  c.outages,
 		delays:   c.newDelays(),
 		timeout:  c.takeTimeout,
 		interval: c.renewInterval,
+		chance:   c.chance,
 		changed:  make(chan struct{}, 1),
-		overdue:  make(chan struct{}, 1),
+		alarm:    make(chan struct{}, 1),
 	}
 	c.expect(maxDuration) // until it begins
 	c.feed.promise(maxDuration)
@@ -86,16 +89,17 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	c.outages.ledger = c.ledger
 	// The feed outlives ctx: a body that winds down after ctx has ended still holds the lease.
 	c.ctx, c.stopFeed = context.WithCancel(context.WithoutCancel(ctx))
+	c.feed.start = func() {
+		c.group.Go(func() error {
+			c.feed.run(c.ctx)
+			return nil
+		})
+	}
 	return c, nil
 }
 
 // follow begins to follow the Lease.
-func (c *campaign) follow() {
-	c.group.Go(func() error {
-		c.feed.run(c.ctx)
-		return nil
-	})
-}
+func (c *campaign) follow() { c.feed.follow(c.lane.enterHub(c.feed, c.options)) }
 
 // connect finds out where the Lease is and how to get there.
 func (c *campaign) connect() (err error) {
@@ -105,25 +109,25 @@ func (c *campaign) connect() (err error) {
 			return err
 		}
 	}
-	c.lane.leases = c.client
-	if c.client == nil {
-		config := c.config
-		if config == nil {
-			if config, err = defaultConfig(); err != nil {
-				return err
-			}
-		}
-		if c.lane, err = newLane(config, c.renewInterval); err != nil {
+	config := c.config
+	if c.client == nil && config == nil {
+		if config, err = defaultConfig(); err != nil {
 			return err
 		}
+	}
+	if c.lane, err = enterLane(c.client, config, c.renewInterval); err != nil {
+		return err
 	}
 	identity := c.identity
 	if identity == "" {
 		identity = newIdentity()
 	}
+	leases := c.lane.leases.Leases(namespace)
+	if c.wrap != nil {
+		leases = c.wrap(leases)
+	}
 	c.api = &api{
-		leases:       c.lane.leases.Leases(namespace),
-		lane:         c.lane,
+		leases:       leases,
 		namespace:    namespace,
 		name:         c.name,
 		identity:     identity,
@@ -139,9 +143,11 @@ func (c *campaign) connect() (err error) {
 // is taken back. It may be called again after another request was made.
 func (c *campaign) leave() {
 	c.withdraw()
+	c.feed.leave()
 	c.stopFeed()
 	c.group.Wait()
-	c.lane.reconnect()
+	c.lane.leave(c)
+	c.outages.leave()
 	c.ledger.left(c)
 }
 
@@ -182,7 +188,12 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 			}
 			return err
 		}
+		done, err := c.lane.turn(ctx)
+		if err != nil {
+			return err
+		}
 		free, err := c.write(ctx, "release", c.renewTimeout, func(ctx context.Context) (record, error) {
+			defer done()
 			return c.api.release(ctx, r)
 		})
 		if err == nil {
@@ -302,7 +313,7 @@ func (c *campaign) prepare(s sighting) time.Duration {
 		look := c.plan.look.Sub(now)
 		if look <= 0 {
 			c.plan.look = time.Time{}
-			signal(c.feed.overdue)
+			c.feed.doubt()
 		} else {
 			wake = min(wake, look)
 		}
@@ -323,6 +334,15 @@ func (c *campaign) noteNamesake(t term) {
 // take tries to take the lease as it is in s. The error may also be why the session ended before it
 // began.
 func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
+	c.expect(maxDuration) // for its turn
+	done, err := c.lane.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if now := c.feed.latest(); now.uid != s.uid || now.version != s.version {
+		done()
+		return nil, errOvertaken
+	}
 	c.expect(2*c.takeTimeout + c.renewDeadline) // the write, a read, and a renewal
 	c.plan.open = false
 	sent := c.clock.now()
@@ -330,6 +350,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	c.claim(claim)
 	// A write that is cut short has an unknown outcome: ctx does not end this one, its timeout does.
 	r, err := c.send(context.WithoutCancel(ctx), "acquire", c.takeTimeout, func(ctx context.Context) (record, error) {
+		defer done()
 		if !s.exists() {
 			return c.api.create(ctx, claim.acquired)
 		}
@@ -378,6 +399,9 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	return h, nil
 }
 
+// errOvertaken is why a lease is not taken whose state changed while others had their turn.
+var errOvertaken = errors.New("the Lease has changed meanwhile")
+
 // errGhost is why a Lease that was created gives no session yet: then it is taken once that is over.
 var errGhost = errors.New("the Lease was deleted under a holder that may not have heard")
 
@@ -385,6 +409,8 @@ var errGhost = errors.New("the Lease was deleted under a holder that may not hav
 // next one would come too soon.
 func (c *campaign) settle(ctx context.Context, err error) {
 	switch {
+	case err == errOvertaken:
+		return
 	case errors.Is(err, ErrLost) || ctx.Err() != nil:
 	case unknownOutcome(err):
 		// Until this one is known, another write would only add to the doubt.
@@ -473,6 +499,12 @@ const heardWithin = 100 * time.Millisecond
 
 // expect notes that who is at work means to go on in d, for Monitor.Check.
 func (c *campaign) expect(d time.Duration) { c.due.in(c.clock, d) }
+
+// firstRenewal returns how long after the start of the write that took the lease it is first renewed.
+// Leases that were taken together, as by a standby of a process with many, are not renewed together.
+func (c *campaign) firstRenewal() time.Duration {
+	return c.between(c.renewInterval/4, c.renewInterval)
+}
 
 // nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the
 // renewals of many leases from coming all at once.

@@ -30,6 +30,10 @@
 // watches who leads without competing, Vacate frees a lease from outside, and a Monitor shows all
 // campaigns of a process to probes, metrics and people.
 //
+// A process may campaign for thousands of leases. They share a connection and, once there are more than
+// 16 in a namespace, one watch; nothing has to be set for that.
+//
 // The process needs the rights to get, watch and patch the Lease, and to create it unless it exists. A
-// missing right is named in the log, with the rule that gives it.
+// missing right is named in the log, with the rule that gives it. To share a watch, many leases in a
+// namespace need the right to watch all Leases there; without it each has its own.
 package leasehold

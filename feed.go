@@ -13,11 +13,12 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// A feed knows the newest record of a Lease. It follows the Lease by a watch, and is told the
-// answers to our own requests, so that whoever asks it sees both in the order of their
-// resourceVersions.
+// A feed knows the newest record of a Lease. It follows the Lease by a watch of its own, or by a hub's
+// where there are many, and is told the answers to our own requests, so that whoever asks it sees both
+// in the order of their resourceVersions.
 type feed struct {
 	api     *api
+	lane    *lane
 	clock   clock
 	viewer  viewer
 	outages *outages
@@ -25,14 +26,21 @@ type feed struct {
 
 	timeout  time.Duration // for one read, and for a watch to open
 	interval time.Duration // between reads where watching is forbidden
+	chance   func(time.Duration) time.Duration
+	start    func() // runs run on a goroutine of its own
+	hub      *hub   // of the namespace; nil before the feed follows
 
 	changed  chan struct{} // has room for one: there is news since it was last received from
-	overdue  chan struct{} // has room for one: news was expected that did not come
+	alarm    chan struct{} // has room for one: there is something for run to look at
 	pollTill time.Time     // no watch is tried before; owned by run
 
-	mu    sync.Mutex // protects following
-	now   sighting
-	heard uint64 // the newest version that did not come from our own writes
+	mu      sync.Mutex // protects following
+	now     sighting
+	heard   uint64 // the newest version that did not come from our own writes
+	watched uint64 // the newest version that a watch brought
+	overdue bool   // news was expected that did not come
+	epoch   uint64 // of the hub, in which the Lease was last read
+	resting bool   // run has returned, and is started again when there is something to look at
 
 	// For the Monitor.
 	following string
@@ -70,7 +78,7 @@ func (f *feed) learn(r record, before sighting) {
 	case !r.exists() && f.now.exists():
 		f.noteAfterGap(record{version: f.now.version}) // gone; what came before stays old news
 	case r.exists() && r.version < f.now.version:
-		f.heard = r.version
+		f.heard, f.watched = r.version, 0
 		f.noteAfterGap(r) // the server's store was set back, as by restoring a backup
 	}
 }
@@ -101,7 +109,7 @@ func (f *feed) end(last record) {
 	if last.uid == f.now.unseenUID {
 		f.now.unseen = time.Time{}
 	}
-	f.note(last)
+	f.noteAfterGap(last)
 	f.note(record{version: last.version})
 }
 
@@ -131,6 +139,10 @@ func (f *feed) read(ctx context.Context) error {
 // was lost must not keep a candidate from knowing the Lease for long once the API server answers (G8),
 // nor may a slow server's answers be thrown away.
 func (f *feed) get(ctx context.Context) (record, error) {
+	done, err := f.lane.turn(ctx)
+	if err != nil {
+		return record{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(f.timeout))
 	type answer struct {
 		record
@@ -142,8 +154,9 @@ func (f *feed) get(ctx context.Context) (record, error) {
 	answers := make(chan answer)
 	again := time.NewTicker(f.clock.wait(longestDelay))
 	defer again.Stop()
-	for {
+	send := func() {
 		group.Go(func() error {
+			defer done()
 			r, err := f.api.get(ctx)
 			select {
 			case answers <- answer{r, err}:
@@ -151,21 +164,48 @@ func (f *feed) get(ctx context.Context) (record, error) {
 			}
 			return nil
 		})
+	}
+	for send(); ; {
 		select {
 		case a := <-answers:
 			return a.record, a.err
 		case <-ctx.Done():
 			return record{}, fmt.Errorf("get lease %s/%s: no answer in %v: %w", f.api.namespace, f.api.name, f.timeout, ctx.Err())
 		case <-again.C:
+			if f.lane.turns.TryAcquire(1) { // else it is slow because there is much to do
+				send()
+			}
 		}
 	}
 }
 
-// run follows the Lease until ctx ends. It begins with what was just read, if something was.
+// follow begins to follow the Lease.
+func (f *feed) follow(h *hub) {
+	f.hub = h
+	f.start()
+}
+
+// leave ends what follow began, except that run goes on until its context ends.
+func (f *feed) leave() {
+	if f.hub == nil {
+		return
+	}
+	f.hub.leave(f)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.resting = false
+	f.following = ""
+}
+
+// run follows the Lease until ctx ends, or until the hub does it. It begins with what was just read, if
+// something was.
 func (f *feed) run(ctx context.Context) {
 	for read := f.latest().known; ctx.Err() == nil; read = false {
 		began := f.clock.now().mono
-		err := f.follow(ctx, began, read)
+		rests, err := f.look(ctx, began, read)
+		if rests {
+			return
+		}
 		if lasted := f.clock.now().mono.Sub(began); err == nil && lasted >= f.interval {
 			f.delays.reset()
 			continue
@@ -176,9 +216,130 @@ func (f *feed) run(ctx context.Context) {
 	f.follows("")
 }
 
-// follow reads the Lease, unless that was just done, and watches it until the watch ends. Where it
+// look follows the Lease by the hub, if that is used, else by a watch, and tells whether run may rest.
+// It ends where it should begin anew.
+func (f *feed) look(ctx context.Context, now time.Time, read bool) (rests bool, err error) {
+	if f.hub.now().used {
+		return f.attend(ctx)
+	}
+	return false, f.watch(ctx, now, read)
+}
+
+// attend sees to it that the feed knows all that the hub does not bring, and tells whether it does
+// now.
+func (f *feed) attend(ctx context.Context) (rests bool, err error) {
+	for ctx.Err() == nil {
+		hub := f.hub.now()
+		f.mu.Lock()
+		known, epoch, overdue := f.now.known, f.epoch, f.overdue
+		f.overdue = false
+		f.mu.Unlock()
+		switch {
+		case !hub.used:
+			return false, nil
+		case !hub.serving:
+			wait := f.interval
+			if !known { // perhaps it opens just now; then one read is enough
+				wait = min(longestDelay, wait)
+			}
+			f.follows("")
+			if known {
+				f.follows("poll")
+			}
+			f.promise(wait + f.timeout)
+			if overdue || f.pause(ctx, wait) {
+				f.read(ctx) // reports its own failure
+			}
+		case epoch != hub.epoch:
+			f.promise(f.interval + f.timeout)
+			if known { // others have to read now too
+				sleep(ctx, f.clock, f.between(0, min(f.interval/2, time.Duration(f.hub.size())*2*time.Millisecond)))
+			}
+			if err := f.read(ctx); err != nil {
+				f.follows("")
+				return false, err
+			}
+			f.mu.Lock()
+			if f.epoch == epoch { // not outdated meanwhile
+				f.epoch = hub.epoch
+			}
+			f.mu.Unlock()
+		case overdue:
+			f.promise(f.timeout)
+			missed, err := f.check(ctx)
+			if err != nil {
+				return false, err
+			}
+			if missed && !f.hub.missed(f, f.latest().record, hub.opened) {
+				f.promise(2 * f.interval)
+				f.pause(ctx, f.interval)
+				f.mu.Lock()
+				f.overdue = true
+				f.mu.Unlock()
+			}
+		case f.rest():
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// rest lets run return, unless there is something to look at.
+func (f *feed) rest() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case <-f.alarm:
+		return false
+	default:
+	}
+	f.resting = true
+	f.following = "shared watch"
+	f.promise(maxDuration) // for news
+	return true
+}
+
+// wake has run look at the hub and at what is overdue.
+func (f *feed) wake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stir()
+}
+
+// stir is wake for a caller that holds mu.
+func (f *feed) stir() {
+	signal(f.alarm)
+	if f.resting {
+		f.resting = false
+		f.start()
+	}
+}
+
+// outdate has the Lease read again, because the hub's watch brought something about it that cannot be
+// read.
+func (f *feed) outdate() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.epoch = 0
+	f.stir()
+}
+
+// pause returns after d, or before if there is something to look at. It tells whether d has passed.
+func (f *feed) pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(f.clock.wait(d))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-f.alarm:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// watch reads the Lease, unless that was just done, and watches it until the watch ends. Where it
 // may not watch it only reads, and tries again to watch after a while.
-func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
+func (f *feed) watch(ctx context.Context, now time.Time, read bool) error {
 	f.promise(2 * f.timeout) // a read, and a watch to open
 	if !read {
 		if err := f.read(ctx); err != nil {
@@ -214,7 +375,17 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 				f.outages.log.Debug("the watch ends", "error", err)
 				return err
 			}
-		case <-f.overdue:
+		case <-f.alarm:
+			if hub := f.hub.now(); hub.used && hub.serving {
+				return nil
+			}
+			f.mu.Lock()
+			overdue := f.overdue
+			f.overdue = false
+			f.mu.Unlock()
+			if !overdue {
+				continue
+			}
 			f.promise(f.timeout)
 			if missed, err := f.check(ctx); missed || err != nil {
 				return err
@@ -227,14 +398,26 @@ func (f *feed) follow(ctx context.Context, now time.Time, read bool) error {
 
 // open opens the watch in bounded time.
 func (f *feed) open(ctx context.Context) (watch.Interface, error) {
+	done, err := f.lane.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return inTime(ctx, f.clock, f.timeout, func(ctx context.Context) (watch.Interface, error) {
+		return f.api.watch(ctx, f.latest().record)
+	})
+}
+
+// inTime opens a watch in bounded time.
+func inTime(ctx context.Context, c clock, timeout time.Duration, open func(context.Context) (watch.Interface, error)) (watch.Interface, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	tooLong := time.AfterFunc(f.clock.wait(f.timeout), cancel)
-	w, err := f.api.watch(ctx, f.latest().record)
+	tooLong := time.AfterFunc(c.wait(timeout), cancel)
+	w, err := open(ctx)
 	if !tooLong.Stop() {
 		if err == nil {
 			w.Stop()
 		}
-		err = fmt.Errorf("opening a watch took longer than %v", f.timeout)
+		err = fmt.Errorf("opening a watch took longer than %v", timeout)
 	}
 	if err != nil {
 		cancel()
@@ -267,23 +450,38 @@ func (f *feed) check(ctx context.Context) (missed bool, err error) {
 	return f.heard != heard || f.now.uid != uid, nil // what is gone has no version to be heard
 }
 
-// expect has the feed check its watch if it did not bring version.
+// expect has the watch checked if it did not bring version, which we wrote a while ago.
 func (f *feed) expect(version uint64) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.heard < version {
-		signal(f.overdue)
+	late, shared := f.heard < version, f.resting
+	f.mu.Unlock()
+	switch {
+	case late && shared:
+		f.hub.lags(f, version)
+	case late:
+		f.doubt()
 	}
+}
+
+// doubt has the feed check its watch, which did not bring the news that were expected.
+func (f *feed) doubt() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.overdue = true
+	f.stir()
+}
+
+// brought tells whether a watch brought version, or a later one.
+func (f *feed) brought(version uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.watched >= version
 }
 
 // take takes note of a watch event.
 func (f *feed) take(event watch.Event) error {
 	if event.Type == watch.Error {
-		status, ok := event.Object.(*metav1.Status)
-		if !ok || status == nil {
-			return fmt.Errorf("watch lease %s/%s: an error without a status: %v", f.api.namespace, f.api.name, event.Object)
-		}
-		return fmt.Errorf("watch lease %s/%s: %w", f.api.namespace, f.api.name, apierrors.FromObject(status))
+		return fmt.Errorf("watch lease %s/%s: %w", f.api.namespace, f.api.name, watchError(event))
 	}
 	lease, ok := event.Object.(*coordinationv1.Lease)
 	if !ok || lease == nil || lease.Name != f.api.name {
@@ -295,17 +493,26 @@ func (f *feed) take(event watch.Event) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.heard = max(f.heard, r.version)
+	f.heard, f.watched = max(f.heard, r.version), max(f.watched, r.version)
 	if f.now.known && r.version <= f.now.version {
 		return nil // old news
 	}
 	switch event.Type {
 	case watch.Added, watch.Modified:
-		f.note(r)
+		f.noteAfterGap(r) // of a Lease that was deleted before the watch was opened
 	case watch.Deleted:
 		f.end(r)
 	}
 	return nil
+}
+
+// watchError returns the error that a watch event is.
+func watchError(event watch.Event) error {
+	status, ok := event.Object.(*metav1.Status)
+	if !ok || status == nil {
+		return fmt.Errorf("an error without a status: %v", event.Object)
+	}
+	return apierrors.FromObject(status)
 }
 
 // show adds to s what is known of the Lease.
@@ -345,11 +552,30 @@ func (f *feed) follows(by string) {
 func (f *feed) watches() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.following == "watch"
+	return f.resting || f.following == "watch"
+}
+
+// between returns a random duration in [low, high).
+func (f *feed) between(low, high time.Duration) time.Duration {
+	if high <= low {
+		return low
+	}
+	return low + f.chance(high-low)
 }
 
 // promise notes that run means to go on in d.
 func (f *feed) promise(d time.Duration) { f.due.in(f.clock, d) }
+
+// late returns for how long the feed, or the hub that serves it, has done nothing that it was about to.
+func (f *feed) late() time.Duration {
+	f.mu.Lock()
+	resting := f.resting
+	f.mu.Unlock()
+	if resting {
+		return f.hub.due.late(f.hub.clock)
+	}
+	return f.due.late(f.clock)
+}
 
 // signal makes c ready to receive from, once.
 func signal(c chan struct{}) {

@@ -69,8 +69,9 @@ func (c *campaign) newHold(ctx context.Context, r record, sent instant) *hold {
 	k := &keeper{
 		hold:    h,
 		delays:  c.newDelays(),
-		due:     sent.add(c.nextRenewal()),
+		due:     sent.add(c.firstRenewal()),
 		replies: make(chan reply, 1),
+		turns:   make(chan func(), 1),
 	}
 	h.group.Go(func() error {
 		k.keep(context.WithoutCancel(ctx))
@@ -200,7 +201,9 @@ type keeper struct {
 	due      instant   // when to renew next
 	pending  []renewal // the renewals that may have taken effect after the last one known to have
 	inFlight bool
-	replies  chan reply // has room for the one request under way
+	queued   bool
+	replies  chan reply  // has room for the one request under way
+	turns    chan func() // has room for the one turn that was asked for
 }
 
 // A renewal is one try to renew.
@@ -218,14 +221,21 @@ type reply struct {
 // keep returns when the body has returned and no request is under way.
 func (k *keeper) keep(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	quit := func() {
+		cancel()
+		if k.queued {
+			k.queued = false
+			(<-k.turns)()
+		}
+	}
+	defer quit()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	stop, stopping := k.stop, false
 	for {
 		k.check()
 		if k.loss() != nil {
-			cancel()
+			quit()
 			k.overrun(timer)
 			return
 		}
@@ -235,8 +245,9 @@ func (k *keeper) keep(ctx context.Context) {
 		case k.inFlight:
 		case stopping:
 			return
+		case k.queued:
 		case k.due.left(now) <= 0:
-			k.renew(ctx, now)
+			k.queue(ctx, now)
 		default:
 			wake = min(wake, k.due.left(now))
 		}
@@ -251,6 +262,13 @@ func (k *keeper) keep(ctx context.Context) {
 			k.inFlight = false
 			k.check()
 			k.settle(reply)
+		case done := <-k.turns:
+			k.queued = false
+			if k.check(); stopping || k.loss() != nil {
+				done()
+				continue
+			}
+			k.renew(ctx, k.c.clock.now(), done)
 		case <-k.lost:
 		case <-stop:
 			stop, stopping = nil, true
@@ -258,12 +276,31 @@ func (k *keeper) keep(ctx context.Context) {
 	}
 }
 
+// queue begins a renewal or, if too many others are under way, has keep do so when it is its turn.
+func (k *keeper) queue(ctx context.Context, now instant) {
+	renewals := k.c.lane.renewals
+	done := func() { renewals.Release(1) }
+	if renewals.TryAcquire(1) {
+		k.renew(ctx, now, done)
+		return
+	}
+	k.queued = true
+	k.group.Go(func() error {
+		if renewals.Acquire(ctx, 1) != nil {
+			done = func() {}
+		}
+		k.turns <- done
+		return nil
+	})
+}
+
 // renew begins a renewal. Its time of sending is taken before anything else happens, because trust
-// is counted from it.
-func (k *keeper) renew(ctx context.Context, now instant) {
+// is counted from it. It calls done when the request has ended.
+func (k *keeper) renew(ctx context.Context, now instant, done func()) {
 	r := k.c.feed.latest().record
 	k.absorb(r)
 	if k.loss() != nil {
+		done()
 		return
 	}
 	k.c.feed.expect(r.version)
@@ -272,6 +309,7 @@ func (k *keeper) renew(ctx context.Context, now instant) {
 	k.inFlight = true
 	k.group.Go(func() error {
 		answer, err := k.c.write(ctx, "renew", k.c.renewTimeout, func(ctx context.Context) (record, error) {
+			defer done()
 			if err := k.loss(); err != nil {
 				return record{}, err
 			}

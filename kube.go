@@ -24,7 +24,6 @@ import (
 // record it was decided on, so that it fails if anything has happened since.
 type api struct {
 	leases       coordinationv1client.LeaseInterface
-	lane         lane
 	namespace    string
 	name         string
 	identity     string
@@ -164,9 +163,6 @@ func (a *api) answer(ctx context.Context, verb string, request func(context.Cont
 	var asked time.Duration
 	lease, err := request(context.WithValue(ctx, askedKey{}, &asked))
 	if err != nil {
-		if apierrors.IsUnauthorized(err) {
-			a.lane.reconnect()
-		}
 		return record{}, a.explain(verb, err, asked)
 	}
 	return readRecord(lease)
@@ -188,7 +184,11 @@ func (a *api) explain(verb string, err error, asked time.Duration) error {
 		err = fmt.Errorf("%w; a Role in namespace %q needs the rule {apiGroups: [%q], resources: [%q],%s verbs: [%q]}",
 			err, a.namespace, coordinationv1.GroupName, "leases", names, verb)
 	}
-	err = fmt.Errorf("%s lease %s/%s: %w", verb, a.namespace, a.name, err)
+	return pausedBy(fmt.Errorf("%s lease %s/%s: %w", verb, a.namespace, a.name, err), asked)
+}
+
+// pausedBy returns err with the pause that the server asked for, if it did.
+func pausedBy(err error, asked time.Duration) error {
 	if asked > 0 {
 		return &askedError{err, asked}
 	}

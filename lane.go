@@ -4,64 +4,187 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+	"k8s.io/apimachinery/pkg/runtime"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/transport"
 )
 
-// A lane is a candidate's own way to the API server: nothing else waits in it, no client-side rate
-// limit slows it, and a connection that stopped answering is replaced.
+// A lane is a way to the API server: nothing but campaigns with the same settings uses it, no
+// client-side rate limit slows it, and a connection that stopped answering is replaced. The campaigns
+// of a process that would make their lanes alike share one, for as long as any of them lasts.
 type lane struct {
 	leases coordinationv1client.LeasesGetter
-	dialer *dialer // nil for a client or a transport that is the caller's
+	pool   *pool // nil for a client or a transport that is the caller's
+
+	// What it was made of. Others that have the same may share it.
+	client   coordinationv1client.LeasesGetter
+	config   *rest.Config
+	settings rest.Config // of config, when the lane was made
+	interval time.Duration
+
+	turns    *semaphore.Weighted // of requests that are no renewals
+	renewals *semaphore.Weighted
+	waiting  atomic.Int32 // how many wait for a turn
+	waited   atomic.Int64 // when the last who had to wait had a turn
+	outcry   outcry
+
+	users int             // protected by lanes
+	hubs  map[string]*hub // of those in use, by namespace; protected by lanes
 }
 
-// newLane connects as config says, for a lease that is renewed every interval.
-func newLane(config *rest.Config, interval time.Duration) (lane, error) {
+// lanes are those in use.
+var lanes struct {
+	sync.Mutex
+	inUse []*lane
+}
+
+// enterLane returns the lane over client or, if that is nil, as config says, for a lease that is
+// renewed every interval. The caller leaves it in the end.
+func enterLane(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration) (*lane, error) {
+	lanes.Lock()
+	defer lanes.Unlock()
+	for _, l := range lanes.inUse {
+		if l.fits(client, config, interval) {
+			l.users++
+			return l, nil
+		}
+	}
+	l := &lane{leases: client, client: client, users: 1, hubs: map[string]*hub{},
+		turns: semaphore.NewWeighted(atOnce), renewals: semaphore.NewWeighted(renewalsAtOnce)}
+	if client == nil {
+		l.config, l.settings, l.interval = config, *rest.CopyConfig(config), interval
+		if err := l.connect(config); err != nil {
+			return nil, err
+		}
+	}
+	lanes.inUse = append(lanes.inUse, l)
+	return l, nil
+}
+
+// How many requests of a lane may be under way. What thousands of leases ask for in one moment, when a
+// process starts, stops or takes over from another, waits here, where it costs nothing and no timeout
+// runs, rather than in the API server, where renewals would wait behind it. Renewals have places of
+// their own, which are more than a server needs that answers in time: where it does not, and each
+// renewal was sent again when its timeout has passed, the server would have ever more to do.
+const (
+	atOnce         = 50
+	renewalsAtOnce = 200
+)
+
+// turn returns when a request may be made that is no renewal; done is called when it has ended, and
+// before another turn is waited for.
+func (l *lane) turn(ctx context.Context) (done func(), err error) {
+	done = func() { l.turns.Release(1) }
+	if l.turns.TryAcquire(1) {
+		return done, nil
+	}
+	l.waiting.Add(1)
+	defer l.waiting.Add(-1)
+	defer func() { l.waited.Store(time.Now().UnixNano()) }()
+	if err := l.turns.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	return done, nil
+}
+
+// crowded tells whether somebody has waited for a turn in the last while.
+func (l *lane) crowded(while time.Duration) bool {
+	return l.waiting.Load() > 0 || time.Now().UnixNano()-l.waited.Load() < int64(while)
+}
+
+// leave gives the lane up for c. Nothing is left of it when the last campaign has. It may be called
+// again after another request was made.
+func (l *lane) leave(c *campaign) {
+	lanes.Lock()
+	if !c.left {
+		c.left = true
+		l.users--
+	}
+	unused := l.users == 0
+	if unused {
+		lanes.inUse = slices.DeleteFunc(lanes.inUse, func(other *lane) bool { return other == l })
+	}
+	lanes.Unlock()
+	if unused && l.pool != nil {
+		l.pool.hangUp()
+	}
+}
+
+// fits tells whether the lane is as one would be that is made now.
+func (l *lane) fits(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration) bool {
+	if client != nil {
+		return l.client != nil && reflect.ValueOf(client).Comparable() && l.client == client
+	}
+	return l.client == nil && l.interval == interval && sameSettings(&l.settings, config, l.config == config)
+}
+
+// sameSettings tells whether two configurations connect alike. Functions and interfaces cannot be
+// compared, except that one and the same configuration still has its own.
+func sameSettings(a, b *rest.Config, one bool) bool {
+	opaque := opaqueSettings(a)
+	if opaque != opaqueSettings(b) || !one && opaque != opaqueSettings(&rest.Config{}) {
+		return false
+	}
+	x, y := *a, *b
+	for _, c := range []*rest.Config{&x, &y} {
+		c.AuthConfigPersister, c.Transport, c.WrapTransport, c.Dial, c.Proxy = nil, nil, nil, nil, nil
+		c.NegotiatedSerializer, c.WarningHandler, c.WarningHandlerWithContext = nil, nil, nil
+		c.RateLimiter, c.QPS, c.Burst, c.Timeout = nil, 0, 0, 0 // not used
+	}
+	return reflect.DeepEqual(x, y)
+}
+
+func opaqueSettings(c *rest.Config) string {
+	return fmt.Sprintf("%p %p %p %p %p %p %p %p", c.AuthConfigPersister, c.Transport, c.WrapTransport, c.Dial, c.Proxy,
+		c.NegotiatedSerializer, c.WarningHandler, c.WarningHandlerWithContext)
+}
+
+// connect makes the lane as config says.
+func (l *lane) connect(config *rest.Config) error {
 	config = rest.CopyConfig(config)
 	config.RateLimiter, config.QPS, config.Timeout = nil, -1, 0
+	if config.ContentType == "" && config.AcceptContentTypes == "" {
+		// Of what many leases cost in a process, decoding JSON is most.
+		config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	}
 	if config.UserAgent == "" {
 		config.UserAgent = rest.DefaultKubernetesUserAgent()
 	}
 	tc, err := config.TransportConfig()
 	if err != nil {
-		return lane{}, err
+		return err
 	}
-	l := lane{}
 	base := tc.Transport
 	if base == nil {
-		l.dialer = newDialer(tc, interval)
-		base, err = newTransport(tc, l.dialer, interval)
+		t, err := newTransport(tc, l.interval)
 		if err != nil {
-			return lane{}, err
+			return err
 		}
+		l.pool = newPool(t, l.interval)
+		base = l.pool
 	}
 	rt, err := transport.HTTPWrappersForConfig(tc, base)
 	if err != nil {
-		return lane{}, err
+		return err
 	}
 	l.leases, err = coordinationv1client.NewForConfigAndClient(config, &http.Client{Transport: noRetry{rt}})
-	return l, err
+	return err
 }
 
-// reconnect closes the connections and ends the dials under way; the next request opens a new one.
-func (l lane) reconnect() {
-	if l.dialer != nil {
-		l.dialer.hangUp()
-	}
-}
-
-func newTransport(tc *transport.Config, d *dialer, interval time.Duration) (*http.Transport, error) {
+func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport, error) {
 	tlsConfig, err := transport.TLSConfigFor(tc)
 	if err != nil {
 		return nil, err
@@ -70,10 +193,14 @@ func newTransport(tc *transport.Config, d *dialer, interval time.Duration) (*htt
 	if tc.Proxy != nil {
 		proxy = tc.Proxy
 	}
+	dial := (&net.Dialer{KeepAlive: interval}).DialContext
+	if tc.DialHolder != nil {
+		dial = tc.DialHolder.Dial
+	}
 	ping := max(interval/2, 250*time.Millisecond) // a busy server takes that long at times
 	return &http.Transport{
 		Proxy:               proxy,
-		DialContext:         d.dialContext,
+		DialContext:         dial,
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: 2 * interval,
 		DisableCompression:  true, // a Lease is smaller than what compressing it costs
@@ -82,73 +209,6 @@ func newTransport(tc *transport.Config, d *dialer, interval time.Duration) (*htt
 		// replaces it within one interval; the usual 30 s and 15 s would cost the lease.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: ping, PingTimeout: ping},
 	}, nil
-}
-
-// A dialer opens connections and remembers them, to leave none behind.
-type dialer struct {
-	dial    func(ctx context.Context, network, address string) (net.Conn, error)
-	timeout time.Duration // for one dial: http.Transport goes on dialing when the request has given up
-
-	mu     sync.Mutex // protects following
-	conns  map[net.Conn]struct{}
-	ctx    context.Context // of the dials under way
-	cancel context.CancelFunc
-}
-
-func newDialer(tc *transport.Config, interval time.Duration) *dialer {
-	d := &dialer{timeout: 2 * interval, conns: map[net.Conn]struct{}{}}
-	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.dial = (&net.Dialer{KeepAlive: interval}).DialContext
-	if tc.DialHolder != nil {
-		d.dial = tc.DialHolder.Dial
-	}
-	return d
-}
-
-func (d *dialer) dialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	d.mu.Lock()
-	hungUp := d.ctx
-	d.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, d.timeout)
-	defer cancel()
-	defer context.AfterFunc(hungUp, cancel)()
-	conn, err := d.dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if hungUp.Err() != nil {
-		conn.Close()
-		return nil, net.ErrClosed
-	}
-	c := &trackedConn{Conn: conn, dialer: d}
-	d.conns[c] = struct{}{}
-	return c, nil
-}
-
-func (d *dialer) hangUp() {
-	d.mu.Lock()
-	d.cancel()
-	d.ctx, d.cancel = context.WithCancel(context.Background())
-	conns := slices.Collect(maps.Keys(d.conns))
-	d.mu.Unlock()
-	for _, c := range conns {
-		c.Close()
-	}
-}
-
-// A trackedConn tells its dialer when it is closed.
-type trackedConn struct {
-	net.Conn
-	dialer *dialer
-}
-
-func (c *trackedConn) Close() error {
-	c.dialer.mu.Lock()
-	delete(c.dialer.conns, c)
-	c.dialer.mu.Unlock()
-	return c.Conn.Close()
 }
 
 // kubeconfig is the configuration that kubectl would use here.

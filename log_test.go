@@ -169,7 +169,7 @@ func TestOutages(t *testing.T) {
 			}
 			j.text.Reset()
 		}
-		outages := newOutages(o.log, D)
+		outages := newOutages(o.log, &outcry{}, D)
 		outages.ledger = &ledger{}
 		broken, gone := leasetest.ServiceUnavailable(), leasetest.ConnectionRefused()
 		outages.note("renew", broken)
@@ -217,12 +217,12 @@ func TestLogOfWhatIsCutOff(t *testing.T) {
 			inWorld(t, func(w *world) {
 				var j journal
 				var m Monitor
-				renewing := false
+				renewing := make(chan struct{}, 1)
 				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 					if r.Verb != "patch" {
 						return leasetest.Fault{}
 					}
-					renewing = true
+					signal(renewing)
 					return leasetest.Fault{Before: time.Second}
 				})
 				bored, leave := context.WithCancel(w.Context())
@@ -232,9 +232,7 @@ func TestLogOfWhatIsCutOff(t *testing.T) {
 					case <-bored.Done():
 					}
 				}, j.logger(), WithMonitor(&m))
-				for !renewing {
-					w.sleep(eps)
-				}
+				<-renewing
 				end.how(w, a, leave)
 				w.sleep(I)
 				leave()

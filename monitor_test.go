@@ -327,7 +327,8 @@ func TestMonitorJSON(t *testing.T) {
 			}
 			return leasetest.Fault{}
 		})
-		a := w.run("a", nil, WithMonitor(&m), inVirtualTime)
+		late := func(o *options) { o.chance = func(n time.Duration) time.Duration { return n - 1 } }
+		a := w.run("a", nil, WithMonitor(&m), late)
 		w.sleep(4 * time.Second) // one renewal
 		serve := func(method string) *httptest.ResponseRecorder {
 			response := httptest.NewRecorder()

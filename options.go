@@ -45,7 +45,9 @@ type options struct {
 	monitor         *Monitor
 	err             *error
 	clock           clock
-	chance          func(n time.Duration) time.Duration // a random duration in [0, n)
+	chance          func(n time.Duration) time.Duration                                           // a random duration in [0, n); called by several goroutines
+	many            int                                                                           // from how many campaigns on they share a watch
+	wrap            func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface // of the campaign's own requests; nil for none
 
 	faults []error // what is wrong with the options themselves
 }
@@ -65,7 +67,8 @@ func WithNamespace(namespace string) Option {
 }
 
 // WithClient makes all requests through client, with its connections and rate limits. WithRESTConfig
-// is better where there is a choice: a client that is shared can keep renewals waiting.
+// is better where there is a choice: a client that is shared can keep renewals waiting. One client for
+// all campaigns of a process lets them share a watch.
 func WithClient(client coordinationv1client.LeasesGetter) Option {
 	return func(o *options) {
 		o.client = client
@@ -76,7 +79,8 @@ func WithClient(client coordinationv1client.LeasesGetter) Option {
 }
 
 // WithRESTConfig connects as config says, with a connection of its own that is not limited by
-// config's QPS, Burst, RateLimiter or Timeout. The default is the in-cluster configuration, outside a
+// config's QPS, Burst, RateLimiter or Timeout. Campaigns of a process share it if their configurations
+// are equal, or, where one has functions in it, the same, and their renew intervals are. The default is the in-cluster configuration, outside a
 // cluster the kubeconfig that kubectl would use.
 func WithRESTConfig(config *rest.Config) Option {
 	return func(o *options) {
@@ -234,6 +238,7 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 		log:          slog.Default(),
 		clock:        systemClock{},
 		chance:       rand.N[time.Duration],
+		many:         fewLeases + 1,
 	}
 	o.overrun = o.logOverrun
 	if ctx == nil {

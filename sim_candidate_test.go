@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 	_ "unsafe" // for go:linkname
@@ -108,6 +109,9 @@ type interval struct{ from, to time.Duration }
 type settings struct {
 	duration, renewDeadline, renewInterval time.Duration
 
+	process *simProcess // whose watch it shares; nil if it does not
+	many    int         // from how many campaigns on
+
 	mode     CreateMode
 	identity string // "" for a fresh one for each campaign
 	rate     float64
@@ -133,8 +137,12 @@ func (c *simCandidate) String() string {
 	if identity == "" {
 		identity = c.name + "-N"
 	}
-	return fmt.Sprintf("%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
+	s := fmt.Sprintf("%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
 		c.name, identity, c.duration, c.renewDeadline, c.renewInterval, c.mode, c.rate, c.form, c.deletes, c.reclaims)
+	if c.process != nil {
+		s += fmt.Sprintf(", shares the watch of %s if %d do", c.process.name, c.many)
+	}
+	return s
 }
 
 // live runs campaigns until the world ends.
@@ -228,7 +236,6 @@ func newSimCampaign(c *simCandidate, clock clock) *simCampaign {
 func (k *simCampaign) run(ctx context.Context) (err error) {
 	s := k.sim
 	policies := uint64(0)
-	luck := roll(s.seed, 5, k.link.id, uint64(k.campaigns))
 	opts := []Option{
 		WithLease(name), WithNamespace(ns), WithClient(k), WithIdentity(k.identity), unlogged, WithError(&err),
 		WithDuration(k.duration), WithRenewDeadline(k.renewDeadline), WithRenewInterval(k.renewInterval),
@@ -238,8 +245,17 @@ func (k *simCampaign) run(ctx context.Context) (err error) {
 			return &simBackOff{dice: roll(s.seed, 6, k.link.id, uint64(k.campaigns), policies)}
 		}),
 		func(o *options) {
-			o.chance = func(n time.Duration) time.Duration { return time.Duration(luck.Int64N(int64(n))) }
+			o.chance = func(n time.Duration) time.Duration {
+				luck := roll(s.seed, 5, k.link.id, uint64(k.campaigns), uint64(s.now()))
+				return time.Duration(luck.Int64N(int64(n)))
+			}
 		},
+	}
+	if k.process != nil {
+		opts = append(opts, WithClient(k.process), func(o *options) {
+			o.many = k.many
+			o.wrap = func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface { return k }
+		})
 	}
 	s.judge.note(k.label, "campaigns")
 	defer context.AfterFunc(ctx, func() { s.judge.leaves(k) })()
@@ -256,6 +272,44 @@ func (k *simCampaign) run(ctx context.Context) (err error) {
 	<-done
 	s.judge.campaignEnded(k, err)
 	return err
+}
+
+// A simProcess is what candidates share that are one process: a watch, by the link of one of them.
+type simProcess struct {
+	*link
+
+	mu              sync.Mutex // protects following
+	second, watches int        // how many watches were opened in which second
+}
+
+func (p *simProcess) Leases(string) coordinationv1client.LeaseInterface {
+	return sharedWatch{p.link.leases, p}
+}
+
+type sharedWatch struct {
+	coordinationv1client.LeaseInterface
+	process *simProcess
+}
+
+func (w sharedWatch) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	p := w.process
+	p.mu.Lock()
+	if second := int(p.sim.now() / time.Second); second != p.second {
+		p.second, p.watches = second, 0
+	}
+	p.watches++
+	storm := p.watches > 20
+	p.mu.Unlock()
+	switch {
+	case storm:
+		p.sim.judge.fault("%s: more than 20 shared watches are opened within a second", p.name)
+		time.Sleep(time.Second) // so that the world goes on to its end
+	case opts.FieldSelector != "":
+		p.sim.judge.fault("%s: a campaign's request is made by another", p.name)
+	}
+	p.sim.judge.detail(p.name, "a shared watch is opened from %q", opts.ResourceVersion)
+	defer p.begin()()
+	return w.LeaseInterface.Watch(ctx, opts)
 }
 
 // simBackOff is defaultBackOff with dice of its own.

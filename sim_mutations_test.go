@@ -13,7 +13,7 @@ import (
 
 // mutations are what the simulation has to find. Each replaces a piece of the core, which must occur
 // once in its file, by one that breaks a guarantee.
-var mutations = []struct{ name, file, old, new string }{
+var mutations = []mutation{
 	{"no precondition on release", "kube.go",
 		`	return a.patch(ctx, r, freeSpec{})`,
 		`	r.version = 0
@@ -92,6 +92,72 @@ var mutations = []struct{ name, file, old, new string }{
 		`c.reclaim && s.identity == c.api.identity`, `c.reclaim && s.held()`},
 	{"Holders compares identities", "holders.go",
 		`first || now != last`, `first || now.identity != last.identity`},
+}
+
+type mutation struct{ name, file, old, new string }
+
+// hubMutations break what leases share. They cost news rather than a guarantee, for which conditional
+// writes and the clock are enough, so that it is the tests of the hub that have to find them.
+var hubMutations = []mutation{
+	{"a feed that reads before it is entered, and not after", "feed.go",
+		`		case epoch != hub.epoch:`, `		case epoch != hub.epoch && !known:`},
+	{"a feed that reads before the watch is open", "hub.go",
+		`			s.epoch++
+`, `			s.epoch = 1
+`},
+	{"a watch opened at any state, as if it went on", "hub.go",
+		`		opts.ResourceVersion = strconv.FormatUint(h.version, 10)`, `		opts.ResourceVersion = "0"`},
+	{"a watch opened after the last version", "hub.go",
+		`strconv.FormatUint(h.version, 10)`, `strconv.FormatUint(h.version+1, 10)`},
+	{"deletions dropped", "hub.go",
+		`	lease, ok := event.Object.(*coordinationv1.Lease)
+	if !ok || lease == nil {`,
+		`	lease, ok := event.Object.(*coordinationv1.Lease)
+	if !ok || lease == nil || event.Type == watch.Deleted {`},
+	{"one feed for each name", "hub.go",
+		`	h.feeds[f.api.name] = append(h.feeds[f.api.name], f)`, `	h.feeds[f.api.name] = []*feed{f}`},
+	{"a silent watch believed", "hub.go",
+		`	signal(h.distrust)
+	return true`, `	return true`},
+	{"what a watch left out forgotten", "hub.go",
+		`	h.skipped = h.skipped || version <= h.version`, ``},
+	{"a forgotten version asked for again", "hub.go",
+		`				if !progress {`, `				if false && !progress {`},
+	{"a refusal tried again at once", "hub.go",
+		`			pause = min(100*min(h.interval, time.Hour), time.Hour)`, ``},
+	{"all read at once", "feed.go",
+		`			if known { // others have to read now too`, `			if false {`},
+	{"no reads while the watch cannot be opened", "hub.go",
+		`		case now.Sub(served) >= h.interval:`, `		case now.Sub(served) < 0:`},
+	{"odd content ignored", "hub.go",
+		`			f.outdate()`, ``},
+	{"a hub left running", "hub.go",
+		`	if last && h.done != nil {`, `	if false {`},
+	{"a lane left in use", "lane.go",
+		`		l.users--`, ``},
+}
+
+// TestHubsAreTested breaks the hub in many ways, one at a time, and wants the hub's tests to fail. It
+// takes a few minutes:
+//
+//	go test -v -run TestHubsAreTested .
+func TestHubsAreTested(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package once for each mutation")
+	}
+	for _, m := range hubMutations {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			out, err := exec.Command(mutant(t, m.file, m.old, m.new), "-test.run=^TestHub[A-Z]", "-test.timeout=2m").CombinedOutput()
+			if err == nil {
+				t.Fatal("not found")
+			}
+			found := regexp.MustCompile(`--- FAIL: (\S+)|panic: ([^\n]*)`).FindSubmatch(out)
+			if found == nil {
+				t.Fatalf("it failed without a judgement: %v\n%s", err, tail(out))
+			}
+			t.Logf("%s%s", found[1], found[2])
+		})
+	}
 }
 
 // TestCheckerIsChecked breaks the core in many ways, one at a time, and wants the simulation to find

@@ -186,6 +186,7 @@ func newSim(seed uint64) *sim {
 	for _, c := range s.candidates {
 		s.latency = min(s.latency, (c.renewDeadline-c.renewInterval)/40) // a tenth of a renewal's timeout
 	}
+	s.share(roll(seed, 13))
 	s.setClocks(d)
 	length := d.among(10*time.Minute, 30*time.Minute)
 	if base < 5*time.Second {
@@ -195,6 +196,24 @@ func newSim(seed uint64) *sim {
 	s.plan(d)
 	s.setForms()
 	return s
+}
+
+// share has some candidates be one process, in some worlds.
+func (s *sim) share(d dice) {
+	if !d.happens(0.5) {
+		return
+	}
+	many, processes := 1, 1+d.IntN(3)
+	if d.happens(0.3) {
+		many = 2 // so that watches of their own become one, and that one comes and goes
+	}
+	for i, c := range s.candidates {
+		first := s.candidates[i%processes%len(s.candidates)]
+		if first.process == nil {
+			first.process = &simProcess{link: first.link}
+		}
+		c.process, c.many = first.process, many
+	}
 }
 
 // newPeerSim makes a world of client-go's electors alone, with settings that it accepts.

@@ -11,7 +11,7 @@ type Request struct {
 	Client    string
 	Verb      string // get, list, watch, create, update, patch, apply, delete, deletecollection
 	Namespace string
-	Name      string                // empty for list, watch and deletecollection
+	Name      string                // of list and watch the one that a field selector names, if it does, as for RBAC; of deletecollection ""
 	Count     int                   // the client's how-manieth request, from 1
 	Lease     *coordinationv1.Lease // what create and update send; it must not be changed
 	Body      []byte                // what patch and apply send; it must not be changed

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	coordinationv1apply "k8s.io/client-go/applyconfigurations/coordination/v1"
@@ -105,7 +106,7 @@ func (l *leases) Get(ctx context.Context, name string, opts metav1.GetOptions) (
 
 // List implements LeaseInterface. It answers with the newest state, all of it.
 func (l *leases) List(ctx context.Context, opts metav1.ListOptions) (*coordinationv1.LeaseList, error) {
-	list, err := exchange(ctx, l.client, l.request("list", ""), func() (*coordinationv1.LeaseList, error) {
+	list, err := exchange(ctx, l.client, l.request("list", selectedName(opts)), func() (*coordinationv1.LeaseList, error) {
 		return l.client.server.list(l.namespace, opts)
 	})
 	if err != nil {
@@ -117,7 +118,7 @@ func (l *leases) List(ctx context.Context, opts metav1.ListOptions) (*coordinati
 // Watch implements LeaseInterface. The watch ends with ctx, at Stop, at TimeoutSeconds, when the test closes it, and
 // when its reader is too slow.
 func (l *leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-	return exchange(ctx, l.client, l.request("watch", ""), func() (watch.Interface, error) {
+	return exchange(ctx, l.client, l.request("watch", selectedName(opts)), func() (watch.Interface, error) {
 		return l.client.server.watch(ctx, l.client, l.namespace, opts)
 	})
 }
@@ -153,6 +154,16 @@ func (l *leases) Apply(ctx context.Context, lease *coordinationv1apply.LeaseAppl
 		return nil, err
 	}
 	return l.Patch(ctx, *lease.Name, types.ApplyYAMLPatchType, data, opts.ToPatchOptions())
+}
+
+// selectedName returns the name that a list or watch is limited to, or "".
+func selectedName(opts metav1.ListOptions) string {
+	selector, err := fields.ParseSelector(opts.FieldSelector)
+	if err != nil {
+		return ""
+	}
+	name, _ := selector.RequiresExactMatch("metadata.name")
+	return name
 }
 
 func (l *leases) checkName(name string) error {

@@ -178,6 +178,24 @@ func TestWatch(t *testing.T) {
 			}
 			w.want("MODIFIED b", "MODIFIED c")
 		}},
+		{"of a namespace, from before a compaction: Expired; a bookmark of another lease's change prevents it", func(w watched) {
+			second := w.open(metav1.ListOptions{ResourceVersion: w.first.ResourceVersion, AllowWatchBookmarks: true})
+			w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "x"}})
+			w.srv.Bookmark()
+			w.srv.Compact()
+			if got := heard(second); !slices.Equal(got, []string{"BOOKMARK " + w.srv.ResourceVersion()}) {
+				w.Errorf("heard %q", got)
+			}
+			third := w.open(metav1.ListOptions{ResourceVersion: w.first.ResourceVersion, AllowWatchBookmarks: true})
+			if got := heard(third); !slices.Equal(got, []string{"ERROR 410", "closed"}) {
+				w.Errorf("heard %q", got)
+			}
+			fourth := w.open(metav1.ListOptions{ResourceVersion: w.srv.ResourceVersion(), AllowWatchBookmarks: true})
+			w.take("b")
+			if got := heard(fourth); !slices.Equal(got, []string{"MODIFIED b"}) {
+				w.Errorf("heard %q", got)
+			}
+		}},
 		{"from before the server's memory: Expired", func(w watched) {
 			for i := range 1500 {
 				w.take(fmt.Sprint(i))

@@ -72,6 +72,11 @@ func (b *syncBuffer) String() string {
 	return b.buffer.String()
 }
 
+// logger returns one that writes to log.
+func (f *fleet) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(&f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // enter notes somebody who begins to lead; live returns its name as long as it believes to.
 func (f *fleet) enter(token uint64, live func() string) {
 	f.mu.Lock()
@@ -136,7 +141,7 @@ func (f *fleet) run(name string, body func(leasehold.Session), opts ...leasehold
 	entered := sync.OnceFunc(func() { close(c.entered) })
 	opts = append([]leasehold.Option{
 		leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), leasehold.WithIdentity(name), leasehold.WithError(&c.err),
-		leasehold.WithLogger(slog.New(slog.NewTextHandler(&f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))),
+		leasehold.WithLogger(f.logger()),
 	}, opts...)
 	go func() {
 		defer close(c.done)

@@ -66,6 +66,51 @@ var watchCases = []Case{
 		s.must(s.Create(s.ctx, other, create))
 		w.want(watch.Modified, s.must(s.merge(`{"spec":{"holderIdentity":"b"}}`)))
 	}},
+	{"watch of a namespace sees all leases there, and no others, in the order of their resourceVersions", func(s *session) {
+		a := s.held()
+		other := held()
+		other.Name = "other"
+		b := s.must(s.Create(s.ctx, other, create))
+		w := s.watch(metav1.ListOptions{ResourceVersion: a.ResourceVersion, AllowWatchBookmarks: true})
+		c := s.must(s.merge(`{"spec":{"holderIdentity":"c"}}`))
+		if err := s.Delete(s.ctx, other.Name, metav1.DeleteOptions{}); err != nil {
+			s.Fatal(err)
+		}
+		w.want(watch.Added, b)
+		w.want(watch.Modified, c)
+		ev, l := w.next()
+		if ev.Type != watch.Deleted || l == nil || l.Name != other.Name || l.UID != b.UID {
+			s.Fatalf("got %s %s, want %s deleted", ev.Type, show(ev.Object), other.Name)
+		}
+		s.wantNewer(c, l)
+		again := s.watch(metav1.ListOptions{ResourceVersion: l.ResourceVersion, AllowWatchBookmarks: true})
+		again.want(watch.Modified, s.must(s.merge(`{"spec":{"holderIdentity":"d"}}`)))
+	}},
+	{"watch of a namespace that allows bookmarks, from nowhere, ends what there is by one", func(s *session) {
+		a := s.held()
+		other := held()
+		other.Name = "other"
+		b := s.must(s.Create(s.ctx, other, create))
+		w := s.watch(metav1.ListOptions{AllowWatchBookmarks: true})
+		seen := map[string]string{}
+		for {
+			ev, l := w.next()
+			if l == nil {
+				s.Fatalf("got %s %s", ev.Type, show(ev.Object))
+			}
+			if ev.Type == watch.Bookmark {
+				if s.rv(l) < s.rv(b) {
+					s.Errorf("bookmark at %s, lease at %s", l.ResourceVersion, b.ResourceVersion)
+				}
+				break
+			}
+			seen[l.Name] = l.ResourceVersion
+		}
+		if seen[a.Name] != a.ResourceVersion || seen[b.Name] != b.ResourceVersion {
+			s.Errorf("saw %v", seen)
+		}
+		w.want(watch.Modified, s.must(s.merge(`{"spec":{"holderIdentity":"b"}}`)))
+	}},
 	{"watch by label sees leases enter and leave", func(s *session) {
 		a := s.held()
 		w := s.watch(metav1.ListOptions{LabelSelector: "a=1", ResourceVersion: a.ResourceVersion})

@@ -1,0 +1,179 @@
+package leasehold
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A pool is the connections of a lane. A request goes over the first that has room for it; when none
+// has, one more is opened, by one dial for all who wait. net/http's own pool dials once for each
+// request that finds no room: a thousand leases would begin with a thousand TLS handshakes.
+//
+// Over HTTP/2 an API server takes a hundred requests or so at once on one connection, watches
+// included, so that there are few connections, and a renewal never waits for a watch to end.
+type pool struct {
+	transport *http.Transport // makes connections; carries no request itself
+	timeout   time.Duration   // for one dial, which goes on when a request has given up
+	young     time.Duration   // a connection is not replaced for a 401 before
+
+	mu     sync.Mutex // protects following
+	conns  []*pooledConn
+	dialed *dial           // under way; nil when there is none
+	ctx    context.Context // of the dial
+	cancel context.CancelFunc
+}
+
+type pooledConn struct {
+	*http.ClientConn
+	to     string
+	opened time.Time
+	used   time.Time // when a request was last begun; protected by the pool's mu
+}
+
+// spareTime is for how long a connection may lie idle that another one makes superfluous.
+const spareTime = time.Minute
+
+type dial struct {
+	to   string
+	done chan struct{}
+	err  error // readable once done is closed
+}
+
+func newPool(transport *http.Transport, interval time.Duration) *pool {
+	p := &pool{transport: transport, timeout: 2 * interval, young: interval}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
+	for {
+		conn, d := p.reserve(req.URL)
+		if conn != nil {
+			resp, err := conn.RoundTrip(req)
+			if err == nil && resp.StatusCode == http.StatusUnauthorized {
+				p.replace(conn, resp)
+			}
+			return resp, err
+		}
+		var err error
+		select {
+		case <-d.done:
+			err = d.err
+		case <-req.Context().Done():
+			err = context.Cause(req.Context())
+		}
+		if err != nil {
+			if req.Body != nil {
+				req.Body.Close()
+			}
+			return nil, err
+		}
+	}
+}
+
+// reserve returns a connection with a place for one request on it or, if there is none, the dial to
+// wait for.
+func (p *pool) reserve(u *url.URL) (*pooledConn, *dial) {
+	to := u.Scheme + " " + u.Host
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, idle := time.Now(), 0
+	p.conns = slices.DeleteFunc(p.conns, func(c *pooledConn) bool {
+		if c.Err() != nil {
+			return true
+		}
+		if c.InFlight() > 0 {
+			return false
+		}
+		idle++
+		spare := idle > 1 && now.Sub(c.used) > spareTime
+		if spare {
+			c.Close()
+		}
+		return spare
+	})
+	for _, c := range p.conns {
+		if c.to == to && c.Reserve() == nil {
+			c.used = now
+			return c, nil
+		}
+	}
+	if d := p.dialed; d != nil && d.to == to {
+		return nil, d
+	}
+	d := &dial{to: to, done: make(chan struct{})}
+	p.dialed = d
+	ctx, cancel := context.WithTimeout(p.ctx, p.timeout)
+	go func() {
+		defer cancel()
+		p.open(ctx, d, u.Scheme, address(u))
+	}()
+	return nil, d
+}
+
+// open ends the dial d: by a connection that is in the pool, or an error.
+func (p *pool) open(ctx context.Context, d *dial, scheme, address string) {
+	defer close(d.done)
+	conn, err := p.transport.NewClientConn(ctx, scheme, address)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dialed == d {
+		p.dialed = nil
+	}
+	if err == nil && context.Cause(ctx) == context.Canceled { // the pool hung up meanwhile
+		conn.Close()
+		err = net.ErrClosed
+	}
+	if err != nil {
+		d.err = err
+		return
+	}
+	now := time.Now()
+	p.conns = append(p.conns, &pooledConn{conn, d.to, now, now})
+}
+
+// address returns where u is, with its port.
+func address(u *url.URL) string {
+	if port := u.Port(); port != "" {
+		return net.JoinHostPort(u.Hostname(), port)
+	}
+	return net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+}
+
+// replace closes a connection over which the server did not know us: one that is opened now has the
+// client certificate of now. A burst of such answers replaces it once, and a server that refuses
+// us for another reason does not make us dial all the time.
+func (p *pool) replace(c *pooledConn, resp *http.Response) {
+	if time.Since(c.opened) < p.young {
+		return
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // it says why, and ends with the connection
+	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	if err == nil {
+		c.Close()
+	}
+}
+
+// hangUp closes the connections and ends the dial under way; the next request opens a new one.
+func (p *pool) hangUp() {
+	p.mu.Lock()
+	p.cancel()
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	conns, d := p.conns, p.dialed
+	p.conns, p.dialed = nil, nil
+	p.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+	if d != nil {
+		<-d.done
+	}
+}
