@@ -245,7 +245,7 @@ func (h history) fault(lease string, a, b *session) (whose, why string) {
 	case e.EmptyString:
 		return theirsFault, "an elector released the other's lease"
 	case b.Kind == elector && (e.Holder != b.Identity || b.first().After < bootTime(e.Acquired)):
-		return theirsFault, "it led before it had taken the lease"
+		return theirsFault, "it led on an earlier term, or before it had one"
 	}
 	return oursFault, fmt.Sprintf("%q took the lease at version %d", e.Holder, e.Version)
 }
