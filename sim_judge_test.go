@@ -292,8 +292,8 @@ func (j *judge) tenureEnds(c leasetest.Change, old *tenure, candidate *simCandid
 	case c.Client == "" && !heldAfter:
 		j.seize("emptied")
 	case candidate == nil && c.Client != "" && !heldAfter && (old.elector == nil || old.elector.name != c.Client):
-		// client-go releases with a fresh resourceVersion and its memory of who holds the lease
-		// (PARITY.md): it frees what is another's.
+		// client-go releases with a fresh resourceVersion and its memory of who holds the lease: it
+		// frees what is another's.
 		j.seize("freed by client-go")
 		j.peers = append(j.peers, freedAnothers)
 	case candidate == nil && !heldAfter && old.elector != nil:
@@ -744,7 +744,7 @@ func (j *judge) electorIdle(e *simElector) {
 	e.working--
 }
 
-// Faults of client-go that PARITY.md lists.
+// Known faults of client-go (docs/comparison.md).
 const (
 	twoLead         = "two lead"
 	ledOn           = "it led on after another took the lease"

@@ -220,7 +220,7 @@ func mutant(t *testing.T, file, old, new string) string {
 	return exe
 }
 
-// The judge sees the faults of client-go that PARITY.md lists, in worlds without anybody else.
+// The judge sees the known faults of client-go, in worlds without anybody else.
 func TestCheckerSeesClientGo(t *testing.T) {
 	missing := map[string]bool{twoLead: true, ledOn: true, freedAnothers: true, releasedTooSoon: true}
 	for seed := uint64(1); len(missing) > 0; seed++ {
