@@ -15,6 +15,7 @@ import (
 	"runtime/metrics"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,6 +28,8 @@ import (
 // memberEnv makes this program a process that campaigns for many leases, or that keeps a core busy, as the first line
 // of its standard input says. It ends with that input.
 const memberEnv = "BENCH_MEMBER"
+
+var spins atomic.Uint64 // of one that is busy
 
 // A task is what such a process does.
 type task struct {
@@ -66,7 +69,8 @@ func runMember(in io.Reader, out io.Writer) error {
 	}
 	if t.Busy {
 		go func() {
-			for n := 0; ; n++ { // as much of a core as there is
+			for n := uint64(0); ; n++ {
+				spins.Store(n)
 			}
 		}()
 		commands.Scan()
