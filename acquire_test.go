@@ -53,6 +53,23 @@ func TestAcquire(t *testing.T) {
 	})
 }
 
+// Release may be called from everywhere at once: each call returns when the lease is free.
+func TestReleaseAtOnce(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: time.Second} })
+		var group sync.WaitGroup
+		for range 3 {
+			group.Go(func() {
+				if err := s.Release(); err != nil || w.holder() != "" {
+					t.Errorf("Release() = %v, held by %q", err, w.holder())
+				}
+			})
+		}
+		group.Wait()
+	})
+}
+
 // Acquire waits for the lease as a loop does, and ends with ctx or what makes it impossible.
 func TestAcquireWaits(t *testing.T) {
 	inWorld(t, func(w *world) {

@@ -42,10 +42,10 @@ type hold struct {
 	stop     chan struct{}  // closed when the body has returned
 	stopping sync.Once
 
-	given     atomic.Bool // to somebody who works under it
-	finishing sync.Mutex  // held while the lease is given back
-	finished  bool        // nothing is left to give back; protected by finishing
-	leave     func()      // ends the campaign after a session that was acquired for itself; else nil
+	given     atomic.Bool   // to somebody who works under it
+	finishing chan struct{} // has room for the one who gives the lease back
+	finished  bool          // nothing is left to give back; protected by finishing
+	leave     func()        // ends the campaign after a session that was acquired for itself; else nil
 }
 
 // newHold starts keeping the term that r shows, which was acquired by a write begun at sent. The
@@ -53,15 +53,16 @@ type hold struct {
 func (c *campaign) newHold(ctx context.Context, r record, sent instant) *hold {
 	inner, cancel := context.WithCancelCause(ctx)
 	h := &hold{
-		c:       c,
-		term:    r.term(),
-		token:   r.version,
-		holder:  c.holder(r),
-		began:   c.clock.now(),
-		cancel:  cancel,
-		renewed: make(chan struct{}, 1),
-		lost:    make(chan struct{}),
-		stop:    make(chan struct{}),
+		c:         c,
+		term:      r.term(),
+		token:     r.version,
+		holder:    c.holder(r),
+		began:     c.clock.now(),
+		cancel:    cancel,
+		renewed:   make(chan struct{}, 1),
+		lost:      make(chan struct{}),
+		stop:      make(chan struct{}),
+		finishing: make(chan struct{}, 1),
 	}
 	h.ctx = &sessionContext{inner, h}
 	until := sent.add(c.renewDeadline)
@@ -128,8 +129,8 @@ func (h *hold) end() {
 // the API server could not be told, it may be called again.
 func (h *hold) finish() error {
 	h.end()
-	h.finishing.Lock()
-	defer h.finishing.Unlock()
+	h.finishing <- struct{}{} // no mutex: a bubble of testing/synctest has its time stand still where one is waited for
+	defer func() { <-h.finishing }()
 	h.c.expect(h.c.renewDeadline) // at most: a request under way, and half of that for the release
 	h.group.Wait()
 	h.c.held.CompareAndSwap(h, nil)
