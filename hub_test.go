@@ -346,6 +346,29 @@ func TestHubReopens(t *testing.T) {
 	}
 }
 
+// Nor does it miss what comes first after the end of the watch.
+func TestHubReopensAtOnce(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.campaign(0, 40)
+		for i := range 5 { // of which few are just renewed, and hear of their loss by that
+			c.sleep(2 * I)
+			c.fail(func(r leasetest.Request) leasetest.Fault {
+				if r.Verb == "watch" {
+					return leasetest.Fault{Err: leasetest.ConnectionRefused()}
+				}
+				return leasetest.Fault{}
+			})
+			c.client.CloseWatches(nil)
+			c.edit(i, thief)
+			c.fail(nil)
+			c.sleep(I / 10)
+			if got := c.loss(i); got != `lease lost: now held by "thief"` {
+				t.Errorf("lease %d: %q", i, got)
+			}
+		}
+	})
+}
+
 // While the watch cannot be opened for long, the leases are read.
 func TestHubPolls(t *testing.T) {
 	inCrowd(t, func(c *crowd) {

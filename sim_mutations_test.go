@@ -49,7 +49,7 @@ var mutations = []mutation{
 	{"own duration in place of the recorded one", "lease.go",
 		`n.wait = cmp.Or(r.duration, v.fallback)`, `n.wait = cmp.Or(v.fallback, r.duration)`},
 	{"token from transitions", "hold.go",
-		`token:   r.version,`, `token:   uint64(r.transitions),`},
+		`token:     r.version,`, `token: uint64(r.transitions),`},
 	{"context judged by timer only", "session.go",
 		`		c.hold.check()`, ``},
 	{"boot clock ignored", "clock.go",
