@@ -120,8 +120,18 @@ func (f *feed) see(r record, before sighting) {
 	f.learn(r, before)
 }
 
-// read asks the API server and takes note of the answer.
+// read asks the API server when it is its turn, and takes note of the answer.
 func (f *feed) read(ctx context.Context) error {
+	done, err := f.lane.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f.readNow(ctx)
+}
+
+// readNow is read for a caller that has a turn.
+func (f *feed) readNow(ctx context.Context) error {
 	before := f.latest()
 	r, err := f.get(ctx)
 	f.outages.note("get", err)
@@ -137,12 +147,9 @@ func (f *feed) read(ctx context.Context) error {
 
 // get returns the first answer to a read that is sent again as long as none has come: a request that
 // was lost must not keep a candidate from knowing the Lease for long once the API server answers (G8),
-// nor may a slow server's answers be thrown away.
+// nor may a slow server's answers be thrown away. All of them share a turn: if each took its own, nobody
+// would send again where many reads were lost.
 func (f *feed) get(ctx context.Context) (record, error) {
-	done, err := f.lane.turn(ctx)
-	if err != nil {
-		return record{}, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(f.timeout))
 	type answer struct {
 		record
@@ -156,7 +163,6 @@ func (f *feed) get(ctx context.Context) (record, error) {
 	defer again.Stop()
 	send := func() {
 		group.Go(func() error {
-			defer done()
 			r, err := f.api.get(ctx)
 			select {
 			case answers <- answer{r, err}:
@@ -172,9 +178,7 @@ func (f *feed) get(ctx context.Context) (record, error) {
 		case <-ctx.Done():
 			return record{}, fmt.Errorf("get lease %s/%s: no answer in %v: %w", f.api.namespace, f.api.name, f.timeout, ctx.Err())
 		case <-again.C:
-			if f.lane.turns.TryAcquire(1) { // else it is slow because there is much to do
-				send()
-			}
+			send()
 		}
 	}
 }

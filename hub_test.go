@@ -678,3 +678,20 @@ func TestReleaseAgain(t *testing.T) {
 		}
 	})
 }
+
+// Reads that were lost just before the last fault ended, of more leases than may be read at once: each is
+// sent again beside the first, so that all lead in time (G8).
+func TestLostReads(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		for i := range 2 * atOnce {
+			c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(i)},
+				Spec: coordinationv1.LeaseSpec{HolderIdentity: new("gone"), LeaseDurationSeconds: new(int32(15))}})
+		}
+		c.client.Partition(true)
+		c.campaign(0, 2*atOnce)
+		c.sleep(2 * time.Second)
+		c.client.Partition(false)
+		c.sleep(D + time.Second)
+		c.wantLeading(2 * atOnce)
+	})
+}
