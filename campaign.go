@@ -193,9 +193,9 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 			return err
 		}
 		free, err := c.write(ctx, "release", c.renewTimeout, func(ctx context.Context) (record, error) {
-			defer done()
 			return c.api.release(ctx, r)
 		})
+		done()
 		if err == nil {
 			if c.deleteOnRelease {
 				c.remove(ctx, free)
@@ -445,11 +445,12 @@ func (c *campaign) pause(ctx context.Context, h *hold) {
 	}
 }
 
-// write makes a request that changes the Lease, and takes note of what the Lease says then.
+// write makes a request that changes the Lease, and takes note of what the Lease says then. The caller has
+// a turn, for the read that this may take as well: a holder must not wait for it behind those who are none.
 func (c *campaign) write(ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error)) (record, error) {
 	r, err := c.send(ctx, kind, timeout, request)
 	if overtaken(err) {
-		c.feed.read(ctx) // reports its own failure
+		c.feed.readNow(ctx) // reports its own failure
 	}
 	return r, err
 }

@@ -309,8 +309,8 @@ func (k *keeper) renew(ctx context.Context, now instant, done func()) {
 	k.pending = append(k.pending, renewal{stamp, now})
 	k.inFlight = true
 	k.group.Go(func() error {
+		defer done()
 		answer, err := k.c.write(ctx, "renew", k.c.renewTimeout, func(ctx context.Context) (record, error) {
-			defer done()
 			if err := k.loss(); err != nil {
 				return record{}, err
 			}

@@ -695,3 +695,25 @@ func TestLostReads(t *testing.T) {
 		c.wantLeading(2 * atOnce)
 	})
 }
+
+// Where the claims of many leases hang, a holder is not kept from reading what overtook its renewal.
+func TestHoldersReadAtOnce(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.campaign(0, 1)
+		c.fail(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" && r.Namespace == "stuck" {
+				return leasetest.Fault{Drop: leasetest.TheRequest}
+			}
+			return leasetest.Fault{}
+		})
+		c.campaign(1, 500, WithNamespace("stuck"))
+		c.sleep(D)
+		c.client.SilenceWatches()
+		c.edit(0, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} })
+		c.sleep(2 * D)
+		c.wantLeading(1)
+		if got := c.loss(0); got != "<nil>" {
+			t.Error(got)
+		}
+	})
+}
