@@ -176,27 +176,39 @@ func (c *campaign) withdraw() {
 // errNotOurs is why a lease is not freed.
 var errNotOurs = errors.New("not ours")
 
-// free gives the lease back, and tries again until ctx ends. It gives up when refuse, which is asked
-// about the newest record before each try, returns an error. Nil means that the lease was freed.
+// free gives the lease back, and tries again until ctx ends, at most for half of the renew deadline after
+// it had its first turn. It gives up when refuse, which is asked about the newest record before each try,
+// returns an error. Nil means that the lease was freed.
 func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 	delays, inDoubt := c.newDelays(), false
-	for {
-		r := c.feed.latest().record
-		if err := refuse(r); err != nil {
+	for tries := 0; ; tries++ {
+		if err := refuse(c.feed.latest().record); err != nil {
 			if inDoubt {
 				return nil // an earlier try did it
 			}
 			return err
 		}
 		done, err := c.lane.turn(ctx)
+		r := c.feed.latest().record
+		if refuse(r) != nil { // since others had their turn
+			if err == nil {
+				done()
+			}
+			continue // to say so
+		}
 		if err != nil {
 			return err
+		}
+		if tries == 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, c.clock.wait(c.renewDeadline/2))
+			defer cancel()
 		}
 		free, err := c.write(ctx, "release", c.renewTimeout, func(ctx context.Context) (record, error) {
 			return c.api.release(ctx, r)
 		})
-		done()
 		if err == nil {
+			done()
 			if c.deleteOnRelease {
 				c.remove(ctx, free)
 			}
@@ -205,9 +217,10 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 		if unknownOutcome(err) {
 			inDoubt = true
 			if refuse(c.feed.latest().record) == nil { // the watch has not told
-				c.feed.read(ctx) // reports its own failure
+				c.feed.readNow(ctx) // reports its own failure
 			}
 		}
+		done()
 		sleep(ctx, c.clock, delays.next(err, c.renewInterval))
 		if ctx.Err() != nil && refuse(c.feed.latest().record) == nil {
 			return err

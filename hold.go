@@ -131,7 +131,7 @@ func (h *hold) finish() error {
 	h.end()
 	h.finishing <- struct{}{} // no mutex: a bubble of testing/synctest has its time stand still where one is waited for
 	defer func() { <-h.finishing }()
-	h.c.expect(h.c.renewDeadline) // at most: a request under way, and half of that for the release
+	h.c.expect(h.c.renewDeadline) // at most: a request under way, and the release while trust lasts
 	h.group.Wait()
 	h.c.held.CompareAndSwap(h, nil)
 	if h.finished {
@@ -143,10 +143,11 @@ func (h *hold) finish() error {
 }
 
 // release frees the lease if it is still ours, in bounded time: not beyond the trust in it, because
-// it runs out by itself then.
+// it runs out by itself then. Where thousands are released at once, most of that may pass until it is our
+// turn.
 func (h *hold) release() error {
 	c := h.c
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), c.clock.wait(c.renewDeadline/2))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), c.clock.wait(h.left()))
 	defer cancel()
 	known := h.loss() != nil
 	err := c.free(ctx, func(r record) error {

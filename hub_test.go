@@ -717,3 +717,43 @@ func TestHoldersReadAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// Leases that are released all at once wait for their turn as long as they may be trusted, and nothing is
+// written thereafter.
+func TestReleasesTakeTurns(t *testing.T) {
+	for took, want := range map[time.Duration]string{time.Second: "all", 2 * time.Second: "some"} {
+		t.Run(want, func(t *testing.T) {
+			inCrowd(t, func(c *crowd) {
+				const leases = 8 * atOnce
+				c.campaign(0, leases)
+				c.sleep(time.Minute)
+				began, late := time.Now(), 0
+				c.fail(func(r leasetest.Request) leasetest.Fault {
+					if time.Since(began) > R {
+						late++
+					}
+					return leasetest.Fault{Before: took}
+				})
+				var group sync.WaitGroup
+				for _, stop := range c.stop {
+					group.Go(stop)
+				}
+				c.stop = nil
+				group.Wait()
+				if late > 0 {
+					t.Errorf("%d requests after %v", late, R)
+				}
+				free := 0
+				for i := range leases {
+					if c.srv.Lease(ns, leaseOf(i)).Spec.HolderIdentity == nil {
+						free++
+					}
+				}
+				t.Logf("%d of %d are free after %v", free, leases, time.Since(began))
+				if (free == leases) != (want == "all") || free < leases/2 {
+					t.Errorf("%d of %d are free, want %s", free, leases, want)
+				}
+			})
+		})
+	}
+}
