@@ -757,3 +757,24 @@ func TestReleasesTakeTurns(t *testing.T) {
 		})
 	}
 }
+
+// Many leases of a short duration, far from their API server, are renewed in time.
+func TestRenewalsFarAway(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		const leases = 3000
+		c.campaign(0, leases, WithDuration(5*time.Second))
+		c.fail(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: 250 * time.Millisecond} })
+		c.sleep(20 * time.Second)
+		lost := 0
+		for i := range leases {
+			if c.loss(i) != "<nil>" {
+				lost++
+			}
+		}
+		if lost > 0 {
+			t.Errorf("%d of %d leases were lost", lost, leases)
+		}
+		c.fail(nil)
+		c.sleep(time.Second)
+	})
+}

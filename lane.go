@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -36,12 +37,13 @@ type lane struct {
 	interval time.Duration
 
 	turns    *semaphore.Weighted // of requests that are no renewals
-	renewals *semaphore.Weighted
-	waiting  atomic.Int32 // how many wait for a turn
-	waited   atomic.Int64 // when the last who had to wait had a turn
+	renewals *semaphore.Weighted // of renewals; what it does not have yet is taken
+	waiting  atomic.Int32        // how many wait for a turn
+	waited   atomic.Int64        // when the last who had to wait had a turn
 	outcry   outcry
 
 	users int             // protected by lanes
+	most  int             // users ever; protected by lanes
 	hubs  map[string]*hub // of those in use, by namespace; protected by lanes
 }
 
@@ -58,12 +60,14 @@ func enterLane(client coordinationv1client.LeasesGetter, config *rest.Config, in
 	defer lanes.Unlock()
 	for _, l := range lanes.inUse {
 		if l.fits(client, config, interval) {
-			l.users++
+			l.enter()
 			return l, nil
 		}
 	}
-	l := &lane{leases: client, client: client, users: 1, hubs: map[string]*hub{},
-		turns: semaphore.NewWeighted(atOnce), renewals: semaphore.NewWeighted(renewalsAtOnce)}
+	l := &lane{leases: client, client: client, hubs: map[string]*hub{},
+		turns: semaphore.NewWeighted(atOnce), renewals: semaphore.NewWeighted(math.MaxInt64)}
+	l.renewals.TryAcquire(math.MaxInt64 - renewalsAtOnce)
+	l.enter()
 	if client == nil {
 		l.config, l.settings, l.interval = config, *rest.CopyConfig(config), interval
 		if err := l.connect(config); err != nil {
@@ -74,14 +78,30 @@ func enterLane(client coordinationv1client.LeasesGetter, config *rest.Config, in
 	return l, nil
 }
 
+// enter notes one more user. The caller holds lanes.
+func (l *lane) enter() {
+	l.users++
+	if l.users > l.most {
+		l.most = l.users
+		if l.most > renewalsAtOnce*renewersPerPlace && l.most%renewersPerPlace == 0 {
+			l.renewals.Release(1) // one more place
+		}
+	}
+}
+
 // How many requests of a lane may be under way. What thousands of leases ask for in one moment, when a
 // process starts, stops or takes over from another, waits here, where it costs nothing and no timeout
 // runs, rather than in the API server, where renewals would wait behind it. Renewals have places of
 // their own, which are more than a server needs that answers in time: where it does not, and each
 // renewal was sent again when its timeout has passed, the server would have ever more to do.
+//
+// Where it takes long to answer, places would run out with many leases, so that there are more then: one for
+// every 8. All are renewed in R if an answer takes R/8, and within I if it takes I/8. A server that can do
+// no more than to renew all in R answers in R/8 too, before the timeout, which is (R-I)/4.
 const (
-	atOnce         = 50
-	renewalsAtOnce = 200
+	atOnce           = 50
+	renewalsAtOnce   = 200
+	renewersPerPlace = 8
 )
 
 // turn returns when a request may be made that is no renewal; done is called when it has ended, and
