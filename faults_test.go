@@ -527,3 +527,30 @@ func TestStolenBeforeTheReply(t *testing.T) {
 		}
 	})
 }
+
+// A store that was set back: who held the lease in what is no more may not have heard. That is so also where
+// the same Lease is back, and where that one is deleted then.
+func TestGhostOfRestoredStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &feed{
+			clock:   virtualClock{},
+			api:     &api{name: "x"},
+			viewer:  viewer{fallback: D, mine: func(term) bool { return false }},
+			changed: make(chan struct{}, 1),
+		}
+		f.see(record{uid: "u", version: 9, identity: "b", duration: 2 * D}, f.latest())
+		time.Sleep(time.Minute)
+		f.see(record{uid: "u", version: 5}, f.latest())
+		if wait := time.Until(f.viewer.takeable(f.latest())); wait != 2*D {
+			t.Errorf("taken %v after it was found set back, want %v", wait, 2*D)
+		}
+		if err := f.take(watch.Event{Type: watch.Deleted, Object: &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: "x", UID: "u", ResourceVersion: "6"},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		if s := f.latest(); s.exists() || time.Until(f.viewer.takeable(s)) != 2*D {
+			t.Errorf("taken %v after the Lease was deleted, want %v", time.Until(f.viewer.takeable(s)), 2*D)
+		}
+	})
+}

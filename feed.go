@@ -85,11 +85,14 @@ func (f *feed) learn(r record, before sighting) {
 
 // noteAfterGap is note for a record before which others may have gone unseen. The caller holds mu.
 func (f *feed) noteAfterGap(r record) {
-	if f.now.exists() && r.uid != f.now.uid {
-		// The Lease is gone. Whoever held it at the end, perhaps somebody not seen here, may have
-		// renewed until just now.
+	if f.now.exists() && (r.uid != f.now.uid || r.version < f.now.version) {
+		// The Lease is gone, or what became of it since r is. Whoever held it at the end, perhaps
+		// somebody not seen here, may have renewed until just now.
 		f.now.unseen = later(f.now.unseen, f.clock.now().mono.Add(max(f.now.wait, f.viewer.fallback)))
 		f.now.unseenUID = f.now.uid
+		if r.uid == f.now.uid {
+			f.now.unseenUID = "" // its end says nothing of who held what is no more
+		}
 	}
 	f.note(r)
 }
