@@ -275,14 +275,14 @@ func (f *feed) attend(ctx context.Context) (rests bool, err error) {
 			f.promise(f.timeout)
 			missed, err := f.check(ctx)
 			if err != nil {
+				f.mu.Lock()
+				f.overdue = true // still
+				f.mu.Unlock()
 				return false, err
 			}
-			if missed && !f.hub.missed(f, f.latest().record, hub.opened) {
+			for missed && ctx.Err() == nil && !f.hub.missed(f, f.latest().record, hub.opened) {
 				f.promise(2 * f.interval)
 				f.pause(ctx, f.interval)
-				f.mu.Lock()
-				f.overdue = true
-				f.mu.Unlock()
 			}
 		case f.rest():
 			return true, nil

@@ -778,3 +778,53 @@ func TestRenewalsFarAway(t *testing.T) {
 		c.sleep(time.Second)
 	})
 }
+
+// thieves has leases held by others, for so long, and standbys for them that look as soon as they may
+// whether the watch misses something.
+func (c *crowd) thieves(first, others time.Duration, opts ...Option) {
+	for i := range 40 {
+		c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(i)}})
+		c.edit(i, thief)
+		c.edit(i, func(l *coordinationv1.Lease) {
+			l.Spec.LeaseDurationSeconds = new(int32(others / time.Second))
+			if i == 0 {
+				l.Spec.LeaseDurationSeconds = new(int32(first / time.Second))
+			}
+		})
+	}
+	c.campaign(0, 40, append(opts, func(o *options) { o.chance = func(time.Duration) time.Duration { return 0 } })...)
+	c.sleep(time.Second)
+	c.wantFollowing("map[shared watch:40]")
+}
+
+// A look that fails, because the API server does not answer just then, is made up for.
+func TestHubLooksAgain(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.thieves(time.Minute, time.Minute)
+		c.client.SilenceWatches()
+		c.edit(0, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil })
+		c.sleep(30 * time.Second)
+		c.fail(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Err: leasetest.InternalError()} })
+		c.sleep(10 * time.Second) // they look after 36 s
+		c.fail(nil)
+		c.sleep(time.Second + I)
+		c.wantLeading(1)
+	})
+}
+
+// What a watch that was opened a moment ago did not bring is not forgotten while it is too early to tell
+// whether it will.
+func TestHubTooEarlyToTell(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.thieves(time.Minute, time.Hour, WithCreateMode(UseExisting))
+		c.sleep(34 * time.Second)
+		c.client.CloseWatches(nil)
+		c.sleep(100 * time.Millisecond)
+		c.client.SilenceWatches()
+		c.srv.Delete(ns, leaseOf(0))
+		c.sleep(25 * time.Second)
+		c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(0)}})
+		c.sleep(time.Minute) // a holder that has not heard has one since it was found gone
+		c.wantLeading(1)
+	})
+}
