@@ -247,11 +247,13 @@ func (h *hub) open(ctx context.Context) (watch.Interface, error) {
 		h.opened = h.clock.now().mono
 		if opts.ResourceVersion == "" {
 			s.epoch++
+			h.skipped = false
 		}
-		h.skipped = false
-		select {
-		case <-h.distrust: // of the watch before
-		default:
+		if !h.skipped { // else it turned out while this one was opened
+			select {
+			case <-h.distrust: // of the watch before
+			default:
+			}
 		}
 	})
 	return w, nil

@@ -828,3 +828,32 @@ func TestHubTooEarlyToTell(t *testing.T) {
 		c.wantLeading(1)
 	})
 }
+
+// That a watch has left something out may turn out while it is opened again.
+func TestHubMissesWhileItOpens(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(30)}})
+		c.edit(30, thief)
+		c.edit(30, func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = new(int32(3600)) })
+		c.campaign(0, 40)
+		c.sleep(time.Minute)
+		c.wantLeading(39)
+		c.client.SilenceWatches()
+		c.edit(30, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil })
+		c.sleep(I * 8 / 10) // some renew, and have not renewed again
+		c.client.ResumeWatches(false)
+		c.edit(39, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} })
+		synctest.Wait()
+		c.fail(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "watch" {
+				return leasetest.Fault{Before: I}
+			}
+			return leasetest.Fault{}
+		})
+		c.client.CloseWatches(nil)
+		c.sleep(I + time.Second)
+		c.fail(nil)
+		c.sleep(3 * I)
+		c.wantLeading(40)
+	})
+}
