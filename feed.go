@@ -262,15 +262,12 @@ func (f *feed) attend(ctx context.Context) (rests bool, err error) {
 			if known { // others have to read now too
 				sleep(ctx, f.clock, f.between(0, min(f.interval/2, time.Duration(f.hub.size())*2*time.Millisecond)))
 			}
+			f.enter(hub.epoch) // unless it is outdated while it is read
 			if err := f.read(ctx); err != nil {
+				f.enter(0)
 				f.follows("")
 				return false, err
 			}
-			f.mu.Lock()
-			if f.epoch == epoch { // not outdated meanwhile
-				f.epoch = hub.epoch
-			}
-			f.mu.Unlock()
 		case overdue:
 			f.promise(f.timeout)
 			missed, err := f.check(ctx)
@@ -289,6 +286,13 @@ func (f *feed) attend(ctx context.Context) (rests bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// enter notes in which epoch of the hub the Lease is read.
+func (f *feed) enter(epoch uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.epoch = epoch
 }
 
 // rest lets run return, unless there is something to look at.

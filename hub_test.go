@@ -857,3 +857,29 @@ func TestHubMissesWhileItOpens(t *testing.T) {
 		c.wantLeading(40)
 	})
 }
+
+// What cannot be read comes while the Lease is read for the first time: it is read again.
+func TestHubOddEventDuringRead(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.campaign(0, 40)
+		c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(40)}})
+		c.edit(40, thief)
+		c.sleep(time.Second)
+		c.fail(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "get" {
+				return leasetest.Fault{After: 100 * time.Millisecond}
+			}
+			return leasetest.Fault{}
+		})
+		c.asked()
+		c.campaign(40, 41)
+		odd := c.srv.Lease(ns, leaseOf(40))
+		odd.ResourceVersion = "odd"
+		c.client.SendEvent(watch.Event{Type: watch.Modified, Object: odd})
+		c.sleep(time.Second)
+		if n := c.asked()["get"]; n != 2 {
+			t.Errorf("%d reads, want another one", n)
+		}
+		c.wantFollowing("map[shared watch:41]")
+	})
+}
