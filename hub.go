@@ -158,6 +158,7 @@ func (h *hub) size() int {
 // run watches until ctx ends.
 func (h *hub) run(ctx context.Context) {
 	defer close(h.done)
+	defer h.outages.leave()
 	served := h.clock.now().mono
 	for ctx.Err() == nil {
 		began := h.clock.now().mono

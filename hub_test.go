@@ -883,3 +883,29 @@ func TestHubOddEventDuringRead(t *testing.T) {
 		c.wantFollowing("map[shared watch:41]")
 	})
 }
+
+// A hub that ends in an outage has no voice in it any more.
+func TestHubEndsInOutage(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.campaign(0, 1, WithNamespace("elsewhere"))
+		others := c.stop
+		c.stop = nil
+		c.fail(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "watch" && r.Name == "" {
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		c.campaign(1, 41)
+		c.sleep(time.Minute)
+		c.quit()
+		c.stop = others
+		lanes.Lock()
+		defer lanes.Unlock()
+		for _, l := range lanes.inUse {
+			if n := l.outcry.voices.Load(); l.client == c.client && n != 0 {
+				t.Errorf("%d still tell of the outage", n)
+			}
+		}
+	})
+}
