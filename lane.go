@@ -37,7 +37,7 @@ type lane struct {
 	interval time.Duration
 
 	turns    *semaphore.Weighted // of requests that are no renewals
-	renewals *semaphore.Weighted // of renewals; what it does not have yet is taken
+	renewals *semaphore.Weighted // of renewals; has places for many more users, taken until they come
 	waiting  atomic.Int32        // how many wait for a turn
 	waited   atomic.Int64        // when the last who had to wait had a turn
 	outcry   outcry
