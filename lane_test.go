@@ -90,20 +90,25 @@ func TestLaneOfOddClient(t *testing.T) {
 // A poolServer counts connections and answers as it is told.
 type poolServer struct {
 	*httptest.Server
+	mux         *http.ServeMux
 	conns, open atomic.Int64
 	status      atomic.Int64
 	hold        chan struct{} // requests wait until it is closed
 }
 
-func newPoolServer(t *testing.T, http2 bool) *poolServer {
-	s := &poolServer{hold: make(chan struct{})}
+func newPoolServer(t *testing.T, http2 bool, changes ...func(*poolServer)) *poolServer {
+	s := &poolServer{hold: make(chan struct{}), mux: http.NewServeMux()}
 	s.status.Store(http.StatusOK)
-	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		<-s.hold
 		w.WriteHeader(int(s.status.Load()))
 		io.WriteString(w, "why")
-	}))
+	})
+	s.Server = httptest.NewUnstartedServer(s.mux)
 	s.EnableHTTP2 = http2
+	for _, change := range changes {
+		change(s)
+	}
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:

@@ -3,6 +3,7 @@ package leasehold
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -53,27 +54,89 @@ func newPool(transport *http.Transport, interval time.Duration) *pool {
 }
 
 func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
-	for {
-		conn, d := p.reserve(req.URL)
-		if conn != nil {
-			resp, err := conn.RoundTrip(req)
-			if err == nil && resp.StatusCode == http.StatusUnauthorized {
-				p.replace(conn, resp)
-			}
-			return resp, err
-		}
-		var err error
-		select {
-		case <-d.done:
-			err = d.err
-		case <-req.Context().Done():
-			err = context.Cause(req.Context())
-		}
+	for try := 1; ; try++ {
+		conn, err := p.get(req)
 		if err != nil {
 			if req.Body != nil {
 				req.Body.Close()
 			}
 			return nil, err
+		}
+		resp, err := conn.RoundTrip(req)
+		if err == nil {
+			if resp.StatusCode == http.StatusUnauthorized {
+				p.replace(conn, resp)
+			}
+			return resp, nil
+		}
+		again, ok := repeat(req, err)
+		if try == mostTries || !ok {
+			return nil, err
+		}
+		req = again
+	}
+}
+
+// mostTries is how often a request is made that no server processes.
+const mostTries = 6
+
+// repeat returns a request like req, which failed with err, if it may be made again, because the server
+// did not process it for sure. What a server that shuts down or a load balancer refuses is no outage.
+func repeat(req *http.Request, err error) (*http.Request, bool) {
+	if !unprocessed(err) {
+		return nil, false
+	}
+	if req.Body == nil || req.Body == http.NoBody {
+		return req, true
+	}
+	if req.GetBody == nil {
+		return nil, false
+	}
+	body, err := req.GetBody()
+	if err != nil {
+		return nil, false
+	}
+	again := *req
+	again.Body = body
+	return &again, true
+}
+
+// unprocessed tells whether err means that the server did not process a request (RFC 9113, 8.7). net/http's
+// own pool repeats these too, and has no names for them.
+func unprocessed(err error) bool {
+	var stream streamError
+	return errors.As(err, &stream) && stream.Code == refusedStream || err.Error() == errUnusable || err.Error() == errGoAway
+}
+
+const (
+	refusedStream = 7                                                             // REFUSED_STREAM
+	errUnusable   = "http2: client conn not usable"                               // nothing was sent
+	errGoAway     = "http2: Transport received Server's graceful shutdown GOAWAY" // which names an earlier request as the last one processed
+)
+
+// A streamError is net/http's of that name, as far as errors.As is concerned.
+type streamError struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
+
+func (streamError) Error() string { return "stream error" }
+
+// get returns a connection with a place for req on it.
+func (p *pool) get(req *http.Request) (*pooledConn, error) {
+	for {
+		conn, d := p.reserve(req.URL)
+		if conn != nil {
+			return conn, nil
+		}
+		select {
+		case <-d.done:
+			if d.err != nil {
+				return nil, d.err
+			}
+		case <-req.Context().Done():
+			return nil, context.Cause(req.Context())
 		}
 	}
 }

@@ -1,0 +1,105 @@
+package leasehold
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+)
+
+// over enters a lane to s over dial.
+func (s *poolServer) over(t *testing.T, interval time.Duration, dial func(ctx context.Context, network, address string) (net.Conn, error)) *lane {
+	config := &rest.Config{Host: s.URL, Dial: dial}
+	config.Insecure = true
+	l, err := enterLane(nil, config, interval)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.leave(&campaign{}) })
+	return l
+}
+
+// A slowConn brings what the server says a while later.
+type slowConn struct{ net.Conn }
+
+func (c slowConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	time.Sleep(50 * time.Millisecond)
+	return n, err
+}
+
+// More requests than the server takes at once on a connection are made over others, also if it says so
+// only when they were sent.
+func TestPoolFewStreams(t *testing.T) {
+	s := newPoolServer(t, true, func(s *poolServer) {
+		s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 5}
+	})
+	l := s.over(t, time.Minute, func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		return slowConn{conn}, err
+	})
+	time.AfterFunc(2*time.Second, func() { close(s.hold) })
+	for _, answer := range s.ask(t, l, 15) {
+		if answer != "200 OK why" {
+			t.Error(answer)
+		}
+	}
+}
+
+// goAway answers the first request on conn with a GOAWAY: the server has processed none.
+func goAway(conn net.Conn, config *tls.Config) {
+	config = config.Clone()
+	config.NextProtos = []string{"h2"}
+	c := tls.Server(conn, config)
+	defer c.Close()
+	go io.Copy(io.Discard, c)
+	c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0})                         // SETTINGS
+	time.Sleep(100 * time.Millisecond)                                 // for the request to be sent
+	c.Write([]byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}) // GOAWAY
+	time.Sleep(100 * time.Millisecond)
+}
+
+// A request that the server says it did not process is made again.
+func TestPoolGoAway(t *testing.T) {
+	s := newPoolServer(t, true)
+	close(s.hold)
+	for _, tt := range []struct {
+		name  string
+		times int64
+		want  string
+	}{
+		{"once", 1, "200 OK why"},
+		{"always", 1000, errGoAway},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var dials atomic.Int64
+			l := s.over(t, time.Minute, func(ctx context.Context, network, address string) (net.Conn, error) {
+				if dials.Add(1) > tt.times {
+					return new(net.Dialer).DialContext(ctx, network, address)
+				}
+				client, server := net.Pipe()
+				go goAway(server, s.TLS)
+				return client, nil
+			})
+			req, _ := http.NewRequestWithContext(t.Context(), http.MethodPatch, s.URL, strings.NewReader("body"))
+			resp, err := l.pool.RoundTrip(req)
+			got := ""
+			if err != nil {
+				got = err.Error()
+			} else {
+				body, _ := io.ReadAll(resp.Body)
+				got = resp.Status + " " + string(body)
+			}
+			if got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+		})
+	}
+}
