@@ -36,6 +36,7 @@ type pooledConn struct {
 	to     string
 	opened time.Time
 	used   time.Time // when a request was last begun; protected by the pool's mu
+	silent bool      // a request had no answer in time; protected by the pool's mu
 }
 
 // spareTime is for how long a connection may lie idle that another one makes superfluous.
@@ -68,6 +69,9 @@ func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
 				p.replace(conn, resp)
 			}
 			return resp, nil
+		}
+		if errors.Is(context.Cause(req.Context()), context.DeadlineExceeded) {
+			p.avoid(conn)
 		}
 		again, ok := repeat(req, err)
 		if try == mostTries || !ok {
@@ -155,15 +159,18 @@ func (p *pool) reserve(u *url.URL) (*pooledConn, *dial) {
 		if c.InFlight() > 0 {
 			return false
 		}
-		idle++
-		spare := idle > 1 && now.Sub(c.used) > spareTime
+		spare := c.silent
+		if !spare {
+			idle++
+			spare = idle > 1 && now.Sub(c.used) > spareTime
+		}
 		if spare {
 			c.Close()
 		}
 		return spare
 	})
 	for _, c := range p.conns {
-		if c.to == to && c.Reserve() == nil {
+		if c.to == to && !c.silent && c.Reserve() == nil {
 			c.used = now
 			return c, nil
 		}
@@ -199,7 +206,7 @@ func (p *pool) open(ctx context.Context, d *dial, scheme, address string) {
 		return
 	}
 	now := time.Now()
-	p.conns = append(p.conns, &pooledConn{conn, d.to, now, now})
+	p.conns = append(p.conns, &pooledConn{ClientConn: conn, to: d.to, opened: now, used: now})
 }
 
 // address returns where u is, with its port.
@@ -223,6 +230,15 @@ func (p *pool) replace(c *pooledConn, resp *http.Response) {
 	if err == nil {
 		c.Close()
 	}
+}
+
+// avoid has later requests made over another connection than c, which is closed when none is left on it.
+// A ping would not tell that c is dead as long as a watch brings news over it: it may be dead in one
+// direction alone.
+func (p *pool) avoid(c *pooledConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.silent = true
 }
 
 // hangUp closes the connections and ends the dial under way; the next request opens a new one.

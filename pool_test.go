@@ -3,6 +3,7 @@ package leasehold
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -101,5 +102,68 @@ func TestPoolGoAway(t *testing.T) {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// A mutableConn can lose what is sent to the server, while what the server says is heard.
+type mutableConn struct {
+	net.Conn
+	mute *atomic.Bool
+}
+
+func (c mutableConn) Write(b []byte) (int, error) {
+	if c.mute.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// A request that had no answer in time does not have the next one go the same way, even if the
+// connection looks alive because a watch brings news over it.
+func TestPoolHalfOpen(t *testing.T) {
+	s := newPoolServer(t, true)
+	close(s.hold)
+	s.mux.HandleFunc("/watch", func(w http.ResponseWriter, req *http.Request) {
+		for req.Context().Err() == nil {
+			io.WriteString(w, "news")
+			w.(http.Flusher).Flush()
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	var mute atomic.Bool
+	var dials atomic.Int64
+	l := s.over(t, time.Minute, func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if dials.Add(1) == 1 {
+			conn = mutableConn{conn, &mute}
+		}
+		return conn, err
+	})
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/watch", nil)
+	resp, err := l.pool.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	go io.Copy(io.Discard, resp.Body)
+	mute.Store(true)
+	for try := range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second+time.Duration(try)*10*time.Second)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, s.URL, nil)
+		resp, err := l.pool.RoundTrip(req)
+		if try == 0 {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("%v, want none in time", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	if n := dials.Load(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
 	}
 }
