@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -26,9 +27,20 @@ type pool struct {
 
 	mu     sync.Mutex // protects following
 	conns  []*pooledConn
-	dialed *dial           // under way; nil when there is none
-	ctx    context.Context // of the dial
+	dialed *dial  // under way; nil when there is none
+	dials  *dials // until the pool hangs up
+}
+
+// dials are what a pool has under way.
+type dials struct {
+	sync.WaitGroup
+	ctx    context.Context
 	cancel context.CancelFunc
+}
+
+func newDials() *dials {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &dials{ctx: ctx, cancel: cancel}
 }
 
 type pooledConn struct {
@@ -49,9 +61,7 @@ type dial struct {
 }
 
 func newPool(transport *http.Transport, interval time.Duration) *pool {
-	p := &pool{transport: transport, timeout: 2 * interval, young: interval}
-	p.ctx, p.cancel = context.WithCancel(context.Background())
-	return p
+	return &pool{transport: transport, timeout: 2 * interval, young: interval, dials: newDials()}
 }
 
 func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -180,24 +190,21 @@ func (p *pool) reserve(u *url.URL) (*pooledConn, *dial) {
 	}
 	d := &dial{to: to, done: make(chan struct{})}
 	p.dialed = d
-	ctx, cancel := context.WithTimeout(p.ctx, p.timeout)
-	go func() {
-		defer cancel()
-		p.open(ctx, d, u.Scheme, address(u))
-	}()
+	all := p.dials
+	all.Go(func() { p.open(all, d, u.Scheme, address(u)) })
 	return nil, d
 }
 
 // open ends the dial d: by a connection that is in the pool, or an error.
-func (p *pool) open(ctx context.Context, d *dial, scheme, address string) {
+func (p *pool) open(all *dials, d *dial, scheme, address string) {
 	defer close(d.done)
-	conn, err := p.transport.NewClientConn(ctx, scheme, address)
+	conn, err := p.connect(all, scheme, address)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.dialed == d {
 		p.dialed = nil
 	}
-	if err == nil && context.Cause(ctx) == context.Canceled { // the pool hung up meanwhile
+	if err == nil && p.dials != all { // the pool hung up meanwhile
 		conn.Close()
 		err = net.ErrClosed
 	}
@@ -207,6 +214,40 @@ func (p *pool) open(ctx context.Context, d *dial, scheme, address string) {
 	}
 	now := time.Now()
 	p.conns = append(p.conns, &pooledConn{ClientConn: conn, to: d.to, opened: now, used: now})
+}
+
+// connect returns the first connection that it is given. As long as it has none, it asks for another
+// one, as a read is sent again: what a network lost, or a Dial that does not heed its context, must not
+// keep everybody waiting once the API server answers (G8).
+func (p *pool) connect(all *dials, scheme, address string) (*http.ClientConn, error) {
+	ctx, cancel := context.WithTimeout(all.ctx, p.timeout)
+	defer cancel()
+	type result struct {
+		conn *http.ClientConn
+		err  error
+	}
+	results := make(chan result)
+	again := time.NewTicker(longestDelay)
+	defer again.Stop()
+	for {
+		all.Go(func() {
+			conn, err := p.transport.NewClientConn(ctx, scheme, address)
+			select {
+			case results <- result{conn, err}:
+			case <-ctx.Done():
+				if err == nil {
+					conn.Close()
+				}
+			}
+		})
+		select {
+		case r := <-results:
+			return r.conn, r.err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connecting to %s: %w", address, ctx.Err())
+		case <-again.C:
+		}
+	}
 }
 
 // address returns where u is, with its port.
@@ -241,18 +282,24 @@ func (p *pool) avoid(c *pooledConn) {
 	c.silent = true
 }
 
-// hangUp closes the connections and ends the dial under way; the next request opens a new one.
+// hangUp closes the connections and ends the dials under way; the next request opens a new one. A Dial
+// of the caller's that does not heed its context is not waited for much longer.
 func (p *pool) hangUp() {
 	p.mu.Lock()
-	p.cancel()
-	p.ctx, p.cancel = context.WithCancel(context.Background())
-	conns, d := p.conns, p.dialed
-	p.conns, p.dialed = nil, nil
+	conns, all := p.conns, p.dials
+	p.conns, p.dialed, p.dials = nil, nil, newDials()
 	p.mu.Unlock()
+	all.cancel()
 	for _, c := range conns {
 		c.Close()
 	}
-	if d != nil {
-		<-d.done
+	ended := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
 	}
 }

@@ -167,3 +167,27 @@ func TestPoolHalfOpen(t *testing.T) {
 		t.Errorf("%d connections, want 2", n)
 	}
 }
+
+// A dial that hangs, even if nothing can end it, keeps neither requests from being made over the next,
+// nor the last campaign from leaving.
+func TestPoolDialHangs(t *testing.T) {
+	s := newPoolServer(t, true)
+	close(s.hold)
+	hang := make(chan struct{})
+	t.Cleanup(func() { close(hang) }) // after the lane was left
+	var dials atomic.Int64
+	l := s.over(t, time.Minute, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if dials.Add(1) == 1 {
+			<-hang
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, s.URL, nil)
+	resp, err := l.pool.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
