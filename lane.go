@@ -169,11 +169,11 @@ func (l *lane) connect(config *rest.Config) error {
 	}
 	base := tc.Transport
 	if base == nil {
-		t, err := newTransport(tc, l.interval)
-		if err != nil {
+		newTransport := func() (*http.Transport, error) { return newTransport(tc, l.interval) }
+		if _, err := newTransport(); err != nil {
 			return err
 		}
-		l.pool = newPool(t, l.interval)
+		l.pool = newPool(newTransport, l.interval)
 		base = l.pool
 	}
 	rt, err := transport.HTTPWrappersForConfig(tc, base)
@@ -184,8 +184,11 @@ func (l *lane) connect(config *rest.Config) error {
 	return err
 }
 
+// newTransport returns what makes a connection as tc says. Files that tc names are read now: certificates
+// are replaced now and then, also those of whom to trust.
 func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport, error) {
-	tlsConfig, err := transport.TLSConfigFor(tc)
+	now := *tc // TLSConfigFor puts into it what it has read
+	tlsConfig, err := transport.TLSConfigFor(&now)
 	if err != nil {
 		return nil, err
 	}

@@ -21,9 +21,9 @@ import (
 // Over HTTP/2 an API server takes a hundred requests or so at once on one connection, watches
 // included, so that there are few connections, and a renewal never waits for a watch to end.
 type pool struct {
-	transport *http.Transport // makes connections; carries no request itself
-	timeout   time.Duration   // for one dial, which goes on when a request has given up
-	young     time.Duration   // a connection is not replaced for a 401 before
+	newTransport func() (*http.Transport, error) // makes a connection; carries no request itself
+	timeout      time.Duration                   // for one dial, which goes on when a request has given up
+	young        time.Duration                   // a connection is not replaced for a 401 before
 
 	mu     sync.Mutex // protects following
 	conns  []*pooledConn
@@ -60,8 +60,8 @@ type dial struct {
 	err  error // readable once done is closed
 }
 
-func newPool(transport *http.Transport, interval time.Duration) *pool {
-	return &pool{transport: transport, timeout: 2 * interval, young: interval, dials: newDials()}
+func newPool(newTransport func() (*http.Transport, error), interval time.Duration) *pool {
+	return &pool{newTransport: newTransport, timeout: 2 * interval, young: interval, dials: newDials()}
 }
 
 func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -191,14 +191,14 @@ func (p *pool) reserve(u *url.URL) (*pooledConn, *dial) {
 	d := &dial{to: to, done: make(chan struct{})}
 	p.dialed = d
 	all := p.dials
-	all.Go(func() { p.open(all, d, u.Scheme, address(u)) })
+	all.Go(func() { p.open(all, d, &url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}) })
 	return nil, d
 }
 
 // open ends the dial d: by a connection that is in the pool, or an error.
-func (p *pool) open(all *dials, d *dial, scheme, address string) {
+func (p *pool) open(all *dials, d *dial, u *url.URL) {
 	defer close(d.done)
-	conn, err := p.connect(all, scheme, address)
+	conn, err := p.connect(all, u)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.dialed == d {
@@ -219,7 +219,16 @@ func (p *pool) open(all *dials, d *dial, scheme, address string) {
 // connect returns the first connection that it is given. As long as it has none, it asks for another
 // one, as a read is sent again: what a network lost, or a Dial that does not heed its context, must not
 // keep everybody waiting once the API server answers (G8).
-func (p *pool) connect(all *dials, scheme, address string) (*http.ClientConn, error) {
+func (p *pool) connect(all *dials, u *url.URL) (*http.ClientConn, error) {
+	transport, err := p.newTransport()
+	if err != nil {
+		return nil, err
+	}
+	proxy := transport.Proxy
+	transport.Proxy = func(req *http.Request) (*url.URL, error) {
+		req.URL = u // NewClientConn leaves the port out, and an IPv6 address without brackets
+		return proxy(req)
+	}
 	ctx, cancel := context.WithTimeout(all.ctx, p.timeout)
 	defer cancel()
 	type result struct {
@@ -231,7 +240,7 @@ func (p *pool) connect(all *dials, scheme, address string) (*http.ClientConn, er
 	defer again.Stop()
 	for {
 		all.Go(func() {
-			conn, err := p.transport.NewClientConn(ctx, scheme, address)
+			conn, err := transport.NewClientConn(ctx, u.Scheme, address(u))
 			select {
 			case results <- result{conn, err}:
 			case <-ctx.Done():
@@ -244,7 +253,7 @@ func (p *pool) connect(all *dials, scheme, address string) (*http.ClientConn, er
 		case r := <-results:
 			return r.conn, r.err
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connecting to %s: %w", address, ctx.Err())
+			return nil, fmt.Errorf("connecting to %s: %w", u.Host, ctx.Err())
 		case <-again.C:
 		}
 	}

@@ -2,11 +2,17 @@ package leasehold
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -190,4 +196,68 @@ func TestPoolDialHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+}
+
+// Who is asked for a proxy is told where the connection goes.
+func TestPoolProxy(t *testing.T) {
+	for _, host := range []string{"https://[::1]:6443", "https://kubernetes.example:6443"} {
+		urls := make(chan string, 10)
+		config := &rest.Config{Host: host, Proxy: func(req *http.Request) (*url.URL, error) {
+			urls <- req.URL.Scheme + "://" + req.URL.Host
+			return nil, errors.New("no")
+		}}
+		l, err := enterLane(nil, config, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, host+"/x", nil)
+		if _, err := l.pool.RoundTrip(req); err == nil {
+			t.Error("no error")
+		}
+		if got := <-urls; got != host {
+			t.Errorf("%s, want %s", got, host)
+		}
+		l.leave(&campaign{})
+	}
+}
+
+// A connection that is opened later trusts those whom the file with the CAs names then.
+func TestPoolCAFile(t *testing.T) {
+	s := newPoolServer(t, true)
+	close(s.hold)
+	file := t.TempDir() + "/ca.crt"
+	write := func(cert []byte) {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(otherCertificate(t))
+	config := &rest.Config{Host: s.URL}
+	config.CAFile = file
+	l, err := enterLane(nil, config, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.leave(&campaign{})
+	if got := s.ask(t, l, 1)[0]; !strings.Contains(got, "certificate") {
+		t.Fatal(got)
+	}
+	write(s.Certificate().Raw)
+	if got := s.ask(t, l, 1)[0]; got != "200 OK why" {
+		t.Error(got)
+	}
+}
+
+// otherCertificate returns one that the server does not have.
+func otherCertificate(t *testing.T) []byte {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
 }
