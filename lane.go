@@ -232,7 +232,7 @@ func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: 2 * interval,
 		DisableCompression:  true, // a Lease is smaller than what compressing it costs
-		ForceAttemptHTTP2:   true,
+		ForceAttemptHTTP2:   tlsConfig == nil || len(tlsConfig.NextProtos) == 0 || slices.Contains(tlsConfig.NextProtos, "h2"),
 		// A watch makes a dead connection look busy. Asking it for a sign of life this often
 		// replaces it within one interval; the usual 30 s and 15 s would cost the lease.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: ping, PingTimeout: ping},

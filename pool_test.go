@@ -261,3 +261,25 @@ func otherCertificate(t *testing.T) []byte {
 	}
 	return cert
 }
+
+// A configuration that names HTTP/1.1 alone gets no HTTP/2.
+func TestPoolNextProtos(t *testing.T) {
+	s := newPoolServer(t, true)
+	close(s.hold)
+	config := &rest.Config{Host: s.URL}
+	config.Insecure, config.NextProtos = true, []string{"http/1.1"}
+	l, err := enterLane(nil, config, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.leave(&campaign{})
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL, nil)
+	resp, err := l.pool.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.Proto != "HTTP/1.1" {
+		t.Error(resp.Proto)
+	}
+}
