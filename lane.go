@@ -1,9 +1,11 @@
 package leasehold
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sync/semaphore"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -32,8 +35,7 @@ type lane struct {
 
 	// What it was made of. Others that have the same may share it.
 	client   coordinationv1client.LeasesGetter
-	config   *rest.Config
-	settings rest.Config // of config, when the lane was made
+	config   *rest.Config // a snapshot
 	interval time.Duration
 
 	turns    *semaphore.Weighted // of requests that are no renewals
@@ -69,8 +71,8 @@ func enterLane(client coordinationv1client.LeasesGetter, config *rest.Config, in
 	l.renewals.TryAcquire(math.MaxInt64 - renewalsAtOnce)
 	l.enter()
 	if client == nil {
-		l.config, l.settings, l.interval = config, *rest.CopyConfig(config), interval
-		if err := l.connect(config); err != nil {
+		l.config, l.interval = snapshot(config), interval
+		if err := l.connect(l.config); err != nil {
 			return nil, err
 		}
 	}
@@ -146,30 +148,53 @@ func (l *lane) leave(c *campaign) {
 // fits tells whether the lane is as one would be that is made now.
 func (l *lane) fits(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration) bool {
 	if client != nil {
-		return l.client != nil && reflect.ValueOf(client).Comparable() && l.client == client
+		return sameValue(l.client, client)
 	}
-	return l.client == nil && l.interval == interval && sameSettings(&l.settings, config, l.config == config)
+	return l.client == nil && l.interval == interval && sameSettings(l.config, config)
 }
 
-// sameSettings tells whether two configurations connect alike. Functions and interfaces cannot be
-// compared, except that one and the same configuration still has its own.
-func sameSettings(a, b *rest.Config, one bool) bool {
-	opaque := opaqueSettings(a)
-	if opaque != opaqueSettings(b) || !one && opaque != opaqueSettings(&rest.Config{}) {
+// sameSettings tells whether two configurations connect alike, and as the same user.
+func sameSettings(a, b *rest.Config) bool {
+	if !sameFunc(a.WrapTransport, b.WrapTransport) || !sameFunc(a.Dial, b.Dial) || !sameFunc(a.Proxy, b.Proxy) ||
+		!sameValue(a.Transport, b.Transport) || !sameValue(a.AuthConfigPersister, b.AuthConfigPersister) ||
+		!sameValue(a.WarningHandler, b.WarningHandler) || !sameValue(a.WarningHandlerWithContext, b.WarningHandlerWithContext) {
 		return false
 	}
 	x, y := *a, *b
 	for _, c := range []*rest.Config{&x, &y} {
-		c.AuthConfigPersister, c.Transport, c.WrapTransport, c.Dial, c.Proxy = nil, nil, nil, nil, nil
-		c.NegotiatedSerializer, c.WarningHandler, c.WarningHandlerWithContext = nil, nil, nil
-		c.RateLimiter, c.QPS, c.Burst, c.Timeout = nil, 0, 0, 0 // not used
+		c.WrapTransport, c.Dial, c.Proxy = nil, nil, nil
+		c.Transport, c.AuthConfigPersister, c.WarningHandler, c.WarningHandlerWithContext = nil, nil, nil, nil
+		c.NegotiatedSerializer, c.RateLimiter, c.QPS, c.Burst, c.Timeout = nil, nil, 0, 0, 0 // not used
 	}
 	return reflect.DeepEqual(x, y)
 }
 
-func opaqueSettings(c *rest.Config) string {
-	return fmt.Sprintf("%p %p %p %p %p %p %p %p", c.AuthConfigPersister, c.Transport, c.WrapTransport, c.Dial, c.Proxy,
-		c.NegotiatedSerializer, c.WarningHandler, c.WarningHandlerWithContext)
+// sameValue tells whether two interfaces have the same in them. What cannot be compared is not the same.
+func sameValue(a, b any) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b
+}
+
+// sameFunc tells whether a and b are one function, with the same variables. That two have the same code,
+// which is what reflect and fmt know, is not enough: one may be another user's.
+func sameFunc[F any](a, b F) bool {
+	return *(*unsafe.Pointer)(unsafe.Pointer(&a)) == *(*unsafe.Pointer)(unsafe.Pointer(&b))
+}
+
+// snapshot returns a copy of config that does not change when config does.
+func snapshot(config *rest.Config) *rest.Config {
+	c := *config
+	c.AuthProvider, c.ExecProvider = c.AuthProvider.DeepCopy(), c.ExecProvider.DeepCopy()
+	c.Impersonate.Groups = slices.Clone(c.Impersonate.Groups)
+	c.Impersonate.Extra = maps.Clone(c.Impersonate.Extra)
+	for key, values := range c.Impersonate.Extra {
+		c.Impersonate.Extra[key] = slices.Clone(values)
+	}
+	c.CertData, c.KeyData, c.CAData = bytes.Clone(c.CertData), bytes.Clone(c.KeyData), bytes.Clone(c.CAData)
+	c.NextProtos = slices.Clone(c.NextProtos)
+	return &c
 }
 
 // connect makes the lane as config says.
@@ -189,11 +214,11 @@ func (l *lane) connect(config *rest.Config) error {
 	}
 	base := tc.Transport
 	if base == nil {
-		t, err := newTransport(tc, l.interval)
-		if err != nil {
+		newTransport := func() (*http.Transport, error) { return newTransport(tc, l.interval) }
+		if _, err := newTransport(); err != nil {
 			return err
 		}
-		l.pool = newPool(t, l.interval)
+		l.pool = newPool(newTransport, l.interval)
 		base = l.pool
 	}
 	rt, err := transport.HTTPWrappersForConfig(tc, base)
@@ -204,8 +229,11 @@ func (l *lane) connect(config *rest.Config) error {
 	return err
 }
 
+// newTransport returns what makes a connection as tc says. Files that tc names are read now: certificates
+// are replaced now and then, also those of whom to trust.
 func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport, error) {
-	tlsConfig, err := transport.TLSConfigFor(tc)
+	now := *tc // TLSConfigFor puts into it what it has read
+	tlsConfig, err := transport.TLSConfigFor(&now)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +252,7 @@ func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: 2 * interval,
 		DisableCompression:  true, // a Lease is smaller than what compressing it costs
-		ForceAttemptHTTP2:   true,
+		ForceAttemptHTTP2:   tlsConfig == nil || len(tlsConfig.NextProtos) == 0 || slices.Contains(tlsConfig.NextProtos, "h2"),
 		// A watch makes a dead connection look busy. Asking it for a sign of life this often
 		// replaces it within one interval; the usual 30 s and 15 s would cost the lease.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: ping, PingTimeout: ping},

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/transport"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -26,8 +28,22 @@ func TestLaneShared(t *testing.T) {
 		}
 		return c
 	}
+	// Closures of one code, which differ only by what they have in them.
+	var wraps []transport.WrapperFunc
+	for _, user := range []string{"a", "b"} {
+		wraps = append(wraps, func(next http.RoundTripper) http.RoundTripper { return transport.NewUserAgentRoundTripper(user, next) })
+	}
 	one, dialing := with(nil), with(func(c *rest.Config) { c.Dial = dial })
-	changed := with(nil)
+	changed, wrapping := with(nil), with(func(c *rest.Config) { c.WrapTransport = wraps[0] })
+	running := with(func(c *rest.Config) {
+		c.ExecProvider = &clientcmdapi.ExecConfig{Command: "true", Args: []string{"a"}, APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: "Never"}
+	})
+	grouped := with(func(c *rest.Config) {
+		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Groups: []string{"a"}, Extra: map[string][]string{"a": {"a"}}}
+	})
+	extra := with(func(c *rest.Config) {
+		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Extra: map[string][]string{"a": {"a"}}}
+	})
 	for _, tt := range []struct {
 		name     string
 		a, b     *rest.Config
@@ -43,7 +59,13 @@ func TestLaneShared(t *testing.T) {
 		{"another user", one, with(func(c *rest.Config) { c.Impersonate.UserName = "b" }), I, nil, false},
 		{"another token", one, with(func(c *rest.Config) { c.BearerToken = "b" }), I, nil, false},
 		{"the same, with a function", dialing, dialing, I, nil, true},
-		{"a function of each", dialing, with(func(c *rest.Config) { c.Dial = dial }), I, nil, false},
+		{"the same function", dialing, with(func(c *rest.Config) { c.Dial = dial }), I, nil, true},
+		{"another function", wrapping, with(func(c *rest.Config) { c.WrapTransport = wraps[1] }), I, nil, false},
+		{"the same, with another function meanwhile", wrapping, wrapping, I, func() { wrapping.WrapTransport = wraps[1] }, false},
+		{"another transport", with(func(c *rest.Config) { c.Transport = &http.Transport{} }), with(func(c *rest.Config) { c.Transport = &http.Transport{} }), I, nil, false},
+		{"the same, with another command meanwhile", running, running, I, func() { running.ExecProvider.Args[0] = "b" }, false},
+		{"the same, with another group meanwhile", grouped, grouped, I, func() { grouped.Impersonate.Groups[0] = "b" }, false},
+		{"the same, with another extra meanwhile", extra, extra, I, func() { extra.Impersonate.Extra["a"][0] = "b" }, false},
 		{"the same, changed meanwhile", changed, changed, I, func() { changed.BearerToken = "b" }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -90,20 +112,25 @@ func TestLaneOfOddClient(t *testing.T) {
 // A poolServer counts connections and answers as it is told.
 type poolServer struct {
 	*httptest.Server
+	mux         *http.ServeMux
 	conns, open atomic.Int64
 	status      atomic.Int64
 	hold        chan struct{} // requests wait until it is closed
 }
 
-func newPoolServer(t *testing.T, http2 bool) *poolServer {
-	s := &poolServer{hold: make(chan struct{})}
+func newPoolServer(t *testing.T, http2 bool, changes ...func(*poolServer)) *poolServer {
+	s := &poolServer{hold: make(chan struct{}), mux: http.NewServeMux()}
 	s.status.Store(http.StatusOK)
-	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
 		<-s.hold
 		w.WriteHeader(int(s.status.Load()))
 		io.WriteString(w, "why")
-	}))
+	})
+	s.Server = httptest.NewUnstartedServer(s.mux)
 	s.EnableHTTP2 = http2
+	for _, change := range changes {
+		change(s)
+	}
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:

@@ -80,8 +80,8 @@ func WithClient(client coordinationv1client.LeasesGetter) Option {
 
 // WithRESTConfig connects as config says, with a connection of its own that is not limited by
 // config's QPS, Burst, RateLimiter or Timeout. Campaigns of a process share it if their configurations
-// are equal, or, where one has functions in it, the same, and their renew intervals are. The default is the in-cluster configuration, outside a
-// cluster the kubeconfig that kubectl would use.
+// are equal, down to the very functions in them, and their renew intervals are. The default is the
+// in-cluster configuration, outside a cluster the kubeconfig that kubectl would use.
 func WithRESTConfig(config *rest.Config) Option {
 	return func(o *options) {
 		o.config = config
