@@ -223,12 +223,14 @@ func (h history) fault(lease string, a, b *session) (whose, why string) {
 	if i < 0 {
 		return oursFault, "no event has the token of the first"
 	}
-	own, longest := events[i].term(), events[i].Duration
-	for ; i < len(events) && events[i].term() == own; i++ {
-		if e := events[i]; e.ByHand && e.Duration < longest {
+	if b.Kind == elector && b.first().After < bootTime(events[i].Acquired) {
+		return theirsFault, "it led on an earlier term, or before it had one"
+	}
+	own := events[i].term()
+	for i++; i < len(events) && events[i].term() == own; i++ {
+		if e := events[i]; e.ByHand && e.Duration < events[i-1].Duration {
 			return h.byHand(a, e, "its duration was cut")
 		}
-		longest = max(longest, events[i].Duration)
 	}
 	if i == len(events) {
 		if b.Kind == elector {

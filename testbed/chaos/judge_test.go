@@ -128,6 +128,10 @@ func TestJudge(t *testing.T) {
 
 		{"client-go's beside each other", newTale().session("a", 0, 10, 40).session("b", 0, 20, 30), "", "1 client-go", porcupine.Ok},
 		{"client-go's outlives its lease", newTale().session("a", 0, 10, 40).session("b", 7, 20, 30), "", "1 client-go", porcupine.Ok},
+		{"client-go's outlives its lease, and the next term is edited by hand", newTale().session("a", 0, 10, 5000).session("b", 7, 20, 5010).
+			event(event{Version: 8, Holder: "b", Duration: 7 * time.Second, ByHand: true}).
+			event(event{Version: 9, Holder: "b", Duration: 5 * time.Second}).
+			event(event{Version: 10, Holder: "b", Duration: 5 * time.Second, ByHand: true}), "", "1 client-go", porcupine.Ok},
 		{"client-go's begins after it was over", newTale().session("b", 7, 20, 30).holder(8, "", 35, false).session("a", 0, 25, 40), "", "1 client-go", porcupine.Ok},
 		{"client-go's releases another's", newTale().session("a", 5, 10, 40).event(event{Version: 6, EmptyString: true}).session("b", 7, 20, 50), "", "1 client-go", porcupine.Ok},
 		{"client-go's takes a lease from a live holder", newTale().session("a", 5, 10, 40).holder(6, "b", 20, false).session("b", 0, 30, 50),
