@@ -54,6 +54,8 @@ func TestExposition(t *testing.T) {
 			}
 			if identity != "other" {
 				opts = append(opts, leasehold.WithMonitor(&monitor))
+			} else {
+				opts = append(opts, leasehold.WithDuration(time.Hour)) // it does not renew before the end
 			}
 			loops.Go(func() {
 				for s := range leasehold.Sessions(ctx, opts...) {
@@ -68,9 +70,10 @@ func TestExposition(t *testing.T) {
 		short, end := context.WithCancel(ctx)
 		campaign(short, "three", "ns1", "migration")
 		end()
-		time.Sleep(4 * time.Second)
+		const once = 3200 * time.Millisecond // the first renewal comes after 0.75 s to 3 s, the second 2.7 s after it or later
+		time.Sleep(once)
 		srv.Delete("ns1", "reconciler")
-		time.Sleep(4 * time.Second)
+		time.Sleep(once)
 
 		registry := prometheus.NewPedanticRegistry()
 		registry.MustRegister(leaseprom.NewCollector(&monitor))

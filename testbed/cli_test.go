@@ -123,7 +123,9 @@ func (a *call) code() int {
 	select {
 	case <-a.done:
 	case <-time.After(time.Minute):
-		a.Fatalf("still running after a minute: %v", a.cmd.Args)
+		a.signal(syscall.SIGQUIT) // has it say where it is
+		<-a.done
+		a.Fatalf("still running after a minute: %v\n%s", a.cmd.Args, a.stderr.String())
 	}
 	return a.cmd.ProcessState.ExitCode()
 }
@@ -566,10 +568,12 @@ func TestOperator(t *testing.T) {
 
 	claim = c.start("claim", "job", "--identity", "operator2")
 	seen("held", "operator2")
+	c.await("told", func() bool { return claim.stdout.String() != "" }) // else it takes the lease again before it does
 	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force", "--holder=operator2")
 	claim.wantCode(123)
 	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")
 	seen("held", "operator3")
+	c.await("told", func() bool { return claim.stdout.String() != "" })
 	if err := c.admin.Delete(t.Context(), "job", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
