@@ -592,13 +592,13 @@ func (s *sim) fate(l *link, r leasetest.Request) leasetest.Fault {
 			}
 		case d.happens(0.5):
 			seconds := time.Duration(1+d.IntN(5)) * time.Second
-			f.Err, pause = leasetest.TooManyRequests(seconds), seconds
+			f.Err, f.Drop, pause = leasetest.TooManyRequests(seconds), 0, seconds
 		case write && d.happens(0.5):
 			f.Err = apierrors.NewConflict(coordinationv1.Resource("leases"), name, errors.New("so the server says"))
-		case d.happens(0.5):
-			f.Err = leasetest.Unauthorized()
+		case d.happens(0.5): // such a refusal is true, also where a fault of another kind struck the request before
+			f.Err, f.Drop = leasetest.Unauthorized(), 0
 		default:
-			f.Err = leasetest.Forbidden(r)
+			f.Err, f.Drop = leasetest.Forbidden(r), 0
 		}
 	}
 	for _, st := range s.storms {
