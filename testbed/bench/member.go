@@ -164,7 +164,7 @@ func (m *member) census(weigh bool) (c census) {
 		c.Stacks -= m.before.Stacks
 	}
 	for _, l := range m.monitor.Leases() {
-		if l.Following == "watch" && l.Holder != nil {
+		if strings.HasSuffix(l.Following, "watch") && l.Holder != nil { // its own or a shared one
 			c.Following++
 		}
 	}
