@@ -79,7 +79,7 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		delays:   c.newDelays(),
 		timeout:  c.takeTimeout,
 		interval: c.renewInterval,
-		chance:   c.chance,
+		between:  c.between,
 		changed:  make(chan struct{}, 1),
 		alarm:    make(chan struct{}, 1),
 	}

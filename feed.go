@@ -24,11 +24,11 @@ type feed struct {
 	outages *outages
 	delays  delays
 
-	timeout  time.Duration // for one read, and for a watch to open
-	interval time.Duration // between reads where watching is forbidden
-	chance   func(time.Duration) time.Duration
-	start    func() // runs run on a goroutine of its own
-	hub      *hub   // of the namespace; nil before the feed follows
+	timeout  time.Duration                               // for one read, and for a watch to open
+	interval time.Duration                               // between reads where watching is forbidden
+	between  func(low, high time.Duration) time.Duration // by chance
+	start    func()                                      // runs run on a goroutine of its own
+	hub      *hub                                        // of the namespace; nil before the feed follows
 
 	changed  chan struct{} // has room for one: there is news since it was last received from
 	alarm    chan struct{} // has room for one: there is something for run to look at
@@ -564,14 +564,6 @@ func (f *feed) watches() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.resting || f.following == "watch"
-}
-
-// between returns a random duration in [low, high).
-func (f *feed) between(low, high time.Duration) time.Duration {
-	if high <= low {
-		return low
-	}
-	return low + f.chance(high-low)
 }
 
 // promise notes that run means to go on in d.
