@@ -364,7 +364,7 @@ func (k *simCampaign) body(session Session) (more bool) {
 		if err := session.Release(); err == nil && session.Err() == nil {
 			s.judge.fault("%s: released, but it has not ended", k.label)
 		}
-		time.Sleep(after)
+		time.Sleep(min(after, max(0, s.calm-s.now()))) // in fair weather it campaigns
 	}
 	return true
 }
