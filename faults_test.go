@@ -166,6 +166,27 @@ func TestReleaseInOverrun(t *testing.T) {
 	})
 }
 
+// The function of WithOverrun waits for the body to stop, which calls Release as it does.
+func TestReleaseDuringOverrun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		asked, stopped := make(chan struct{}), make(chan struct{})
+		over := WithOverrun(func(s Session) {
+			close(asked)
+			<-stopped
+		})
+		for s := range Sessions(t.Context(), campaigner(srv, "a", over)...) {
+			srv.Client("a").Partition(true)
+			<-asked
+			if err := s.Release(); !errors.Is(err, ErrLost) {
+				t.Error(err)
+			}
+			close(stopped)
+			break
+		}
+	})
+}
+
 // UseExisting: the watch misses the deletion, then stays silent.
 func TestMissedDeletionStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -36,6 +36,7 @@ type hold struct {
 	lost   chan struct{} // closed when the lease is lost
 	cause  error         // why; readable once lost is closed
 
+	telling atomic.Bool // the function of WithOverrun is about to be called, or runs
 	overran atomic.Bool // the body goes on without the lease
 
 	group    errgroup.Group // keep, and the request it has under way
@@ -376,6 +377,8 @@ func (k *keeper) overrun(timer *time.Timer) {
 	case <-k.stop:
 	case <-timer.C:
 	}
+	k.telling.Store(true)
+	defer k.telling.Store(false)
 	select {
 	case <-k.stop: // even if both came at once, after a stall
 		c.expect(c.renewDeadline) // for a request under way to end

@@ -114,8 +114,8 @@ func (s Session) Release() error {
 	if h.leave != nil {
 		defer h.leave()
 	}
-	if err := h.loss(); err != nil {
-		return err // at once: the function of WithOverrun, for which finish waits, may be what asks
+	if h.telling.Load() {
+		return h.loss() // the function of WithOverrun, for which finish waits, may be what asks
 	}
 	return h.finish()
 }
