@@ -57,7 +57,8 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 	if err := c.feed.read(ctx); err != nil {
 		return nil, err
 	}
-	for tries := 1; ; tries++ {
+	var failed error
+	for tries := 0; ; tries++ {
 		s := c.feed.latest()
 		if err := c.unfit(s); err != nil {
 			return nil, err
@@ -69,12 +70,15 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 		default:
 			return nil, fmt.Errorf("leasehold: %w: the Lease was deleted under a holder that may not have heard", ErrHeld)
 		}
-		if tries == 1 {
+		switch tries {
+		case 0:
 			c.follow()
+		case 3:
+			return nil, failed
 		}
 		h, err := c.take(ctx, s)
-		if err == nil || tries == 3 {
-			return h, err
+		if err == nil {
+			return h, nil
 		}
 		if unknownOutcome(err) {
 			c.feed.read(ctx) // what it brings decides, as after a conflict
@@ -82,6 +86,7 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 		if c.feed.latest().version == s.version {
 			return nil, err
 		}
+		failed = err
 	}
 }
 

@@ -3,6 +3,7 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -116,6 +118,27 @@ func TestAcquireLost(t *testing.T) {
 	})
 }
 
+// A session that is lost while a renewal is under way: Release returns when that has ended too.
+func TestAcquireLostInRenewal(t *testing.T) {
+	inWorld(t, func(w *world) {
+		client := &deafClient{LeasesGetter: w.srv.Client("a"), verb: "patch", answer: make(chan struct{})}
+		s := w.acquire(w.Context(), "a", WithClient(client))
+		w.sleep(I)
+		w.steal("thief")
+		<-s.Done()
+		released := make(chan error, 1)
+		go func() { released <- s.Release() }()
+		synctest.Wait()
+		if len(released) > 0 {
+			t.Error("Release returned while a renewal was under way")
+		}
+		close(client.answer)
+		if err := <-released; !errors.Is(err, ErrLost) {
+			t.Errorf("Release() = %v", err)
+		}
+	})
+}
+
 // A Release that fails can be repeated, as long as the lease may still be ours.
 func TestAcquireReleaseFails(t *testing.T) {
 	inWorld(t, func(w *world) {
@@ -200,6 +223,36 @@ func TestTryAcquireRace(t *testing.T) {
 		}
 		won[0].Release()
 	})
+}
+
+// A Lease that somebody edits before each try of TryAcquire: three tries are made. Whoever has the lease
+// after the last one is named.
+func TestTryAcquireAgain(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		t.Run(fmt.Sprint("taken ", taken), func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.acquire(w.Context(), "a").Release()
+				tries := 0
+				w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if r.Verb == "apply" {
+						tries++
+						w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": fmt.Sprint(tries)} })
+						if taken && tries == 3 {
+							w.steal("c")
+						}
+					}
+					return leasetest.Fault{}
+				})
+				_, err := TryAcquire(w.Context(), w.options("b")...)
+				if taken && (!errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "c"`) || !taken && !apierrors.IsConflict(err) {
+					t.Errorf("TryAcquire() = %v", err)
+				}
+				if tries != 3 {
+					t.Errorf("%d tries", tries)
+				}
+			})
+		})
+	}
 }
 
 // TryAcquire whose write's outcome is unknown reads, and leaves no lease behind that nobody knows of.

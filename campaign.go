@@ -143,9 +143,10 @@ func (c *campaign) connect() (err error) {
 // is taken back. It may be called again after another request was made.
 func (c *campaign) leave() {
 	c.withdraw()
-	c.feed.leave()
-	c.stopFeed()
-	c.group.Wait()
+	c.feed.leave(func() {
+		c.stopFeed()
+		c.group.Wait()
+	})
 	c.lane.leave(c)
 	c.outages.leave()
 	c.ledger.left(c)
@@ -413,7 +414,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 }
 
 // errOvertaken is why a lease is not taken whose state changed while others had their turn.
-var errOvertaken = errors.New("the Lease has changed meanwhile")
+var errOvertaken = errors.New("leasehold: the Lease has changed meanwhile")
 
 // errGhost is why a Lease that was created gives no session yet: then it is taken once that is over.
 var errGhost = errors.New("the Lease was deleted under a holder that may not have heard")

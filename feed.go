@@ -192,12 +192,12 @@ func (f *feed) follow(h *hub) {
 	f.start()
 }
 
-// leave ends what follow began, except that run goes on until its context ends.
-func (f *feed) leave() {
-	if f.hub == nil {
-		return
+// leave ends what follow began. After stop returns run has ended, which nobody starts any more then.
+func (f *feed) leave(stop func()) {
+	if f.hub != nil {
+		f.hub.leave(f)
 	}
-	f.hub.leave(f)
+	stop()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.resting = false
