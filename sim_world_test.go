@@ -471,7 +471,8 @@ func (s *sim) calmDown() {
 	for _, l := range s.links {
 		l.client.Partition(false)
 		l.cuts.Store(0)
-		l.client.CloseWatches(nil) // one that is silent, or has lost events, is a fault too
+		l.client.ResumeWatches(false) // so that what is silent hears of its end
+		l.client.CloseWatches(nil)    // one that was silent, or has lost events, is a fault too
 	}
 	s.judge.note("all", "the faults stop")
 	for !s.settled() {
