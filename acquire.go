@@ -80,8 +80,8 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 		if err == nil {
 			return h, nil
 		}
-		if unknownOutcome(err) {
-			c.feed.read(ctx) // what it brings decides, as after a conflict
+		if unknownOutcome(err) || tries == 2 {
+			c.feed.read(ctx) // what it brings decides
 		}
 		if c.feed.latest().version == s.version {
 			return nil, err
