@@ -74,7 +74,7 @@ func inTimeNamespace(t *testing.T, mono, boot time.Duration, env string) string 
 		t.Fatal(err)
 	}
 	cmd := exec.Command(unshare[0], append(unshare[1:], exe, "-test.run=^TestBootTimeOfTheKernel_G3$", "-test.v")...)
-	cmd.Env = append(os.Environ(), env)
+	cmd.Env = append(os.Environ(), env, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -54,7 +54,7 @@ func TestEvents(t *testing.T) {
 		want("a became leader")
 		lease := w.lease()
 		about(lease)
-		w.sleep(24 * time.Hour)
+		w.sleep(long(24 * time.Hour))
 		want()
 		w.srv.Delete(ns, name)
 		want("a stopped leading", "a became leader")

@@ -649,12 +649,12 @@ func TestHubLastOut(t *testing.T) {
 			t.Run(fmt.Sprint(name, " for ", after), func(t *testing.T) {
 				inCrowd(t, func(c *crowd) {
 					c.campaign(0, 40)
-					c.sleep(time.Minute)
+					c.sleep(2 * I)
 					for _, stop := range c.stop[:17] {
 						stop()
 					}
 					c.stop = c.stop[17:]
-					c.sleep(time.Minute)
+					c.sleep(2 * I)
 					c.wantLeading(23)
 					weather(c)
 					c.sleep(after)
@@ -735,7 +735,7 @@ func TestReleasesTakeTurns(t *testing.T) {
 			inCrowd(t, func(c *crowd) {
 				const leases = 8 * atOnce
 				c.campaign(0, leases)
-				c.sleep(time.Minute)
+				c.sleep(I)
 				began, late := time.Now(), 0
 				c.fail(func(r leasetest.Request) leasetest.Fault {
 					if time.Since(began) > R {
@@ -769,6 +769,9 @@ func TestReleasesTakeTurns(t *testing.T) {
 
 // Many leases of a short duration, far from their API server, are renewed in time.
 func TestRenewalsFarAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: thousands of leases")
+	}
 	inCrowd(t, func(c *crowd) {
 		const leases = 3000
 		c.campaign(0, leases, WithDuration(5*time.Second))

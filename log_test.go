@@ -75,7 +75,7 @@ func TestLog(t *testing.T) {
 		}
 		a := w.run("a", nil, j.logger())
 		said(0, `level=INFO msg="lease acquired" fencingToken=1001 transitions=0`)
-		said(24 * time.Hour) // undisturbed
+		said(long(24 * time.Hour)) // undisturbed
 
 		// An outage that is not long enough to lose the lease: of the server, of the network.
 		for _, outage := range []struct {

@@ -363,7 +363,7 @@ func TestMonitorCheck(t *testing.T) {
 	}{
 		{"a leader and a standby, for a day", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
 			a, b := w.run("a", nil, WithMonitor(m)), w.run("b", nil, WithMonitor(m))
-			healthy(24*time.Hour, "")
+			healthy(long(24*time.Hour), "")
 			a.quit()
 			b.quit()
 		}},
@@ -374,7 +374,7 @@ func TestMonitorCheck(t *testing.T) {
 					w.srv.Client(client).OnRequest(func(leasetest.Request) leasetest.Fault { return fault })
 					w.srv.Client(client).CloseWatches(nil)
 				}
-				healthy(time.Hour, "")
+				healthy(long(time.Hour), "")
 			}
 			w.srv.Client("a").OnRequest(nil)
 			w.srv.Client("b").OnRequest(nil)
@@ -385,7 +385,7 @@ func TestMonitorCheck(t *testing.T) {
 		{"an API server that refuses", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
 			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault { return leasetest.Fault{Err: leasetest.Forbidden(r)} })
 			a := w.run("a", nil, WithMonitor(m))
-			healthy(time.Hour, "")
+			healthy(long(time.Hour), "")
 			a.quit()
 		}},
 		{"the machine sleeps", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
@@ -405,7 +405,7 @@ func TestMonitorCheck(t *testing.T) {
 			w.steal("thief")
 			healthy(R-I-eps, "")
 			w.sleep(D - R + I)
-			sick(time.Hour, `lease default/reconciler: work goes on without it: lease lost: now held by "thief"`)
+			sick(long(time.Hour), `lease default/reconciler: work goes on without it: lease lost: now held by "thief"`)
 			if err := m.Check(nil); strings.Contains(err.Error(), "stuck") {
 				w.Error(err) // the campaign waits, as it should
 			}
@@ -419,7 +419,7 @@ func TestMonitorCheck(t *testing.T) {
 			a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(D + eps) }, WithMonitor(m), WithOverrun(func(Session) { <-returns }))
 			w.steal("thief")
 			w.sleep(D + D + R)
-			sick(time.Hour, "work goes on without it")
+			sick(long(time.Hour), "work goes on without it")
 			close(returns)
 			synctest.Wait()
 			healthy(time.Minute, "")

@@ -63,6 +63,14 @@ func inWorld(t *testing.T, test func(w *world)) {
 	})
 }
 
+// long is for how long a test looks on while nothing changes: d, a twelfth of it with -short.
+func long(d time.Duration) time.Duration {
+	if testing.Short() {
+		return d / 12
+	}
+	return d
+}
+
 // Write is the log's.
 func (w *world) Write(p []byte) (int, error) {
 	w.mu.Lock()
