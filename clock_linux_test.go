@@ -21,6 +21,7 @@ import (
 // an instant follows CLOCK_BOOTTIME there, and a session in such a process ends as if its machine had
 // slept for the difference.
 func TestBootTimeOfTheKernel_G3(t *testing.T) {
+	t.Parallel()
 	if slept, ok := os.LookupEnv(sleptBefore); ok {
 		d, err := time.ParseDuration(slept)
 		if err != nil {

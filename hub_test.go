@@ -288,10 +288,10 @@ func TestHubForbidden(t *testing.T) {
 			}
 			return leasetest.Fault{}
 		})
-		c.campaign(0, 40)
+		c.campaign(0, 20)
 		c.sleep(time.Second)
-		c.wantLeading(40)
-		c.wantFollowing("map[watch:40]")
+		c.wantLeading(20)
+		c.wantFollowing("map[watch:20]")
 		if n := c.asked()["watch all"]; n != 1 {
 			t.Errorf("%d tries", n)
 		}
@@ -309,8 +309,8 @@ func TestHubForbidden(t *testing.T) {
 		}
 		c.fail(nil)
 		c.sleep(100*I + time.Second)
-		c.wantFollowing("map[shared watch:40]")
-		c.wantLeading(40)
+		c.wantFollowing("map[shared watch:20]")
+		c.wantLeading(20)
 		if n := c.client.WatchCount(); n != 1 {
 			t.Errorf("%d watches are open", n)
 		}
@@ -413,7 +413,7 @@ func TestHubPolls(t *testing.T) {
 func TestHubExpired(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 200)
-		c.sleep(time.Minute)
+		c.sleep(I)
 		c.asked()
 		c.client.SilenceWatches()
 		c.srv.Delete(ns, leaseOf(7))
@@ -715,7 +715,7 @@ func TestHoldersReadAtOnce(t *testing.T) {
 			}
 			return leasetest.Fault{}
 		})
-		c.campaign(1, 500, WithNamespace("stuck"))
+		c.campaign(1, 4*atOnce, WithNamespace("stuck"))
 		c.sleep(D)
 		c.client.SilenceWatches()
 		c.edit(0, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} })

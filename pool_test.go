@@ -45,6 +45,7 @@ func (c slowConn) Read(b []byte) (int, error) {
 // More requests than the server takes at once on a connection are made over others, also if it says so
 // only when they were sent.
 func TestPoolFewStreams(t *testing.T) {
+	t.Parallel()
 	s := newPoolServer(t, true, func(s *poolServer) {
 		s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 5}
 	})
@@ -177,6 +178,7 @@ func TestPoolHalfOpen(t *testing.T) {
 // A dial that hangs, even if nothing can end it, keeps neither requests from being made over the next,
 // nor the last campaign from leaving.
 func TestPoolDialHangs(t *testing.T) {
+	t.Parallel()
 	s := newPoolServer(t, true)
 	close(s.hold)
 	hang := make(chan struct{})

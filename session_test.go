@@ -984,7 +984,7 @@ func TestLiveness_G8(t *testing.T) {
 				a, b := w.run("a", nil), w.run("b", nil)
 				time.Sleep(time.Minute)
 				fault.begin(w)
-				time.Sleep(10 * time.Minute)
+				time.Sleep(long(10 * time.Minute))
 				w.srv.Client("a").OnRequest(nil)
 				w.srv.Client("b").OnRequest(nil)
 				time.Sleep(D + time.Second)

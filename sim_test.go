@@ -22,7 +22,7 @@ import (
 
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "simulate this seed alone, and print what happened")
-	simSeeds = flag.Uint64("sim.seeds", 0, "simulate so many seeds, rather than as many as fit in a minute (5 s with -short)")
+	simSeeds = flag.Uint64("sim.seeds", 0, "simulate so many seeds, rather than as many as fit in a minute (3 s with -short)")
 	simFrom  = flag.Uint64("sim.from", 1, "the first seed")
 	simStep  = flag.Uint64("sim.step", 0, "simulate every so many-th seed, in this process alone")
 )
@@ -163,7 +163,7 @@ func simulateAll(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // worlds are small and many
 	budget := time.Minute
 	if testing.Short() {
-		budget = 5 * time.Second
+		budget = 3 * time.Second
 	}
 	began := time.Now()
 	var some tally // not yet told
