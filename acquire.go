@@ -80,10 +80,13 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 		if err == nil {
 			return h, nil
 		}
-		if unknownOutcome(err) || tries == 2 {
+		if err != errOvertaken && unknownOutcome(err) || tries == 2 {
 			c.feed.read(ctx) // what it brings decides
 		}
-		if c.feed.latest().version == s.version {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if now := c.feed.latest(); now.uid == s.uid && now.version == s.version {
 			return nil, err
 		}
 		failed = err

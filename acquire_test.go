@@ -34,12 +34,12 @@ func TestAcquire(t *testing.T) {
 	inWorld(t, func(w *world) {
 		ctx, cancel := context.WithCancel(w.Context())
 		s := w.acquire(ctx, "a")
-		time.Sleep(time.Hour)
+		time.Sleep(long(time.Hour))
 		if s.Err() != nil || w.holder() != "a" {
 			t.Fatalf("after an hour: %v, held by %q", s.Err(), w.holder())
 		}
 		cancel()
-		time.Sleep(time.Hour) // the work winds down
+		time.Sleep(long(time.Hour)) // the work winds down
 		if s.Err() != context.Canceled || w.holder() != "a" {
 			t.Errorf("an hour after ctx ended: %v, held by %q", s.Err(), w.holder())
 		}
@@ -253,6 +253,51 @@ func TestTryAcquireAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The Lease is deleted under the claim of TryAcquire, which creates it then.
+func TestTryAcquireDeleted(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "a").Release()
+		w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			switch r.Verb {
+			case "apply":
+				w.srv.Delete(ns, name)
+			case "watch":
+				return leasetest.Fault{Before: time.Second}
+			}
+			return leasetest.Fault{}
+		})
+		s, err := TryAcquire(w.Context(), w.options("b")...)
+		if !errors.Is(err, ErrHeld) {
+			t.Errorf("TryAcquire() = %v, but the last holder may not have heard", err)
+		}
+		s.Release()
+	})
+}
+
+// ctx ends while TryAcquire claims the lease, which is free again then.
+func TestTryAcquireEnds(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "a").Release()
+		ctx, cancel := context.WithCancelCause(w.Context())
+		own := errors.New("own")
+		claims := 0
+		w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "apply" {
+				claims++
+				cancel(own)
+				return leasetest.Fault{After: 100 * time.Millisecond}
+			}
+			return leasetest.Fault{}
+		})
+		if _, err := TryAcquire(ctx, w.options("b")...); err != own {
+			t.Errorf("TryAcquire() = %v", err)
+		}
+		if claims != 1 || w.holder() != "" {
+			t.Errorf("%d claims, held by %q", claims, w.holder())
+		}
+	})
 }
 
 // TryAcquire whose write's outcome is unknown reads, and leaves no lease behind that nobody knows of.
