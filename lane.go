@@ -66,12 +66,12 @@ func enterLane(client coordinationv1client.LeasesGetter, config *rest.Config, in
 			return l, nil
 		}
 	}
-	l := &lane{leases: client, client: client, hubs: map[string]*hub{},
+	l := &lane{leases: client, client: client, interval: interval, hubs: map[string]*hub{},
 		turns: semaphore.NewWeighted(atOnce), renewals: semaphore.NewWeighted(math.MaxInt64)}
 	l.renewals.TryAcquire(math.MaxInt64 - renewalsAtOnce)
 	l.enter()
 	if client == nil {
-		l.config, l.interval = snapshot(config), interval
+		l.config = snapshot(config)
 		if err := l.connect(l.config); err != nil {
 			return nil, err
 		}
@@ -147,10 +147,13 @@ func (l *lane) leave(c *campaign) {
 
 // fits tells whether the lane is as one would be that is made now.
 func (l *lane) fits(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration) bool {
-	if client != nil {
+	switch {
+	case l.interval != interval:
+		return false
+	case client != nil:
 		return sameValue(l.client, client)
 	}
-	return l.client == nil && l.interval == interval && sameSettings(l.config, config)
+	return l.client == nil && sameSettings(l.config, config)
 }
 
 // sameSettings tells whether two configurations connect alike, and as the same user.

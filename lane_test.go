@@ -44,6 +44,11 @@ func TestLaneShared(t *testing.T) {
 	extra := with(func(c *rest.Config) {
 		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Extra: map[string][]string{"a": {"a"}}}
 	})
+	defer func() {
+		if n := len(lanes.inUse); n != 0 {
+			t.Errorf("%d lanes are left", n)
+		}
+	}()
 	for _, tt := range []struct {
 		name     string
 		a, b     *rest.Config
@@ -88,8 +93,18 @@ func TestLaneShared(t *testing.T) {
 			}
 		})
 	}
-	if n := len(lanes.inUse); n != 0 {
-		t.Errorf("%d lanes are left", n)
+	client := leasetest.NewServer().Client("a")
+	var entered []*lane
+	for _, interval := range []time.Duration{I, 2 * I, I} {
+		l, err := enterLane(client, nil, interval)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.leave(&campaign{})
+		entered = append(entered, l)
+	}
+	if entered[0] == entered[1] || entered[0] != entered[2] {
+		t.Error("a client is shared where the interval is another, or not where it is the same")
 	}
 }
 

@@ -213,6 +213,7 @@ func (s *sim) share(d dice) {
 			first.process = &simProcess{link: first.link}
 		}
 		c.process, c.many = first.process, many
+		c.renewInterval = min(first.renewInterval, c.renewDeadline/2) // only with the same they share
 	}
 }
 
