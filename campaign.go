@@ -44,6 +44,7 @@ type campaign struct {
 	delays  delays
 	plan    plan
 	raced   bool      // the last try to take the lease met with somebody else's write
+	undone  bool      // tries to take the lease succeed, but are undone at once
 	spread  spread    // of the tries to take the lease
 	begun   bool      // the create mode was satisfied
 	doubts  []term    // what may have taken the lease unheard, since it was last heard to be taken
@@ -345,6 +346,16 @@ func (c *campaign) noteNamesake(t term) {
 		"acquireTime", t.acquired)
 }
 
+// noteUndone tells operators, once until a session begins, that the lease was acquired, and lost before
+// that was known: an admission webhook or somebody who watches changes what we write.
+func (c *campaign) noteUndone(cause error) {
+	c.ledger.failed(cause)
+	if !c.undone {
+		c.log.Warn("lease acquired, but lost at once; trying again", "cause", cause)
+	}
+	c.undone = true
+}
+
 // take tries to take the lease as it is in s. The error may also be why the session ended before it
 // began.
 func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
@@ -376,7 +387,9 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 	if err == nil {
 		claim.uid = r.uid
 		// The watch may have told meanwhile that it is somebody else's again.
-		err = cmp.Or(claim.judge(r, c.duration), claim.judge(c.feed.latest().record, c.duration))
+		if err = cmp.Or(claim.judge(r, c.duration), claim.judge(c.feed.latest().record, c.duration)); err != nil {
+			c.noteUndone(err)
+		}
 	}
 	if err == nil && c.feed.latest().vacant().After(c.clock.now().mono) {
 		// While our creation was under way another created the Lease, and lost it.
@@ -391,8 +404,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		c.disclaim()
 		return nil, err
 	}
-	c.begun, c.raced, c.doubts, c.spread = true, false, nil, c.spread.won()
-	c.delays.reset()
+	c.begun, c.raced, c.undone, c.doubts, c.spread = true, false, false, nil, c.spread.won()
 	h := c.newHold(ctx, r, sent)
 	c.held.Store(h)
 	c.ledger.acquired()
@@ -451,11 +463,14 @@ func (c *campaign) settle(ctx context.Context, err error) {
 
 // pause lets others have their turn after the session of h.
 func (c *campaign) pause(ctx context.Context, h *hold) {
-	switch {
-	case h.loss() == nil:
+	lost := h.loss() != nil
+	if lost && h.began.add(c.renewInterval).left(c.clock.now()) > 0 {
+		sleep(ctx, c.clock, c.delays.next(nil, c.renewInterval)) // whoever ended it may do so again, and again
+		return
+	}
+	c.delays.reset()
+	if !lost {
 		sleep(ctx, c.clock, c.between(c.renewInterval/4, c.renewInterval*3/4))
-	case h.began.add(c.renewInterval).left(c.clock.now()) > 0:
-		sleep(ctx, c.clock, c.delays.next(nil, c.renewInterval)) // whoever ended it may do so again
 	}
 }
 

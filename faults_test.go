@@ -187,6 +187,102 @@ func TestReleaseDuringOverrun(t *testing.T) {
 	})
 }
 
+// An event recorder that calls Release when the session is lost.
+func TestReleaseInEvent(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var session atomic.Pointer[Session]
+		s := w.acquire(w.Context(), "a", WithEventRecorder(recorderFunc(func(what string) {
+			if what == "stopped leading" {
+				session.Load().Release()
+			}
+		})))
+		session.Store(&s)
+		w.steal("thief")
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.Release()
+		}()
+		select {
+		case <-done:
+		case <-time.After(time.Hour):
+			t.Fatal("deadlock: Release does not return")
+		}
+	})
+}
+
+// A recorderFunc is called with what happened to the leadership.
+type recorderFunc func(what string)
+
+func (f recorderFunc) Event(runtime.Object, string, string, string) {}
+func (f recorderFunc) Eventf(_ runtime.Object, _, _, _ string, args ...any) {
+	f(args[1].(string))
+}
+func (f recorderFunc) AnnotatedEventf(runtime.Object, map[string]string, string, string, string, ...any) {
+}
+
+// Somebody undoes each acquisition at once. Tries are no storm, and operators are told why nobody leads.
+func TestUndoneAtOnce(t *testing.T) {
+	for _, how := range []struct {
+		name             string
+		after            time.Duration
+		undo             func(w *world)
+		sessions, warned bool
+	}{
+		{"emptied", 5 * time.Millisecond, func(w *world) {
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil })
+		}, true, false},
+		{"deleted", 5 * time.Millisecond, func(w *world) { w.srv.Delete(ns, name) }, true, false},
+		{"cut before the reply", 0, func(w *world) {
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = new(int32(10)) })
+		}, false, true},
+	} {
+		t.Run(how.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				claims := 0
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if r.Verb != "apply" && r.Verb != "create" {
+						return leasetest.Fault{}
+					}
+					claims++
+					return leasetest.Fault{After: 2 * time.Millisecond}
+				})
+				stop := make(chan struct{})
+				w.srv.OnCommit(func(c leasetest.Change) {
+					if c.Client != "a" || c.New == nil || c.New.Spec.HolderIdentity == nil {
+						return
+					}
+					select {
+					case <-stop:
+					default:
+						time.AfterFunc(how.after, func() { how.undo(w) })
+					}
+				})
+				var m Monitor
+				a := w.run("a", nil, WithMonitor(&m))
+				w.sleep(time.Minute)
+				if claims < 50 || claims > 150 {
+					t.Errorf("%d claims in a minute", claims)
+				}
+				if n := w.count(); (n > 0) != how.sessions {
+					t.Errorf("%d sessions", n)
+				}
+				const cut = `msg="lease acquired, but lost at once; trying again"`
+				if n := w.logged(cut); (n == 1) != how.warned || n > 1 {
+					t.Errorf("told %d times", n)
+				}
+				if got := w.status(&m).LastError; strings.Contains(got, "its duration was cut from 15s to 10s") != how.warned {
+					t.Errorf("last error %q", got)
+				}
+				close(stop)
+				w.sleep(2 * D)
+				w.wantLeader("a")
+				a.quit()
+			})
+		})
+	}
+}
+
 // UseExisting: the watch misses the deletion, then stays silent.
 func TestMissedDeletionStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -222,6 +318,7 @@ func TestMissedDeletionStalls(t *testing.T) {
 
 // A dial that is under way when the loop is left, by a function that waits for its context.
 func TestDialEnds(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	var dialing atomic.Int32
 	config := &rest.Config{Host: "https://203.0.113.1", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {

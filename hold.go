@@ -36,12 +36,13 @@ type hold struct {
 	lost   chan struct{} // closed when the lease is lost
 	cause  error         // why; readable once lost is closed
 
-	telling atomic.Bool // the function of WithOverrun is about to be called, or runs
 	overran atomic.Bool // the body goes on without the lease
 
 	group    errgroup.Group // keep, and the request it has under way
-	stop     chan struct{}  // closed when the body has returned
+	renewing chan struct{}  // has room for that request
+	stop     chan struct{}  // closed when the body has returned, or called Release
 	stopping sync.Once
+	early    atomic.Bool // it called Release, and may go on
 
 	given     atomic.Bool   // to somebody who works under it
 	finishing chan struct{} // has room for the one who gives the lease back
@@ -62,6 +63,7 @@ func (c *campaign) newHold(ctx context.Context, r record, sent instant) *hold {
 		cancel:    cancel,
 		renewed:   make(chan struct{}, 1),
 		lost:      make(chan struct{}),
+		renewing:  make(chan struct{}, 1),
 		stop:      make(chan struct{}),
 		finishing: make(chan struct{}, 1),
 	}
@@ -310,7 +312,9 @@ func (k *keeper) renew(ctx context.Context, now instant, done func()) {
 	stamp := k.c.stamp(r)
 	k.pending = append(k.pending, renewal{stamp, now})
 	k.inFlight = true
+	k.renewing <- struct{}{}
 	k.group.Go(func() error {
+		defer func() { <-k.renewing }()
 		defer done()
 		answer, err := k.c.write(ctx, "renew", k.c.renewTimeout, func(ctx context.Context) (record, error) {
 			if err := k.loss(); err != nil {
@@ -377,11 +381,11 @@ func (k *keeper) overrun(timer *time.Timer) {
 	case <-k.stop:
 	case <-timer.C:
 	}
-	k.telling.Store(true)
-	defer k.telling.Store(false)
 	select {
 	case <-k.stop: // even if both came at once, after a stall
-		c.expect(c.renewDeadline) // for a request under way to end
+		if !k.early.Load() {
+			c.expect(c.renewDeadline) // for a request under way to end
+		}
 	default:
 		if k.given.Load() {
 			k.overran.Store(true)

@@ -414,6 +414,26 @@ func TestMonitorCheck(t *testing.T) {
 			healthy(time.Minute, "")
 			a.quit()
 		}},
+		{"the body goes on after Release", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
+			returns := make(chan struct{})
+			for _, lost := range []bool{false, true} {
+				a := w.run("a", func(s Session) {
+					if lost {
+						w.steal("thief")
+						<-s.Done()
+					}
+					s.Release()
+					<-returns
+				}, WithMonitor(m))
+				healthy(long(time.Hour), "")
+				returns <- struct{}{}
+				healthy(time.Minute, "")
+				a.stop()
+				close(returns)
+				<-a.done
+				returns = make(chan struct{})
+			}
+		}},
 		{"the function of WithOverrun does not return", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
 			returns := make(chan struct{})
 			a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(D + eps) }, WithMonitor(m), WithOverrun(func(Session) { <-returns }))

@@ -110,12 +110,17 @@ func (s Session) Release() error {
 		return nil
 	}
 	h := s.hold
+	h.early.Store(true)
 	h.end()
 	if h.leave != nil {
 		defer h.leave()
 	}
-	if h.telling.Load() {
-		return h.loss() // the function of WithOverrun, for which finish waits, may be what asks
+	defer h.c.expect(maxDuration) // for the body to return
+	if err := h.loss(); err != nil {
+		// The keeper, for which finish waits, may be what asks, by the function of WithOverrun.
+		h.renewing <- struct{}{}
+		<-h.renewing
+		return err
 	}
 	return h.finish()
 }
