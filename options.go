@@ -68,7 +68,7 @@ func WithNamespace(namespace string) Option {
 
 // WithClient makes all requests through client, with its connections and rate limits. WithRESTConfig
 // is better where there is a choice: a client that is shared can keep renewals waiting. One client for
-// all campaigns of a process lets them share a watch.
+// all campaigns of a process lets those with the same renew interval share a watch.
 func WithClient(client coordinationv1client.LeasesGetter) Option {
 	return func(o *options) {
 		o.client = client
