@@ -44,7 +44,7 @@ func TestExposition(t *testing.T) {
 			client := srv.Client(identity)
 			client.OnRequest(func(r leasetest.Request) leasetest.Fault {
 				if r.Verb == "patch" {
-					return leasetest.Fault{After: 20 * time.Millisecond}
+					return leasetest.Fault{After: 1500 * time.Millisecond} // longer than a busy machine takes
 				}
 				return leasetest.Fault{}
 			})
@@ -52,10 +52,11 @@ func TestExposition(t *testing.T) {
 				leasehold.WithClient(client), leasehold.WithIdentity(identity), leasehold.WithNamespace(namespace), leasehold.WithLease(name),
 				leasehold.WithLogger(slog.New(slog.DiscardHandler)),
 			}
+			// Long durations: while virtual time stands still, CLOCK_BOOTTIME, by which a session is judged too, goes on.
 			if identity != "other" {
-				opts = append(opts, leasehold.WithMonitor(&monitor))
+				opts = append(opts, leasehold.WithMonitor(&monitor), leasehold.WithDuration(time.Hour))
 			} else {
-				opts = append(opts, leasehold.WithDuration(time.Hour)) // it does not renew before the end
+				opts = append(opts, leasehold.WithDuration(24*time.Hour)) // it does not renew before the end
 			}
 			loops.Go(func() {
 				for s := range leasehold.Sessions(ctx, opts...) {
@@ -70,7 +71,7 @@ func TestExposition(t *testing.T) {
 		short, end := context.WithCancel(ctx)
 		campaign(short, "three", "ns1", "migration")
 		end()
-		const once = 3200 * time.Millisecond // the first renewal comes after 0.75 s to 3 s, the second 2.7 s after it or later
+		const once = 13 * time.Minute // the first renewal comes after 3 to 12 minutes, the second 10.8 minutes after it or later
 		time.Sleep(once)
 		srv.Delete("ns1", "reconciler")
 		time.Sleep(once)
