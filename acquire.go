@@ -67,6 +67,8 @@ func (c *campaign) try(ctx context.Context) (*hold, error) {
 		case c.prepare(s) <= 0:
 		case s.held():
 			return nil, fmt.Errorf("leasehold: %w by %q", ErrHeld, s.identity)
+		case !s.exists() && c.createMode == UseExisting:
+			return nil, c.notFound()
 		default:
 			return nil, fmt.Errorf("leasehold: %w: the Lease was deleted under a holder that may not have heard", ErrHeld)
 		}

@@ -136,6 +136,18 @@ func TestAcquireLostInRenewal(t *testing.T) {
 		if err := <-released; !errors.Is(err, ErrLost) {
 			t.Errorf("Release() = %v", err)
 		}
+
+		client.answer = make(chan struct{})
+		w.sleep(D)
+		s = w.acquire(w.Context(), "a", WithClient(client))
+		w.sleep(I)
+		w.steal("thief")
+		<-s.Done()
+		began := time.Now()
+		if err := s.Release(); !errors.Is(err, ErrLost) || time.Since(began) > D {
+			t.Errorf("Release() = %v after %v, where the renewal does not end", err, time.Since(began))
+		}
+		close(client.answer)
 	})
 }
 
@@ -255,25 +267,28 @@ func TestTryAcquireAgain(t *testing.T) {
 	}
 }
 
-// The Lease is deleted under the claim of TryAcquire, which creates it then.
+// The Lease is deleted under the claim of TryAcquire.
 func TestTryAcquireDeleted(t *testing.T) {
-	inWorld(t, func(w *world) {
-		w.acquire(w.Context(), "a").Release()
-		w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
-			switch r.Verb {
-			case "apply":
-				w.srv.Delete(ns, name)
-			case "watch":
-				return leasetest.Fault{Before: time.Second}
+	for mode, want := range map[CreateMode]string{
+		AutoCreate:  "leasehold: lease held: the Lease was deleted under a holder that may not have heard",
+		UseExisting: "leasehold: lease not found: default/reconciler, and UseExisting does not create it",
+	} {
+		inWorld(t, func(w *world) {
+			w.acquire(w.Context(), "a").Release()
+			w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				switch r.Verb {
+				case "apply":
+					w.srv.Delete(ns, name)
+				case "watch":
+					return leasetest.Fault{Before: time.Second}
+				}
+				return leasetest.Fault{}
+			})
+			if _, err := TryAcquire(w.Context(), w.options("b", WithCreateMode(mode))...); err == nil || err.Error() != want {
+				t.Errorf("TryAcquire() = %v, want %v", err, want)
 			}
-			return leasetest.Fault{}
 		})
-		s, err := TryAcquire(w.Context(), w.options("b")...)
-		if !errors.Is(err, ErrHeld) {
-			t.Errorf("TryAcquire() = %v, but the last holder may not have heard", err)
-		}
-		s.Release()
-	})
+	}
 }
 
 // ctx ends while TryAcquire claims the lease, which is free again then.

@@ -125,7 +125,7 @@ func BenchmarkRenewal(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	if err := h.finish(); err != nil {
+	if err := h.finish(false); err != nil {
 		b.Error(err)
 	}
 }

@@ -264,10 +264,14 @@ func (c *campaign) await(ctx context.Context) (*hold, error) {
 		}
 		c.expect(wake)
 		timer.Reset(c.clock.wait(wake))
+		rested := c.clock.now().add(c.renewInterval / 2)
 		select {
 		case <-timer.C:
 		case <-c.feed.changed:
 		case <-ctx.Done():
+		}
+		if rested.left(c.clock.now()) <= 0 {
+			c.delays.reset() // what failed before is long ago
 		}
 	}
 	return nil, context.Cause(ctx)
@@ -281,10 +285,14 @@ func (c *campaign) unfit(s sighting) error {
 	case c.createMode == CreateNew && s.exists() && !c.mine(s.term()):
 		return fmt.Errorf("leasehold: %w: %s/%s, and CreateNew wants to create it", ErrExists, c.api.namespace, c.api.name)
 	case c.createMode == UseExisting && !s.exists():
-		return fmt.Errorf("leasehold: %w: %s/%s, and UseExisting does not create it", ErrNotFound, c.api.namespace, c.api.name)
+		return c.notFound()
 	}
 	c.begun = c.createMode != CreateNew
 	return nil
+}
+
+func (c *campaign) notFound() error {
+	return fmt.Errorf("leasehold: %w: %s/%s, and UseExisting does not create it", ErrNotFound, c.api.namespace, c.api.name)
 }
 
 // A plan is what a candidate means to do about the Lease in one state.
@@ -349,7 +357,7 @@ func (c *campaign) noteNamesake(t term) {
 // noteUndone tells operators, once until a session begins, that the lease was acquired, and lost before
 // that was known: an admission webhook or somebody who watches changes what we write.
 func (c *campaign) noteUndone(cause error) {
-	c.ledger.failed(cause)
+	c.ledger.noteError(cause)
 	if !c.undone {
 		c.log.Warn("lease acquired, but lost at once; trying again", "cause", cause)
 	}
@@ -418,7 +426,7 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		}
 	}
 	if err := h.Err(); err != nil {
-		h.finish()
+		h.finish(false)
 		return nil, err
 	}
 	h.given.Store(true)

@@ -283,6 +283,47 @@ func TestUndoneAtOnce(t *testing.T) {
 	}
 }
 
+// Losses in a row, then an hour in which somebody else leads: a failure after that is the first again.
+func TestLossesForgotten(t *testing.T) {
+	inWorld(t, func(w *world) {
+		empty := func() { w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil }) }
+		a := w.run("a", nil)
+		for range 8 {
+			for w.leads() != "a" {
+				w.sleep(time.Millisecond)
+			}
+			empty()
+			w.sleep(time.Millisecond)
+		}
+		w.sleep(time.Second)
+		w.steal("b")
+		for range 720 {
+			w.sleep(5 * time.Second)
+			now := metav1.NowMicro()
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &now })
+		}
+		claims := 0
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "apply" {
+				claims++
+				if claims == 1 {
+					return leasetest.Fault{Err: leasetest.EOF(), Drop: leasetest.TheRequest}
+				}
+			}
+			return leasetest.Fault{}
+		})
+		empty()
+		began := time.Now()
+		for w.leads() != "a" {
+			w.sleep(time.Millisecond)
+		}
+		if took := time.Since(began); claims != 2 || took > 250*time.Millisecond {
+			t.Errorf("led after %d claims and %v", claims, took)
+		}
+		a.quit()
+	})
+}
+
 // UseExisting: the watch misses the deletion, then stays silent.
 func TestMissedDeletionStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -41,6 +41,7 @@ type feed struct {
 	overdue bool   // news was expected that did not come
 	epoch   uint64 // of the hub, in which the Lease was last read
 	resting bool   // run has returned, and is started again when there is something to look at
+	gone    bool   // it is not started again
 
 	// For the Monitor.
 	following string
@@ -192,8 +193,11 @@ func (f *feed) follow(h *hub) {
 	f.start()
 }
 
-// leave ends what follow began. After stop returns run has ended, which nobody starts any more then.
+// leave ends what follow began. stop returns when run has ended.
 func (f *feed) leave(stop func()) {
+	f.mu.Lock()
+	f.gone = true
+	f.mu.Unlock()
 	if f.hub != nil {
 		f.hub.leave(f)
 	}
@@ -320,7 +324,7 @@ func (f *feed) wake() {
 // stir is wake for a caller that holds mu.
 func (f *feed) stir() {
 	signal(f.alarm)
-	if f.resting {
+	if f.resting && !f.gone {
 		f.resting = false
 		f.start()
 	}

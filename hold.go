@@ -40,9 +40,10 @@ type hold struct {
 
 	group    errgroup.Group // keep, and the request it has under way
 	renewing chan struct{}  // has room for that request
-	stop     chan struct{}  // closed when the body has returned, or called Release
+	kept     chan struct{}  // closed when keep has returned
+	stop     chan struct{}  // closed when the body has returned, or Release was called
 	stopping sync.Once
-	early    atomic.Bool // it called Release, and may go on
+	returned atomic.Bool // the body, of a loop
 
 	given     atomic.Bool   // to somebody who works under it
 	finishing chan struct{} // has room for the one who gives the lease back
@@ -64,6 +65,7 @@ func (c *campaign) newHold(ctx context.Context, r record, sent instant) *hold {
 		renewed:   make(chan struct{}, 1),
 		lost:      make(chan struct{}),
 		renewing:  make(chan struct{}, 1),
+		kept:      make(chan struct{}),
 		stop:      make(chan struct{}),
 		finishing: make(chan struct{}, 1),
 	}
@@ -78,6 +80,7 @@ func (c *campaign) newHold(ctx context.Context, r record, sent instant) *hold {
 		turns:   make(chan func(), 1),
 	}
 	h.group.Go(func() error {
+		defer close(h.kept)
 		k.keep(context.WithoutCancel(ctx))
 		return nil
 	})
@@ -129,20 +132,43 @@ func (h *hold) end() {
 }
 
 // finish ends the session: cancel, wait, release. It returns nil once nothing is held any more. If
-// the API server could not be told, it may be called again.
-func (h *hold) finish() error {
+// the API server could not be told, it may be called again. It is early if the body of a loop may go on.
+func (h *hold) finish(early bool) error {
 	h.end()
 	h.finishing <- struct{}{} // no mutex: a bubble of testing/synctest has its time stand still where one is waited for
 	defer func() { <-h.finishing }()
-	h.c.expect(h.c.renewDeadline) // at most: a request under way, and the release while trust lasts
+	expect := func(d time.Duration) {
+		if !early || !h.returned.Load() { // else the campaign is at other work
+			h.c.expect(d)
+		}
+	}
+	<-h.kept
+	expect(h.c.renewDeadline) // at most: a request under way, and the release while trust lasts
 	h.group.Wait()
 	h.c.held.CompareAndSwap(h, nil)
+	var err error
 	if h.finished {
-		return h.loss()
+		err = h.loss()
+	} else {
+		err = h.release()
+		h.finished = err == nil || h.loss() != nil
 	}
-	err := h.release()
-	h.finished = err == nil || h.loss() != nil
+	if early {
+		expect(maxDuration) // for the body
+	}
 	return err
+}
+
+// awaitRenewal waits for the renewal under way of a lost lease, which is cut short, but not for long if
+// that does not help.
+func (h *hold) awaitRenewal() {
+	timer := time.NewTimer(h.c.clock.wait(h.c.renewTimeout))
+	defer timer.Stop()
+	select {
+	case h.renewing <- struct{}{}:
+		<-h.renewing
+	case <-timer.C:
+	}
 }
 
 // release frees the lease if it is still ours, in bounded time: not beyond the trust in it, because
@@ -383,9 +409,6 @@ func (k *keeper) overrun(timer *time.Timer) {
 	}
 	select {
 	case <-k.stop: // even if both came at once, after a stall
-		if !k.early.Load() {
-			c.expect(c.renewDeadline) // for a request under way to end
-		}
 	default:
 		if k.given.Load() {
 			k.overran.Store(true)

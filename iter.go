@@ -35,7 +35,10 @@ func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
 // lead yields the session and holds the lease for exactly as long as yield runs. It returns what
 // yield returns: whether the loop goes on.
 func (h *hold) lead(yield func(Session) bool) bool {
-	defer h.finish() // break, return, panic and Goexit all come through here
+	defer func() { // break, return, panic and Goexit all come through here
+		h.returned.Store(true)
+		h.finish(false)
+	}()
 	return yield(Session{h})
 }
 

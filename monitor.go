@@ -246,6 +246,13 @@ func (l *ledger) failed(err error) {
 	l.lastError, l.lastErrorTime = err, time.Now()
 }
 
+// noteError is failed for what is no failure of a request.
+func (l *ledger) noteError(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lastError, l.lastErrorTime = err, time.Now()
+}
+
 // running returns the campaign to show: one that leads, else the newest.
 func (l *ledger) running() (shown *campaign, leads *hold) {
 	for _, c := range l.campaigns {

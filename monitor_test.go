@@ -507,6 +507,59 @@ func TestMonitorCheckStuck(t *testing.T) {
 	}
 }
 
+// The same where Release is called of the session, or of one before it.
+func TestMonitorCheckStuckAfterRelease(t *testing.T) {
+	for name, body := range map[string]func(s, before Session){
+		"by the body": func(s, _ Session) { <-s.Done(); s.Release() },
+		"by others as the session ends": func(s, _ Session) {
+			context.AfterFunc(s.Context(), func() { s.Release() })
+			<-s.Done()
+		},
+		"of the session before": func(s, before Session) {
+			context.AfterFunc(s.Context(), func() {
+				time.Sleep(2 * D)
+				before.Release()
+			})
+			<-s.Done()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				var m Monitor
+				var before Session
+				client := &deafClient{LeasesGetter: w.srv.Client("a"), verb: "patch", answer: make(chan struct{})}
+				client.hears.Store(true)
+				a := w.run("a", func(s Session) {
+					if before == (Session{}) {
+						before = s
+						return
+					}
+					body(s, before)
+				}, WithMonitor(&m), WithClient(client))
+				w.sleep(I) // the second session
+				client.hears.Store(false)
+				w.sleep(I) // a renewal
+				w.steal("thief")
+				w.sleep(3 * D)
+				if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "stuck") {
+					t.Errorf("after %v: %v", 3*D, err)
+				}
+				w.sleep(D)
+				if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "stuck") {
+					t.Errorf("after %v: %v", 4*D, err)
+				}
+				close(client.answer)
+				w.sleep(D)
+				if err := m.Check(nil); err != nil {
+					t.Errorf("after it was answered: %v", err)
+				}
+				a.quit()
+				w.sleep(2 * D) // for who calls Release late
+			})
+		})
+	}
+}
+
 // The same where a campaign ends that looks whether it took the lease unheard.
 func TestMonitorCheckStuckInDoubt(t *testing.T) {
 	inWorld(t, func(w *world) {
@@ -539,6 +592,7 @@ type deafClient struct {
 	coordinationv1client.LeasesGetter
 	verb   string
 	answer chan struct{}
+	hears  atomic.Bool // for now
 }
 
 func (c *deafClient) Leases(namespace string) coordinationv1client.LeaseInterface {
@@ -551,7 +605,7 @@ type deafLeases struct {
 }
 
 func (l deafLeases) hear(verb string) {
-	if verb == l.client.verb {
+	if verb == l.client.verb && !l.client.hears.Load() {
 		<-l.client.answer
 	}
 }

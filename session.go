@@ -110,19 +110,16 @@ func (s Session) Release() error {
 		return nil
 	}
 	h := s.hold
-	h.early.Store(true)
 	h.end()
 	if h.leave != nil {
 		defer h.leave()
 	}
-	defer h.c.expect(maxDuration) // for the body to return
 	if err := h.loss(); err != nil {
-		// The keeper, for which finish waits, may be what asks, by the function of WithOverrun.
-		h.renewing <- struct{}{}
-		<-h.renewing
+		// What finish waits for may be what asks: the keeper, by the function of WithOverrun.
+		h.awaitRenewal()
 		return err
 	}
-	return h.finish()
+	return h.finish(h.leave == nil)
 }
 
 // Guard returns a RoundTripper that passes requests to next while the lease is held, and afterwards

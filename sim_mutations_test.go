@@ -38,9 +38,15 @@ var mutations = []mutation{
 		`	return later(s.vacant(), s.since.Add(s.wait))`,
 		`	return later(s.vacant(), s.renewed.Add(s.wait))`},
 	{"release before the body ends", "iter.go",
-		`	defer h.finish() // break`,
-		`	context.AfterFunc(h.ctx, func() { h.finish() })
-	defer h.finish() // break`},
+		`	return yield(Session{h})
+}
+
+// sequence`,
+		`	context.AfterFunc(h.ctx, func() { h.finish(false) })
+	return yield(Session{h})
+}
+
+// sequence`},
 	{"renewals stop when ctx ends", "hold.go",
 		`k.keep(context.WithoutCancel(ctx))`, `k.keep(ctx)`},
 	{"expiry one renew interval early", "lease.go",
@@ -80,8 +86,9 @@ var mutations = []mutation{
 	{"no pause between failures", "backoff.go",
 		`return max(shortestDelay, min(limit, max(pause, retryAfter(err))))`, `return shortestDelay`},
 	{"the feed forgotten when the loop is left", "campaign.go",
-		`	c.stopFeed()
-	c.group.Wait()`, ``},
+		`		c.stopFeed()
+		c.group.Wait()
+`, ``},
 	{"Vacate frees whoever holds", "acquire.go",
 		`		if r.identity != o.identity {`, `		if false {`},
 	{"a deletion without precondition", "kube.go",
