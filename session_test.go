@@ -997,6 +997,22 @@ func TestLiveness_G8(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a crash", func(t *testing.T) {
+		inWorld(t, func(w *world) {
+			a := w.run("a", nil)
+			b := w.run("b", nil)
+			time.Sleep(time.Minute)
+			w.wantLeader("a")
+			w.srv.Client("a").Partition(true)
+			time.Sleep(D + time.Second)
+			synctest.Wait()
+			w.wantLeader("b")
+			a.stop()
+			w.srv.Client("a").Partition(false)
+			<-a.done
+			b.quit()
+		})
+	})
 }
 
 // G10 is what every test here shows: a synctest bubble fails if a goroutine is left, TestMain if one
