@@ -282,7 +282,7 @@ func defaultConfig() (*rest.Config, error) {
 	return config, err
 }
 
-const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+var namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace" // but for tests
 
 // defaultNamespace returns the service account's namespace or, outside a cluster, that of the
 // kubeconfig's context, else "default".

@@ -300,10 +300,10 @@ func TestDefaultIdentity(t *testing.T) {
 // inNoCluster hides whatever cluster the tests run in and near, and makes kubeconfig the content of
 // the only kubeconfig; there is none when it is empty.
 func inNoCluster(t *testing.T, kubeconfig string) {
-	if _, err := os.Stat(namespaceFile); err == nil {
-		t.Skip("runs in a pod: " + namespaceFile + " counts more than a kubeconfig")
-	}
 	dir := t.TempDir()
+	before := namespaceFile
+	namespaceFile = filepath.Join(dir, "namespace")
+	t.Cleanup(func() { namespaceFile = before })
 	t.Setenv("HOME", dir)
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "config"))
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
@@ -324,18 +324,25 @@ const kubeconfigOfBlue = `{
 
 func TestDefaultNamespace(t *testing.T) {
 	for _, tt := range []struct {
-		name, kubeconfig string
-		opts             []Option
-		want             string
+		name, kubeconfig, pod string
+		opts                  []Option
+		want                  string
 	}{
-		{"of the kubeconfig's context", kubeconfigOfBlue, nil, "blue"},
-		{"of a context without one", strings.Replace(kubeconfigOfBlue, `"namespace": "blue"`, `"user": ""`, 1), nil, "default"},
-		{"without a kubeconfig", "", nil, "default"},
-		{"explicit", kubeconfigOfBlue, []Option{WithNamespace("green")}, "green"},
-		{"explicit, so that a broken kubeconfig does not matter", "{", []Option{WithNamespace("green")}, "green"},
+		{"of the kubeconfig's context", kubeconfigOfBlue, "", nil, "blue"},
+		{"of a context without one", strings.Replace(kubeconfigOfBlue, `"namespace": "blue"`, `"user": ""`, 1), "", nil, "default"},
+		{"without a kubeconfig", "", "", nil, "default"},
+		{"of the pod's service account", kubeconfigOfBlue, "white\n", nil, "white"},
+		{"of a service account without one", kubeconfigOfBlue, "\n", nil, "blue"},
+		{"explicit", kubeconfigOfBlue, "white", []Option{WithNamespace("green")}, "green"},
+		{"explicit, so that a broken kubeconfig does not matter", "{", "", []Option{WithNamespace("green")}, "green"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inNoCluster(t, tt.kubeconfig)
+			if tt.pod != "" {
+				if err := os.WriteFile(namespaceFile, []byte(tt.pod), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
 			synctest.Test(t, func(t *testing.T) {
 				srv := leasetest.NewServer()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

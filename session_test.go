@@ -1429,6 +1429,38 @@ func TestFromContext(t *testing.T) {
 	})
 }
 
+// A try is given up after ten seconds at most, however long the lease lasts.
+func TestLongestTry(t *testing.T) {
+	for verb, next := range map[string]string{"patch": "patch", "apply": "get", "watch": "get"} {
+		t.Run(verb, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				z := w.acquire(w.Context(), "z")
+				if verb != "watch" {
+					z.Release()
+				}
+				var lost, again time.Time
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					switch {
+					case r.Verb == verb && lost.IsZero():
+						lost = time.Now()
+						return leasetest.Fault{Drop: leasetest.TheRequest}
+					case r.Verb == next && again.IsZero() && !lost.IsZero():
+						again = time.Now()
+					}
+					return leasetest.Fault{}
+				})
+				a := w.run("a", nil, WithDuration(time.Hour))
+				w.sleep(15 * time.Minute)
+				if took := again.Sub(lost); lost.IsZero() || took < longestTimeout || took > longestTimeout+time.Second {
+					t.Errorf("the next request comes %v after the one that is lost", took)
+				}
+				z.Release()
+				a.quit()
+			})
+		})
+	}
+}
+
 // The lease is renewed on time, every time: with all settings within the rules.
 func TestRenewals(t *testing.T) {
 	for _, s := range []struct{ d, r, i time.Duration }{
