@@ -178,13 +178,15 @@ func (f *fleet) get() *coordinationv1.Lease {
 	return l
 }
 
-// The main path, G1, G5 and G7: the lease goes from one candidate to the next when it is released.
+// The main path, G1, G5 and G7: the lease goes from one candidate to the next when it is released. It lasts so much longer
+// than await that nobody leads who was not told.
 func TestHandover(t *testing.T) {
 	f := newFleet(t, controlplane.ForTest(t))
-	one := f.run("one", nil, f.asAdmin())
+	long := leasehold.WithDuration(time.Hour)
+	one := f.run("one", nil, f.asAdmin(), long)
 	f.awaitLeader("one")
-	two := f.run("two", nil, f.asAdmin())
-	three := f.run("three", nil, f.asAdmin())
+	two := f.run("two", nil, f.asAdmin(), long)
+	three := f.run("three", nil, f.asAdmin(), long)
 	time.Sleep(time.Second) // they watch
 	one.quit()
 	f.await("led by another", func() bool { return f.leader() == "two" || f.leader() == "three" })
