@@ -3,10 +3,14 @@ package testbed_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,8 +19,11 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	rbacv1client "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
@@ -198,10 +205,17 @@ func TestHandover(t *testing.T) {
 	}
 }
 
-// The wire format of section 4 of the design, as the API server keeps it.
+// The wire format of section 4 of the design, as the API server gets it and keeps it.
 func TestWire(t *testing.T) {
 	f := newFleet(t, controlplane.ForTest(t))
-	c := f.run("one", nil, f.asAdmin())
+	cfg, sent := f.server.Config(), &wire{}
+	cfg.Wrap(sent.wrap)
+	opts := []leasehold.Option{leasehold.WithRESTConfig(cfg), leasehold.WithRenewInterval(time.Second)}
+	before, err := f.admin.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := f.run("one", nil, opts...)
 	f.awaitLeader("one")
 	for round := range 3 {
 		l := f.get()
@@ -215,13 +229,131 @@ func TestWire(t *testing.T) {
 		if n := len(f.get().ManagedFields); n > 4 {
 			t.Errorf("round %d: %d field managers", round, n)
 		}
+		renewals := len(sent.of("renewal"))
+		f.await("renewed", func() bool { return len(sent.of("renewal")) > renewals })
 		c.quit()
-		c = f.run("one", nil, f.asAdmin())
+		c = f.run("one", nil, opts...)
 		f.awaitLeader("one")
 		if l := f.get(); l.Labels["team"] != "storage" {
 			t.Errorf("labels %v", l.Labels)
 		}
 	}
+	c.quit()
+	last := f.get()
+	for _, p := range sent.of("claim") {
+		if p.Metadata.UID != last.UID {
+			t.Errorf("claim of the Lease with the uid %q: %s", last.UID, p.body)
+		}
+	}
+	version := f.versions(before.ResourceVersion, last.ResourceVersion)
+	for _, kind := range []string{"claim", "renewal", "release"} {
+		patches := sent.of(kind)
+		if len(patches) == 0 {
+			t.Errorf("no patch is a %s", kind)
+		}
+		for _, p := range patches {
+			if i := slices.Index(version, p.made); i < 1 || p.Metadata.ResourceVersion != version[i-1] {
+				t.Errorf("%s that made the Lease the last of its versions %v: %s", kind, version[:i+1], p.body)
+			}
+		}
+	}
+}
+
+// versions returns those that the Lease had after one, up to another.
+func (f *fleet) versions(after, last string) []string {
+	f.Helper()
+	w, err := f.admin.Watch(f.Context(), metav1.ListOptions{ResourceVersion: after})
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer w.Stop()
+	var versions []string
+	for event := range w.ResultChan() {
+		l, ok := event.Object.(*coordinationv1.Lease)
+		if !ok {
+			f.Fatal(apierrors.FromObject(event.Object))
+		}
+		if versions = append(versions, l.ResourceVersion); l.ResourceVersion == last {
+			return versions
+		}
+	}
+	f.Fatalf("the watch ended after the versions %v", versions)
+	return nil
+}
+
+// A wire keeps the patches that the API server took.
+type wire struct {
+	mu      sync.Mutex
+	patches []patch
+}
+
+// A patch is what was sent to change the Lease.
+type patch struct {
+	kind     string // claim, renewal or release
+	body     []byte
+	made     string // the version of the Lease that came of it
+	Metadata struct {
+		UID             types.UID
+		ResourceVersion string
+	}
+	Spec map[string]any
+}
+
+func (w *wire) wrap(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		if req.Method != http.MethodPatch {
+			return next.RoundTrip(req)
+		}
+		var p patch
+		var err error
+		if p.body, err = io.ReadAll(req.Body); err != nil {
+			return nil, err
+		}
+		req = req.Clone(req.Context())
+		req.Body = io.NopCloser(bytes.NewReader(p.body))
+		resp, err := next.RoundTrip(req)
+		if err != nil || resp.StatusCode >= 300 {
+			return resp, err
+		}
+		answer, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(answer))
+		l, err := runtime.Decode(scheme.Codecs.UniversalDeserializer(), answer)
+		if err != nil {
+			return nil, err
+		}
+		p.made = l.(*coordinationv1.Lease).ResourceVersion
+		if err := json.Unmarshal(p.body, &p); err != nil {
+			return nil, err
+		}
+		switch holder, holds := p.Spec["holderIdentity"]; {
+		case req.Header.Get("Content-Type") == string(types.ApplyYAMLPatchType):
+			p.kind = "claim"
+		case holds && holder == nil:
+			p.kind = "release"
+		default:
+			p.kind = "renewal"
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.patches = append(w.patches, p)
+		return resp, nil
+	})
+}
+
+// A roundTripper is an http.RoundTripper that is a function.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// of returns the patches of a kind.
+func (w *wire) of(kind string) []patch {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(w.patches), func(p patch) bool { return p.kind != kind })
 }
 
 // G4: a takeover and a deletion end the session at once. The former leader then creates the Lease
