@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -185,11 +186,26 @@ func TestParity(t *testing.T) {
 			}
 		}},
 		{"backoff: the delays are those of WithBackOff", func(f *fleet) {
-			var asked atomic.Int64
-			s := f.acquire("one", leasehold.WithBackOff(func() backoff.BackOff { asked.Add(1); return backoff.NewConstantBackOff(time.Second) }))
-			s.Release()
-			if asked.Load() == 0 {
-				f.Error("nobody asked for the policy")
+			// The first two are longer than any by default; by default, the others would take minutes.
+			policy := &listed{delays: []time.Duration{2 * time.Second, 1200 * time.Millisecond}}
+			var requests atomic.Int64
+			cfg := f.server.Config()
+			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+				return roundTripper(func(req *http.Request) (*http.Response, error) {
+					if requests.Add(1) <= 300 {
+						return nil, errors.New("nobody answers")
+					}
+					return next.RoundTrip(req)
+				})
+			})
+			f.run("one", nil, leasehold.WithRESTConfig(cfg), leasehold.WithDuration(time.Minute), leasehold.WithBackOff(func() backoff.BackOff { return policy }))
+			f.awaitLeader("one")
+			policy.mu.Lock()
+			defer policy.mu.Unlock()
+			for i, want := range policy.delays {
+				if got := policy.asked[i+1].Sub(policy.asked[i]); got < want {
+					f.Errorf("failure %d came %v after the one before, and the delay is %v", i+2, got, want)
+				}
 			}
 		}},
 		{"odd content: no holder is free, whatever else is there", func(f *fleet) {
@@ -427,6 +443,26 @@ func TestParity(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) { row.show(newFleet(t, server)) })
 	}
 }
+
+// A listed policy has these delays, and none after them.
+type listed struct {
+	delays []time.Duration
+
+	mu    sync.Mutex // protects following
+	asked []time.Time
+}
+
+func (l *listed) NextBackOff() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = append(l.asked, time.Now())
+	if n := len(l.asked); n <= len(l.delays) {
+		return l.delays[n-1]
+	}
+	return 0
+}
+
+func (l *listed) Reset() {}
 
 // wantFree checks that nobody holds the lease.
 func (f *fleet) wantFree() {
