@@ -86,8 +86,8 @@ func TestFieldManager(t *testing.T) {
 		return l
 	}
 	for _, args := range [][]string{
-		{"run", "job", "--duration=2s", "--field-manager=deployer", "--", "sleep", "600"}, // creates the Lease
-		{"claim", "job", "--duration=2s", "--field-manager=deployer"},
+		{"run", "job", "--field-manager=deployer", "--", "sleep", "600"}, // creates the Lease
+		{"claim", "job", "--field-manager=deployer"},
 	} {
 		wantManager := func(when string) {
 			t.Helper()
