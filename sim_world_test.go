@@ -595,9 +595,10 @@ func (s *sim) fate(l *link, r leasetest.Request) leasetest.Fault {
 		case d.happens(0.5):
 			seconds := time.Duration(1+d.IntN(5)) * time.Second
 			f.Err, f.Drop, pause = leasetest.TooManyRequests(seconds), 0, seconds
+		// Such a refusal is true, also where a fault of another kind struck the request before.
 		case write && d.happens(0.5):
-			f.Err = apierrors.NewConflict(coordinationv1.Resource("leases"), name, errors.New("so the server says"))
-		case d.happens(0.5): // such a refusal is true, also where a fault of another kind struck the request before
+			f.Err, f.Drop = apierrors.NewConflict(coordinationv1.Resource("leases"), name, errors.New("so the server says")), 0
+		case d.happens(0.5):
 			f.Err, f.Drop = leasetest.Unauthorized(), 0
 		default:
 			f.Err, f.Drop = leasetest.Forbidden(r), 0
