@@ -64,15 +64,6 @@ func inCrowd(t *testing.T, test func(c *crowd)) {
 	})
 }
 
-// A feed that comes to rest while its campaign is left is not followed any more.
-func TestRestWhileLeaving(t *testing.T) {
-	f := feed{clock: systemClock{}, alarm: make(chan struct{}, 1)}
-	f.leave(func() { f.rest() })
-	if f.resting || f.following != "" {
-		t.Errorf("resting %v, following %q", f.resting, f.following)
-	}
-}
-
 func leaseOf(i int) string { return fmt.Sprint("lease-", i) }
 
 // campaign begins to campaign for the leases from lease-from up to before lease-to.
@@ -894,6 +885,15 @@ func TestHubOddEventDuringRead(t *testing.T) {
 		}
 		c.wantFollowing("map[shared watch:41]")
 	})
+}
+
+// A feed that comes to rest while its campaign is left is not followed any more.
+func TestRestWhileLeaving(t *testing.T) {
+	f := feed{clock: systemClock{}, alarm: make(chan struct{}, 1)}
+	f.leave(func() { f.rest() })
+	if f.resting || f.following != "" {
+		t.Errorf("resting %v, following %q", f.resting, f.following)
+	}
 }
 
 // A hub that ends in an outage has no voice in it any more.

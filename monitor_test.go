@@ -493,9 +493,7 @@ func TestMonitorCheckStuck(t *testing.T) {
 					at.do(w, c)
 				}
 				w.sleep(3 * D)
-				if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "lease default/reconciler: its campaign is stuck: it was to go on ") {
-					t.Errorf("after %v: %v", 3*D, err)
-				}
+				w.wantStuck(&m)
 				close(client.answer)
 				w.sleep(D)
 				if err := m.Check(nil); err != nil {
@@ -504,6 +502,13 @@ func TestMonitorCheckStuck(t *testing.T) {
 				c.quit()
 			})
 		})
+	}
+}
+
+func (w *world) wantStuck(m *Monitor) {
+	w.Helper()
+	if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "lease default/reconciler: its campaign is stuck: it was to go on ") {
+		w.Errorf("%v: %v, want a stuck campaign", time.Now(), err)
 	}
 }
 
@@ -541,13 +546,9 @@ func TestMonitorCheckStuckAfterRelease(t *testing.T) {
 				w.sleep(I) // a renewal
 				w.steal("thief")
 				w.sleep(3 * D)
-				if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "stuck") {
-					t.Errorf("after %v: %v", 3*D, err)
-				}
+				w.wantStuck(&m)
 				w.sleep(D)
-				if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "stuck") {
-					t.Errorf("after %v: %v", 4*D, err)
-				}
+				w.wantStuck(&m)
 				close(client.answer)
 				w.sleep(D)
 				if err := m.Check(nil); err != nil {
@@ -578,9 +579,7 @@ func TestMonitorCheckStuckInDoubt(t *testing.T) {
 		client.verb = "get"
 		a.stop()
 		w.sleep(3 * D)
-		if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "stuck") {
-			t.Errorf("after %v: %v", 3*D, err)
-		}
+		w.wantStuck(&m)
 		close(client.answer)
 		a.quit()
 		b.quit()
