@@ -200,6 +200,33 @@ func TestMeterKinds(t *testing.T) {
 	}
 }
 
+func TestShare(t *testing.T) {
+	begun := time.Now()
+	at := func(seconds ...int) <-chan time.Time {
+		c := make(chan time.Time, len(seconds))
+		for _, s := range seconds {
+			c <- begun.Add(time.Duration(s) * time.Second)
+		}
+		return c
+	}
+	for _, tt := range []struct {
+		name      string
+		led, lost <-chan time.Time
+		want      float64
+	}{
+		{"never led", at(), at(), 0},
+		{"leads to the end", at(4), at(), 0.6},
+		{"led once", at(1), at(3), 0.2},
+		{"led twice, the second time to the end", at(1, 8), at(3), 0.4},
+		{"lost after the end", at(5), at(11), 0.5},
+		{"led after the end", at(11), at(), 0},
+	} {
+		if got := share(tt.led, tt.lost, begun, begun.Add(10*time.Second)); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	if got, err := choose(""); err != nil || len(got) != len(experiments) {
 		t.Errorf("all: %v, %v", got, err)

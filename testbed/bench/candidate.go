@@ -51,16 +51,21 @@ type candidate struct {
 	done        chan error
 }
 
-// start starts a candidate. It ends with the run at the latest.
+// start starts a candidate of one of the sides, directly at the API server.
 func (b *bench) start(which int, lease, name string, t timing, leads func()) *candidate {
+	return b.startSide(sides[which], b.server.Config(), lease, name, t, leads)
+}
+
+// startSide starts a candidate. It ends with the run at the latest.
+func (b *bench) startSide(run side, cfg *rest.Config, lease, name string, t timing, leads func()) *candidate {
 	ctx, cancel := context.WithCancel(b.ctx)
 	c := &candidate{
 		meter: newMeter(), name: name, lease: lease, leads: leads,
 		led: make(chan time.Time, 100), lost: make(chan time.Time, 100), yield: make(chan struct{}),
 		stop: cancel, done: make(chan error, 1),
 	}
-	cfg := c.meter.attach(b.server.Config())
-	go func() { c.done <- sides[which](ctx, c, cfg, t) }()
+	cfg = c.meter.attach(cfg)
+	go func() { c.done <- run(ctx, c, cfg, t) }()
 	return c
 }
 

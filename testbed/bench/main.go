@@ -8,8 +8,8 @@
 // Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is a
 // process of its own, and bench runs on Linux only.
 //
-// What is measured, and how, is said where it is: handover.go, failover.go, steady.go, herd.go, faults.go, renewal.go,
-// many.go.
+// What is measured, and how, is said where it is: handover.go, failover.go, steady.go, herd.go, faults.go, roundtrip.go,
+// renewal.go, many.go.
 package main
 
 import (
@@ -42,6 +42,7 @@ var experiments = []struct {
 	{"herd", (*bench).herd},
 	{"blackhole", (*bench).blackHole},
 	{"takeover", (*bench).takeover},
+	{"roundtrip", (*bench).roundTrip},
 	{"renewal", (*bench).renewal},
 	{"steady", (*bench).steady},
 	{"many", (*bench).many},
@@ -136,6 +137,8 @@ type size struct {
 	polledHerds int           // the same by client-go
 	expiries    int           // of a fleet's lease, on each side
 	victims     int           // leaders that meet with a fault, on each side
+	links       []link        // with a long round trip
+	linked      time.Duration // how long to measure candidates behind them
 	renewing    time.Duration // how long to measure renewals
 	window      time.Duration // how long to measure a steady fleet
 	idle        time.Duration // how long to measure the API server without one
@@ -143,9 +146,15 @@ type size struct {
 	crowding    time.Duration // how long to measure one
 }
 
+// farLinks are links over which leadership is hard to keep; the second is a satellite's.
+var farLinks = []link{
+	{1600 * time.Millisecond, 15 * time.Second}, {700 * time.Millisecond, 5 * time.Second},
+	{300 * time.Millisecond, 2 * time.Second}, {200 * time.Millisecond, time.Second},
+}
+
 var full = size{
 	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8, expiries: 2,
-	victims: 10, renewing: 6 * time.Second, window: time.Minute, idle: 12 * time.Second,
+	victims: 10, links: farLinks, linked: 70 * time.Second, renewing: 6 * time.Second, window: time.Minute, idle: 12 * time.Second,
 	crowds: []crowd{
 		{count: 1, duration: defaults.duration},
 		{count: 100, duration: defaults.duration},
@@ -160,7 +169,7 @@ var full = size{
 var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
-	victims: 2, renewing: 500 * time.Millisecond, window: 3 * time.Second, idle: time.Second,
+	victims: 2, links: farLinks[2:], linked: 5 * time.Second, renewing: 500 * time.Millisecond, window: 3 * time.Second, idle: time.Second,
 	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true}}, crowding: time.Second,
 }
 

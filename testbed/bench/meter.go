@@ -21,6 +21,7 @@ import (
 type meter struct {
 	reads, writes, watches atomic.Int64  // requests, by what they are
 	sent, received         atomic.Int64  // bytes of its TCP connections, TLS included
+	dials                  atomic.Int64  // TCP connections opened
 	watching               chan struct{} // closed once a watch is open
 	open                   sync.Once
 	dead                   atomic.Bool
@@ -83,6 +84,7 @@ func (m *meter) dial(ctx context.Context, network, address string) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
+	m.dials.Add(1)
 	c := &meteredConn{Conn: conn, meter: m, closed: make(chan struct{})}
 	m.mu.Lock()
 	defer m.mu.Unlock()
