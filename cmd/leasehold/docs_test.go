@@ -52,15 +52,18 @@ func TestDocumentedCode(t *testing.T) {
 		t.Skip("-short: compiles controller-runtime")
 	}
 	imports := map[string]string{
-		"config": "sigs.k8s.io/controller-runtime/pkg/config", "context": "context", "ctrl": "sigs.k8s.io/controller-runtime",
+		"atomic": "sync/atomic", "config": "sigs.k8s.io/controller-runtime/pkg/config", "context": "context",
+		"ctrl": "sigs.k8s.io/controller-runtime", "errors": "errors", "fmt": "fmt", "http": "net/http", "httputil": "net/http/httputil",
 		"kubernetes": "k8s.io/client-go/kubernetes", "leaderelection": "k8s.io/client-go/tools/leaderelection",
-		"leasehold": "github.com/leasehold-go/leasehold", "log": "log", "metav1": "k8s.io/apimachinery/pkg/apis/meta/v1",
-		"metricsserver": "sigs.k8s.io/controller-runtime/pkg/metrics/server", "os": "os", "record": "k8s.io/client-go/tools/record",
-		"resourcelock": "k8s.io/client-go/tools/leaderelection/resourcelock", "rest": "k8s.io/client-go/rest", "time": "time",
+		"leasehold": "github.com/leasehold-go/leasehold", "leasetest": "github.com/leasehold-go/leasehold/leasetest", "log": "log",
+		"metav1": "k8s.io/apimachinery/pkg/apis/meta/v1", "metricsserver": "sigs.k8s.io/controller-runtime/pkg/metrics/server",
+		"net": "net", "os": "os", "rand": "crypto/rand", "record": "k8s.io/client-go/tools/record",
+		"resourcelock": "k8s.io/client-go/tools/leaderelection/resourcelock", "rest": "k8s.io/client-go/rest", "signal": "os/signal",
+		"strings": "strings", "syscall": "syscall", "time": "time", "types": "k8s.io/apimachinery/pkg/types", "url": "net/url",
 	}
 	const around = `
 func snippet(ctx context.Context, restConfig, cfg *rest.Config, clientset *kubernetes.Clientset, recorder record.EventRecorder, hostname string,
-	opts []leasehold.Option, reconcile func(context.Context), setUp func(ctrl.Manager, leasehold.Session) error, ended error) error {
+	opts []leasehold.Option, reconcile func(context.Context), migrate func(context.Context) error, setUp func(ctrl.Manager, leasehold.Session) error, ended error) error {
 %s
 	return nil
 }
@@ -74,11 +77,14 @@ func snippet(ctx context.Context, restConfig, cfg *rest.Config, clientset *kuber
 	var packages []string
 	for name, text := range read(t, isDoc) {
 		for i, match := range block.FindAllStringSubmatch(text, -1) {
-			code := fmt.Sprintf(around, strings.ReplaceAll(match[1], "WithRESTConfig(config)", "WithRESTConfig(restConfig)"))
-			header := fmt.Sprintf("// %s, block %d\n\npackage documented\n\n", name, i+1)
-			for name, path := range imports {
-				if regexp.MustCompile(`\b` + name + `\.`).MatchString(code) {
-					header += fmt.Sprintf("import %s %q\n", name, path)
+			header, code := fmt.Sprintf("// %s, block %d\n\n", name, i+1), match[1]
+			if !strings.HasPrefix(code, "package main\n") { // a whole program is compiled as it is
+				header += "package documented\n\n"
+				code = fmt.Sprintf(around, strings.ReplaceAll(code, "WithRESTConfig(config)", "WithRESTConfig(restConfig)"))
+				for name, path := range imports {
+					if regexp.MustCompile(`\b` + name + `\.`).MatchString(code) {
+						header += fmt.Sprintf("import %s %q\n", name, path)
+					}
 				}
 			}
 			pkg := fmt.Sprintf("p%d", len(packages))
