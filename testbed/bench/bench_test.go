@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"flag"
 	"net/http"
 	"net/url"
 	"os"
@@ -20,6 +21,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(memberEnv) != "" {
 		main()
 		return
+	}
+	if err := flag.Set("test.parallel", "4"); err != nil { // unless the command line says otherwise
+		panic(err)
 	}
 	goleak.VerifyTestMain(controlplane.StopAfter(m))
 }
@@ -96,8 +100,8 @@ func TestPrint(t *testing.T) {
 
 func TestPrintMarkdown(t *testing.T) {
 	r := &report{Crowds: []crowdReport{{
-		Leases: 1000, Duration: "15s", Acquire: 2.5, Goroutines: 6.1, Memory: 134000, Sockets: 1000, Watches: 2000, Requests: 351,
-		Oldest: 3.1, Deadline: 12, CPU: 20.5, Server: 75, BusyOldest: 3.42,
+		Leases: 1000, Duration: "15s", Acquire: 2.5, Goroutines: 6.1, Memory: 134000, Resident: 150000, Sockets: 1000, Watches: 2000, Requests: 351,
+		Oldest: 3.1, Deadline: 12, CPU: 20.5, RawCPU: 18.2, Server: 75, BusyOldest: 3.42,
 	}}}
 	r.add(row{What: "a", ClientGo: summarize(1), Leasehold: summarize(2, 3)}, nil)
 	var out bytes.Buffer
@@ -106,7 +110,7 @@ func TestPrintMarkdown(t *testing.T) {
 	}
 	for _, want := range []string{
 		"| a | 1 |  | 1 | 2 | 3 | 2 |  | 0.500 |  |  |  |\n",
-		"| 1000 | 15s | 2.50 s | 6.10 | 134 kB | 1000 | 2000 | 351 | 3.10 s | 12 s | 3.42 s | 0 | 20.5 % | 75 % |\n",
+		"| 1000 | 15s | 2.50 s | 6.10 | 134 kB | 150 kB | 1000 | 2000 | 351 | 3.10 s | 12 s | 3.42 s | 0 | 20.5 % | 18.2 % | 75 % |\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no line %q in\n%s", want, out.String())
@@ -117,6 +121,27 @@ func TestPrintMarkdown(t *testing.T) {
 			if len(row) != len(table[0]) {
 				t.Errorf("%d cells, the head has %d: %q", len(row), len(table[0]), row)
 			}
+		}
+	}
+}
+
+// The sums are those of the two measured costs and of nothing else.
+func TestSums(t *testing.T) {
+	if got := (&report{}).sums(); got != nil {
+		t.Errorf("without the costs: %v", got)
+	}
+	r := &report{WriteCPU: 0.002, EventCPU: 50e-6}
+	r.add(row{What: standbyBytes, ClientGo: summarize(1), Leasehold: summarize(500 * 3600 / 2.85)}, nil)
+	sums := r.sums()
+	if len(sums) != 2 {
+		t.Fatalf("%d tables", len(sums))
+	}
+	for i, want := range [][]string{
+		{"15 s", "0.351", "3509", "14.0 Mbit/s", "0.176 cores"},
+		{"15 s", "35088", "70.2 x", "73.7 cores", "21.1 GB"},
+	} {
+		if got := sums[i][1]; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
@@ -239,28 +264,52 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// TestQuick runs every experiment once, on the real API server, and looks whether each measured both sides. How fast
-// they were is not what it tests.
+func TestParseCrowd(t *testing.T) {
+	if c, err := parseCrowd("100000,10m"); err != nil || c.count != 100_000 || c.duration != 10*time.Minute {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	for _, s := range []string{"", "7", "x,10m", "7,x", "0,10m", "7,1ms"} {
+		if c, err := parseCrowd(s); err == nil || !strings.Contains(err.Error(), "100000,10m") {
+			t.Errorf("%q: %+v, %v", s, c, err)
+		}
+	}
+}
+
+// TestQuick runs every experiment once, on real API servers, and looks whether each measured what it compares. How fast it
+// was is not what it tests.
 func TestQuick(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")
 	}
-	r, err := run(t.Context(), quick, names(), t.Output())
-	if err != nil {
-		t.Fatal(err)
+	groups := [][]string{
+		{"handover", "failover", "herd"}, {"race", "blackhole", "takeover", "roundtrip"}, {"renewal", "steady"},
+		{"fanout", "program", "many"},
 	}
-	if len(r.Rows) < 20 {
-		t.Errorf("%d rows", len(r.Rows))
+	if got := slices.Sorted(slices.Values(slices.Concat(groups...))); !slices.Equal(got, slices.Sorted(slices.Values(names()))) {
+		t.Errorf("experiments %q, want %q", got, names())
 	}
-	for _, row := range r.Rows {
-		if strings.Contains(row.What, "lost after") {
-			continue // nobody may have lost anything
-		}
-		if row.ClientGo == nil && !strings.Contains(row.What, "of one process") || row.Leasehold == nil {
-			t.Errorf("%s: not measured on both sides", row.What)
-		}
-	}
-	if err := r.print(t.Output(), true); err != nil {
-		t.Error(err)
+	for _, group := range groups {
+		t.Run(strings.Join(group, " "), func(t *testing.T) {
+			t.Parallel() // each waits most of the time
+			r, err := run(t.Context(), quick, group, t.Output())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Rows) < len(group) {
+				t.Errorf("%d rows", len(r.Rows))
+			}
+			for _, row := range r.Rows {
+				alone := strings.Contains(row.What, "of one process") || strings.Contains(row.What, "race")
+				server := row.Floor != nil && strings.Contains(row.What, "server CPU time")
+				switch {
+				case strings.Contains(row.What, "lost after"), server: // nobody may have lost anything
+				case row.ClientGo == nil && !alone || row.Leasehold == nil:
+					t.Errorf("%s: not measured on both sides", row.What)
+				}
+			}
+			if err := r.print(t.Output(), true); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

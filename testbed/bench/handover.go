@@ -61,10 +61,10 @@ func (b *bench) handover() error {
 	r := row{
 		What: "handover after release, one standby", Unit: "s",
 		ClientGo: summarize(polls...), Leasehold: summarize(samples...), Floor: summarize(raws...),
-		Goal: "p50 <= 1.5 x floor, p99 <= 5 x floor",
+		Goal: "p50 <= 1.1 x floor, p99 <= 3 x floor",
 	}
 	b.report.add(r, func() bool {
-		return r.Leasehold.P50 <= 1.5*r.Floor.P50 && r.Leasehold.P99 <= 5*r.Floor.P50
+		return r.Leasehold.P50 <= 1.1*r.Floor.P50 && r.Leasehold.P99 <= 3*r.Floor.P50
 	})
 	b.report.note("handover: the floor's p99 is %s; leasehold's greatest of %d is %s.", format(r.Floor.P99, "s"), r.Leasehold.N, format(r.Leasehold.Max, "s"))
 	return nil

@@ -8,8 +8,8 @@
 // Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is a
 // process of its own, and bench runs on Linux only.
 //
-// What is measured, and how, is said where it is: handover.go, failover.go, steady.go, herd.go, faults.go, roundtrip.go,
-// renewal.go, many.go.
+// What is measured, and how, is said where it is: handover.go, failover.go, herd.go, race.go, faults.go, roundtrip.go,
+// renewal.go, steady.go, fanout.go, program.go, many.go.
 package main
 
 import (
@@ -24,6 +24,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -40,11 +41,14 @@ var experiments = []struct {
 	{"handover", (*bench).handover},
 	{"failover", (*bench).failover},
 	{"herd", (*bench).herd},
+	{"race", (*bench).race},
 	{"blackhole", (*bench).blackHole},
 	{"takeover", (*bench).takeover},
 	{"roundtrip", (*bench).roundTrip},
 	{"renewal", (*bench).renewal},
 	{"steady", (*bench).steady},
+	{"fanout", (*bench).fanout},
+	{"program", (*bench).program},
 	{"many", (*bench).many},
 }
 
@@ -69,6 +73,12 @@ func main() {
 	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ","))
 	n := flag.Int("n", full.handovers, "how many handovers to measure")
 	quickly := flag.Bool("quick", false, "under a minute: shorter leases, fewer candidates and samples, to see that it works")
+	var own []crowd
+	flag.Func("crowd", "instead of the usual numbers of leases of one process, measure `N,D`: N leases of duration D", func(s string) error {
+		c, err := parseCrowd(s)
+		own = append(own, c)
+		return err
+	})
 	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
@@ -84,6 +94,9 @@ func main() {
 			size.handovers = *n
 		}
 	})
+	if len(own) > 0 {
+		size.crowds = own
+	}
 	chosen, err := choose(*only)
 	if err != nil || flag.NArg() > 0 || *n < 1 {
 		if err != nil {
@@ -137,11 +150,19 @@ type size struct {
 	polledHerds int           // the same by client-go
 	expiries    int           // of a fleet's lease, on each side
 	victims     int           // leaders that meet with a fault, on each side
+	hole        time.Duration // how long everything is cut off
 	links       []link        // with a long round trip
 	linked      time.Duration // how long to measure candidates behind them
-	renewing    time.Duration // how long to measure renewals
+	racers      int           // candidates that race
+	learning    int           // terms that do not count
+	terms       int           // that do
+	solos       int           // pairs of processes whose renewals are measured, of each kind
+	renewing    time.Duration // how long to measure them
 	window      time.Duration // how long to measure a steady fleet
 	idle        time.Duration // how long to measure the API server without one
+	watchers    int           // of one Lease
+	fanouts     int           // rounds with them
+	fanning     time.Duration // how long to measure a fleet of that many
 	crowds      []crowd       // of leases that one process leads
 	crowding    time.Duration // how long to measure one
 }
@@ -154,12 +175,14 @@ var farLinks = []link{
 
 var full = size{
 	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8, expiries: 2,
-	victims: 10, links: farLinks, linked: 70 * time.Second, renewing: 6 * time.Second, window: time.Minute, idle: 12 * time.Second,
+	victims: 10, hole: 8 * time.Second, links: farLinks, linked: 70 * time.Second, window: time.Minute, idle: 12 * time.Second,
+	racers: 300, learning: 20, terms: 100, solos: 8, renewing: 90 * time.Second, watchers: 900, fanouts: 3, fanning: 30 * time.Second,
 	crowds: []crowd{
 		{count: 1, duration: defaults.duration},
 		{count: 100, duration: defaults.duration},
-		{count: 1000, duration: defaults.duration, moves: 3, busy: true},
+		{count: 1000, duration: defaults.duration, moves: 3, busy: true, raw: true},
 		{count: 5000, duration: 4 * defaults.duration}, // at the defaults it would take 1,700 writes per second
+		{count: 20000, duration: 16 * defaults.duration},
 	},
 	crowding: 15 * time.Second,
 }
@@ -169,8 +192,9 @@ var full = size{
 var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
-	victims: 2, links: farLinks[2:], linked: 5 * time.Second, renewing: 500 * time.Millisecond, window: 3 * time.Second, idle: time.Second,
-	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true}}, crowding: time.Second,
+	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[2:], linked: 5 * time.Second, window: 3 * time.Second, idle: time.Second,
+	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1, fanning: time.Second,
+	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true, raw: true}}, crowding: time.Second,
 }
 
 // A bench runs experiments.
@@ -183,8 +207,11 @@ type bench struct {
 	leases   int // how many there are, for their names
 }
 
+// silence makes client-go write no log, as leasehold is told to write none.
+var silence = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) })
+
 func run(ctx context.Context, size size, chosen []string, progress io.Writer) (_ *report, err error) {
-	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // as leasehold's, so that neither writes a log
+	silence()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := &bench{size: size, ctx: ctx, progress: progress, report: &report{

@@ -25,6 +25,20 @@ type crowd struct {
 	duration time.Duration
 	moves    int  // of all from one process to the other
 	busy     bool // measure it on a busy machine too
+	raw      bool // measure raw renewals of as many Leases too
+}
+
+// parseCrowd reads a crowd as -crowd has it, for example 100000,10m.
+func parseCrowd(s string) (c crowd, err error) {
+	count, duration, found := strings.Cut(s, ",")
+	if c.count, err = strconv.Atoi(count); err == nil && found {
+		c.duration, err = time.ParseDuration(duration)
+	}
+	if err != nil || !found || c.count < 1 || c.duration < time.Second {
+		return c, fmt.Errorf("-crowd %q: want the number of leases and their duration, for example 100000,10m", s)
+	}
+	c.moves = 1
+	return c, nil
 }
 
 // A crowdReport is what is said of a crowd that is led. The numbers are those of the leading process, unless they say
@@ -35,14 +49,16 @@ type crowdReport struct {
 	Acquire    float64 `json:"acquire"`    // seconds until all were led, from when the process was started
 	Goroutines float64 `json:"goroutines"` // for each lease, the loop's own included
 	Memory     float64 `json:"memory"`     // bytes of heap and stacks for each
+	Resident   float64 `json:"resident"`   // bytes for each, as the system counts them
 	Sockets    int     `json:"sockets"`
-	Watches    float64 `json:"watches"`  // of both processes, as the API server counts them
-	Requests   float64 `json:"requests"` // per second, of both processes, as the API server counts them
-	Oldest     float64 `json:"oldest"`   // seconds: the greatest age that the last good renewal of any lease reached
-	Deadline   float64 `json:"deadline"` // seconds: at what age a lease is lost
-	CPU        float64 `json:"cpu"`      // percent of a core
-	Server     float64 `json:"server"`   // percent of a core, of the API server and etcd
-	Lost       int     `json:"lost"`     // sessions, the busy time included
+	Watches    float64 `json:"watches"`          // of both processes, as the API server counts them
+	Requests   float64 `json:"requests"`         // per second, of both processes, as the API server counts them
+	Oldest     float64 `json:"oldest"`           // seconds: the greatest age that the last good renewal of any lease reached
+	Deadline   float64 `json:"deadline"`         // seconds: at what age a lease is lost
+	CPU        float64 `json:"cpu"`              // percent of a core
+	RawCPU     float64 `json:"rawCPU,omitempty"` // the same for raw renewals alone
+	Server     float64 `json:"server"`           // percent of a core, of the API server and etcd
+	Lost       int     `json:"lost"`             // sessions, the busy time included
 	BusyOldest float64 `json:"busyOldest,omitempty"`
 }
 
@@ -65,7 +81,13 @@ func (b *bench) many() error {
 
 func (b *bench) crowd(c crowd) (err error) {
 	b.say("many: %d leases of %v", c.count, c.duration)
-	t := task{Kubeconfig: b.server.Kubeconfig(), Leases: b.lease("many"), Count: c.count, Duration: c.duration}
+	t := task{Work: workCrowd, Kubeconfig: b.server.Kubeconfig(), Leases: b.lease("many"), Count: c.count, Duration: c.duration}
+	rawCPU := 0.0
+	if c.raw {
+		if rawCPU, err = b.rawCPU(c); err != nil {
+			return err
+		}
+	}
 	idle, err := b.counters()
 	if err != nil {
 		return err
@@ -82,7 +104,7 @@ func (b *bench) crowd(c crowd) (err error) {
 	}
 	report := crowdReport{
 		Leases: c.count, Duration: c.duration.String(), Acquire: led.LastBegun.Sub(begun).Seconds(),
-		Deadline: (c.duration * 4 / 5).Seconds(),
+		Deadline: (c.duration * 4 / 5).Seconds(), RawCPU: rawCPU,
 	}
 	if standby, err = b.newProcess(t); err != nil {
 		return err
@@ -137,10 +159,14 @@ func (b *bench) crowd(c crowd) (err error) {
 	}
 	b.crowdRow(c, row{What: "moved to its standby", Unit: "s", Leasehold: summarize(moves...), Floor: summarize(floors...), Goal: "p50 <= 1.5 x floor"},
 		func(r row) bool { return r.Leasehold.P50 <= 1.5*r.Floor.P50 })
-	b.crowdRow(c, row{What: "goroutines each", Leasehold: summarize(report.Goroutines), Goal: "<= 3"},
-		func(r row) bool { return r.Leasehold.P50 <= 3 })
-	b.crowdRow(c, row{What: "memory each", Unit: "B", Leasehold: summarize(report.Memory), Goal: "<= 32 KB"},
-		func(r row) bool { return r.Leasehold.P50 <= 32<<10 })
+	b.crowdRow(c, row{What: "goroutines each", Leasehold: summarize(report.Goroutines), Goal: "<= 1"},
+		func(r row) bool { return r.Leasehold.P50 <= 1 })
+	b.crowdRow(c, row{What: "resident memory each", Unit: "B", Leasehold: summarize(report.Resident), Goal: "<= 12 kB"},
+		func(r row) bool { return r.Leasehold.P50 <= 12e3 })
+	if c.raw {
+		b.crowdRow(c, row{What: "leader's CPU", Unit: "%", Leasehold: summarize(report.CPU), Floor: summarize(report.RawCPU), Goal: "<= 1.2 x floor"},
+			func(r row) bool { return r.Leasehold.P50 <= 1.2*r.Floor.P50 })
+	}
 	b.crowdRow(c, row{What: "sessions lost, a busy time included", Leasehold: summarize(float64(report.Lost)), Goal: "0"},
 		func(r row) bool { return r.Leasehold.P50 == 0 })
 	return nil
@@ -179,6 +205,7 @@ func (b *bench) weigh(c crowd, leader *process, idle counters, report *crowdRepo
 	}
 	n, took := float64(c.count), after.at.Sub(before.at).Seconds()
 	report.Goroutines, report.Memory, report.Sockets = float64(weight.Goroutines)/n, float64(weight.Heap+weight.Stacks)/n, weight.Sockets
+	report.Resident = float64(weight.Resident) / n
 	report.Watches = after.watches - idle.watches
 	report.Requests = (after.requests - before.requests) / took
 	report.Oldest, report.Lost = s.Oldest.Seconds(), s.Lost
@@ -186,9 +213,42 @@ func (b *bench) weigh(c crowd, leader *process, idle counters, report *crowdRepo
 	return nil
 }
 
+// rawCPU returns how much of a core a process uses that renews as many Leases by raw requests, in percent.
+func (b *bench) rawCPU(c crowd) (cpu float64, err error) {
+	raw, err := b.newRawCrowd(c.count)
+	if err != nil {
+		return 0, err
+	}
+	defer raw.close()
+	if err := raw.acquire(); err != nil {
+		return 0, err
+	}
+	p, err := b.newProcess(task{Work: workRawWrite, Kubeconfig: b.server.Kubeconfig(), Leases: raw.prefix, Count: c.count, Duration: c.duration})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, p.end()) }()
+	if _, err := p.await("renewed", func(s census) bool { return s.Leading == c.count }); err != nil {
+		return 0, err
+	}
+	if err := b.sleep(c.duration / 5); err != nil {
+		return 0, err
+	}
+	before, err := p.ask("census")
+	if err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	if err := b.sleep(max(b.crowding, c.duration/5)); err != nil {
+		return 0, err
+	}
+	after, err := p.ask("census")
+	return 100 * (after.CPU - before.CPU).Seconds() / time.Since(begun).Seconds(), err
+}
+
 // burden measures the leader while another process uses up a core.
 func (b *bench) burden(leader *process, report *crowdReport) error {
-	burner, err := b.newProcess(task{Busy: true})
+	burner, err := b.newProcess(task{Work: workBusy})
 	if err != nil {
 		return err
 	}
@@ -251,6 +311,7 @@ func (b *bench) counters() (c counters, err error) {
 // acquisition at another, all Leases at the same time.
 type rawCrowd struct {
 	*bench
+	prefix string // of their names
 	names  []string
 	leases [2]coordinationv1client.LeaseInterface
 	meters [2]*meter
@@ -268,9 +329,9 @@ func (b *bench) newRawCrowd(count int) (*rawCrowd, error) {
 		}
 		r.leases[i] = client.Leases(metav1.NamespaceDefault)
 	}
-	prefix := b.lease("raw")
+	r.prefix = b.lease("raw")
 	for i := range count {
-		r.names = append(r.names, fmt.Sprintf("%s-%d", prefix, i))
+		r.names = append(r.names, fmt.Sprintf("%s-%d", r.prefix, i))
 	}
 	return r, r.each(func(name string) error {
 		_, err := r.leases[0].Create(b.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
@@ -289,11 +350,16 @@ func (r *rawCrowd) each(do func(name string) error) error {
 	return errors.Join(errs...)
 }
 
-func (r *rawCrowd) move() (time.Duration, error) {
-	if err := r.each(func(name string) error {
+// acquire makes one holder hold all Leases.
+func (r *rawCrowd) acquire() error {
+	return r.each(func(name string) error {
 		_, err := acquireRaw(r.ctx, r.leases[0], name, "holder", "")
 		return err
-	}); err != nil {
+	})
+}
+
+func (r *rawCrowd) move() (time.Duration, error) {
+	if err := r.acquire(); err != nil {
 		return 0, err
 	}
 	begun := time.Now()

@@ -19,25 +19,45 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/klog/v2"
 
 	"github.com/leasehold-go/leasehold"
 )
 
-// memberEnv makes this program a process that campaigns for many leases, or that keeps a core busy, as the first line
-// of its standard input says. It ends with that input.
+// memberEnv makes this program a process that does a task, which the first line of its standard input describes. It ends
+// with that input.
 const memberEnv = "BENCH_MEMBER"
 
-var spins atomic.Uint64 // of one that is busy
+// What such a process does.
+const (
+	workBusy      = "busy"      // use up a core, and do nothing else
+	workCrowd     = "crowd"     // campaign for many leases
+	workLeasehold = "leasehold" // be a candidate
+	workElector   = "client-go" // be a candidate
+	workRawWrite  = "raw write" // renew what it holds, by raw requests
+	workRawWatch  = "raw watch" // watch a lease, by raw requests
+)
 
-// A task is what such a process does.
+// A task is what such a process is told.
 type task struct {
-	Busy       bool          `json:"busy"` // use up a core, and do nothing else
-	Kubeconfig string        `json:"kubeconfig"`
-	Leases     string        `json:"leases"` // the first part of their names
-	Count      int           `json:"count"`
-	Duration   time.Duration `json:"duration"`
+	Work       string `json:"work"`
+	Kubeconfig string `json:"kubeconfig"`
+	Leases     string `json:"leases"` // the name of the lease; of many, the first part of their names
+	Count      int    `json:"count"`  // of many
+	Identity   string `json:"identity"`
+
+	Duration time.Duration `json:"duration"`
+	Deadline time.Duration `json:"deadline"` // of client-go
+	Period   time.Duration `json:"period"`   // of client-go
+}
+
+// name returns the name of the i-th lease.
+func (t task) name(i int) string {
+	if t.Count == 0 {
+		return t.Leases
+	}
+	return fmt.Sprintf("%s-%d", t.Leases, i)
 }
 
 // A census is what such a process says of itself when it is asked.
@@ -46,14 +66,45 @@ type census struct {
 	Leading    int       `json:"leading"`
 	Lost       int       `json:"lost"`       // sessions
 	LastBegun  time.Time `json:"lastBegun"`  // when a session began last
-	Goroutines int       `json:"goroutines"` // what of this and the next two was there before the first campaign is not counted
+	Goroutines int       `json:"goroutines"` // what of this and the next three was there before the first campaign is not counted
 	Heap       int64     `json:"heap"`       // bytes of objects after a garbage collection
 	Stacks     int64     `json:"stacks"`
+	Resident   int64     `json:"resident"` // bytes
 	Sockets    int       `json:"sockets"`
 
 	// Oldest is the greatest age that the last good renewal of any lease reached, since it was asked for last.
 	Oldest time.Duration `json:"oldest"`
-	CPU    time.Duration `json:"cpu"`
+
+	// What a single candidate, or a raw one, has used since it began.
+	CPU        time.Duration `json:"cpu"` // of a crowd too
+	Renewals   int64         `json:"renewals"`
+	Allocs     uint64        `json:"allocs"`
+	AllocBytes uint64        `json:"allocBytes"`
+	Switches   int64         `json:"switches"` // of context
+
+	Failure string `json:"failure"` // why it does not do its task
+}
+
+// A worker does a task until the ctx that start is given ends.
+type worker interface {
+	start(context.Context, *rest.Config) error
+	census(weigh bool) census
+	wait() // until it has ended
+}
+
+// newWorker returns what does a task, nil for one that keeps a core busy.
+func newWorker(t task) (worker, error) {
+	switch t.Work {
+	case workBusy:
+		return nil, nil
+	case workCrowd:
+		return &member{task: t, live: map[leasehold.Session]struct{}{}, before: weigh()}, nil
+	case workLeasehold, workElector:
+		return &solo{task: t}, nil
+	case workRawWrite, workRawWatch:
+		return &rawMember{task: t}, nil
+	}
+	return nil, fmt.Errorf("no task %q", t.Work)
 }
 
 // runMember does what is asked for on in, a line each: "census" writes one to out, "weigh" one with what memory is in
@@ -67,35 +118,44 @@ func runMember(in io.Reader, out io.Writer) error {
 	if err := json.Unmarshal(commands.Bytes(), &t); err != nil {
 		return err
 	}
-	if t.Busy {
-		go func() {
-			for n := uint64(0); ; n++ {
-				spins.Store(n)
-			}
-		}()
+	silence()
+	w, err := newWorker(t)
+	if err != nil {
+		return err
+	}
+	if w == nil {
+		go spin()
 		commands.Scan()
 		return nil
 	}
-	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
-	m := &member{task: t, live: map[leasehold.Session]struct{}{}}
-	m.before = m.weigh()
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	if err := m.start(ctx); err != nil {
+	cfg, err := clientcmd.BuildConfigFromFlags("", t.Kubeconfig)
+	if err != nil {
 		return err
 	}
-	go m.sample(ctx)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	if err := w.start(ctx, cfg); err != nil {
+		return err
+	}
 	for commands.Scan() && commands.Text() != "stop" {
-		if err := json.NewEncoder(out).Encode(m.census(commands.Text() == "weigh")); err != nil {
+		if err := json.NewEncoder(out).Encode(w.census(commands.Text() == "weigh")); err != nil {
 			return err
 		}
 	}
 	stop()
-	m.loops.Wait()
+	w.wait()
 	return commands.Err()
 }
 
-// A member is such a process at work.
+var spins atomic.Uint64 // of a process that is busy
+
+func spin() {
+	for n := uint64(0); ; n++ {
+		spins.Store(n)
+	}
+}
+
+// A member is a process that campaigns for many leases.
 type member struct {
 	task
 	before  census
@@ -109,24 +169,23 @@ type member struct {
 	oldest time.Duration
 }
 
-func (m *member) start(ctx context.Context) error {
-	cfg, err := clientcmd.BuildConfigFromFlags("", m.Kubeconfig)
-	if err != nil {
-		return err
-	}
+func (m *member) start(ctx context.Context, cfg *rest.Config) error {
 	for i := range m.Count {
 		m.loops.Go(func() {
 			for s := range leasehold.Sessions(ctx,
 				leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(metav1.NamespaceDefault),
-				leasehold.WithLease(fmt.Sprintf("%s-%d", m.Leases, i)), leasehold.WithDuration(m.Duration),
+				leasehold.WithLease(m.name(i)), leasehold.WithDuration(m.Duration),
 				leasehold.WithMonitor(&m.monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler)),
 			) {
 				m.lead(s)
 			}
 		})
 	}
+	m.loops.Go(func() { m.sample(ctx) })
 	return nil
 }
+
+func (m *member) wait() { m.loops.Wait() }
 
 func (m *member) lead(s leasehold.Session) {
 	m.mu.Lock()
@@ -142,8 +201,10 @@ func (m *member) lead(s leasehold.Session) {
 	}
 }
 
-// sample looks at the age of all leases' last renewals until ctx ends.
+// sample looks at the age of all leases' last renewals until ctx ends, seldom enough that it costs next to nothing.
 func (m *member) sample(ctx context.Context) {
+	pause := time.NewTicker(max(50*time.Millisecond, time.Duration(m.Count)*100*time.Microsecond))
+	defer pause.Stop()
 	for ctx.Err() == nil {
 		m.mu.Lock()
 		for s := range m.live {
@@ -152,16 +213,20 @@ func (m *member) sample(ctx context.Context) {
 			}
 		}
 		m.mu.Unlock()
-		time.Sleep(50 * time.Millisecond)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+		}
 	}
 }
 
-func (m *member) census(weigh bool) (c census) {
-	if weigh {
-		c = m.weigh()
+func (m *member) census(weighed bool) (c census) {
+	if weighed {
+		c = weigh()
 		c.Goroutines -= m.before.Goroutines
 		c.Heap -= m.before.Heap
 		c.Stacks -= m.before.Stacks
+		c.Resident -= m.before.Resident
 	}
 	for _, l := range m.monitor.Leases() {
 		if strings.HasSuffix(l.Following, "watch") && l.Holder != nil { // its own or a shared one
@@ -176,7 +241,9 @@ func (m *member) census(weigh bool) (c census) {
 	return c
 }
 
-func (m *member) weigh() census {
+// weigh returns what this process has, the memory as it is after a garbage collection.
+func weigh() census {
+	resident, _ := residentBytes(os.Getpid())
 	runtime.GC()
 	samples := []metrics.Sample{
 		{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"},
@@ -184,7 +251,7 @@ func (m *member) weigh() census {
 	metrics.Read(samples)
 	return census{
 		Goroutines: int(samples[0].Value.Uint64()), Heap: int64(samples[1].Value.Uint64()),
-		Stacks: int64(samples[2].Value.Uint64()), Sockets: sockets(),
+		Stacks: int64(samples[2].Value.Uint64()), Resident: resident, Sockets: sockets(),
 	}
 }
 
@@ -206,6 +273,7 @@ type process struct {
 	in      io.WriteCloser
 	out     io.ReadCloser
 	answers *json.Decoder
+	count   int // leases
 
 	ended bool
 }
@@ -232,7 +300,7 @@ func (b *bench) newProcess(t task) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{bench: b, cmd: cmd, in: in, out: out, answers: json.NewDecoder(out)}
+	p := &process{bench: b, cmd: cmd, in: in, out: out, answers: json.NewDecoder(out), count: t.Count}
 	line, err := json.Marshal(t)
 	if err == nil {
 		err = p.tell(string(line))
@@ -254,8 +322,11 @@ func (p *process) ask(question string) (c census, err error) {
 	if err = p.tell(question); err == nil {
 		err = p.answers.Decode(&c)
 	}
-	if errors.Is(err, os.ErrClosed) {
+	switch {
+	case errors.Is(err, os.ErrClosed):
 		err = fmt.Errorf("no answer: %w", errLate)
+	case c.Failure != "":
+		err = errors.New(c.Failure)
 	}
 	return c, err
 }
@@ -265,7 +336,7 @@ var errLate = errors.New("given up after minutes")
 
 // await returns the first census that will do.
 func (p *process) await(what string, will func(census) bool) (census, error) {
-	deadline := time.Now().Add(3 * time.Minute)
+	deadline := time.Now().Add(3*time.Minute + time.Duration(p.count)*5*time.Millisecond)
 	for {
 		c, err := p.ask("census")
 		if err != nil || will(c) {
@@ -274,7 +345,7 @@ func (p *process) await(what string, will func(census) bool) (census, error) {
 		if time.Now().After(deadline) {
 			return c, fmt.Errorf("not all %s, but %d led and %d followed, %d sessions lost: %w", what, c.Leading, c.Following, c.Lost, errLate)
 		}
-		if err := p.sleep(20 * time.Millisecond); err != nil {
+		if err := p.sleep(max(20*time.Millisecond, time.Duration(p.count)*10*time.Microsecond)); err != nil {
 			return c, err
 		}
 	}

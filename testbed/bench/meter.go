@@ -26,8 +26,9 @@ type meter struct {
 	open                   sync.Once
 	dead                   atomic.Bool
 
-	mu    sync.Mutex
-	conns map[*meteredConn]struct{} // protected by mu
+	mu    sync.Mutex // protects what follows
+	conns map[*meteredConn]struct{}
+	hole  chan struct{} // closed when new connections work again; nil while they do
 }
 
 func newMeter() *meter {
@@ -80,6 +81,16 @@ func (m *meter) requests() int64 { return m.reads.Load() + m.writes.Load() + m.w
 func (m *meter) bytes() int64    { return m.sent.Load() + m.received.Load() }
 
 func (m *meter) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	m.mu.Lock()
+	hole := m.hole
+	m.mu.Unlock()
+	if hole != nil {
+		select {
+		case <-hole:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 	conn, err := (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
@@ -102,6 +113,26 @@ func (m *meter) each(f func(*meteredConn)) {
 	m.mu.Unlock()
 	for _, c := range conns {
 		f(c)
+	}
+}
+
+// cut makes all connections lead nowhere, those that are opened until heal as well.
+func (m *meter) cut() {
+	m.mu.Lock()
+	if m.hole == nil {
+		m.hole = make(chan struct{})
+	}
+	m.mu.Unlock()
+	m.swallow()
+}
+
+// heal makes new connections work again.
+func (m *meter) heal() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.hole != nil {
+		close(m.hole)
+		m.hole = nil
 	}
 }
 
@@ -183,6 +214,21 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s[:i], s[i+len(sep):], true
 	}
 	return s, "", false
+}
+
+// residentBytes returns how much memory of a process is resident, as VmRSS in proc_pid_status(5).
+func residentBytes(pid int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if size, found := strings.CutPrefix(line, "VmRSS:"); found {
+			kilobytes, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(size), "kB")), 10, 64)
+			return kilobytes << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status says nothing of VmRSS", pid)
 }
 
 // ownCPUTime returns how long this process has run on a CPU.

@@ -20,6 +20,8 @@ type report struct {
 	Standbys   int           `json:"standbys"` // in a fleet
 	Rows       []row         `json:"rows"`
 	Crowds     []crowdReport `json:"crowds,omitempty"`
+	WriteCPU   float64       `json:"writeCPU,omitempty"` // seconds of the server's for a conditional write
+	EventCPU   float64       `json:"eventCPU,omitempty"` // seconds of the server's for a watch event
 	Notes      []string      `json:"notes"`
 }
 
@@ -86,6 +88,12 @@ func (r *report) print(w io.Writer, markdown bool) error {
 			return err
 		}
 	}
+	for _, sums := range r.sums() {
+		fmt.Fprintln(w)
+		if err := table(w, sums); err != nil {
+			return err
+		}
+	}
 	for _, note := range r.Notes {
 		fmt.Fprintln(w, "\n"+note)
 	}
@@ -130,17 +138,20 @@ func (r *report) comparison() [][]string {
 // crowds is the table of processes that lead many leases, each beside a standby.
 func (r *report) crowds() [][]string {
 	rows := [][]string{{
-		"leases", "D", "all led after", "goroutines each", "memory each", "connections", "watches of both", "requests/s of both",
-		"oldest renewal", "of", "the same, a core busy", "sessions lost", "CPU", "server's CPU",
+		"leases", "D", "all led after", "goroutines each", "memory each", "resident each", "connections", "watches of both", "requests/s of both",
+		"oldest renewal", "of", "the same, a core busy", "sessions lost", "CPU", "raw writes' CPU", "server's CPU",
 	}}
 	for _, c := range r.Crowds {
-		busy := "-"
+		busy, raw := "-", "-"
 		if c.BusyOldest > 0 {
 			busy = format(c.BusyOldest, "s")
 		}
+		if c.RawCPU > 0 {
+			raw = format(c.RawCPU, "%")
+		}
 		rows = append(rows, []string{
-			fmt.Sprint(c.Leases), c.Duration, format(c.Acquire, "s"), digits(c.Goroutines), format(c.Memory, "B"), fmt.Sprint(c.Sockets), digits(c.Watches),
-			digits(c.Requests), format(c.Oldest, "s"), format(c.Deadline, "s"), busy, fmt.Sprint(c.Lost), format(c.CPU, "%"), format(c.Server, "%"),
+			fmt.Sprint(c.Leases), c.Duration, format(c.Acquire, "s"), digits(c.Goroutines), format(c.Memory, "B"), format(c.Resident, "B"), fmt.Sprint(c.Sockets), digits(c.Watches),
+			digits(c.Requests), format(c.Oldest, "s"), format(c.Deadline, "s"), busy, fmt.Sprint(c.Lost), format(c.CPU, "%"), raw, format(c.Server, "%"),
 		})
 	}
 	return rows
