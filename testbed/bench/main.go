@@ -163,6 +163,7 @@ type size struct {
 	watchers    int           // of one Lease
 	fanouts     int           // rounds with them
 	fanning     time.Duration // how long to measure a fleet of that many
+	weighing    time.Duration // how long a program leads before its memory is measured
 	crowds      []crowd       // of leases that one process leads
 	crowding    time.Duration // how long to measure one
 }
@@ -176,7 +177,7 @@ var farLinks = []link{
 var full = size{
 	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8, expiries: 2,
 	victims: 10, hole: 8 * time.Second, links: farLinks, linked: 70 * time.Second, window: time.Minute, idle: 12 * time.Second,
-	racers: 300, learning: 20, terms: 100, solos: 8, renewing: 90 * time.Second, watchers: 900, fanouts: 3, fanning: 30 * time.Second,
+	racers: 300, learning: 20, terms: 100, solos: 8, renewing: 90 * time.Second, watchers: 900, fanouts: 3, fanning: 30 * time.Second, weighing: 15 * time.Second,
 	crowds: []crowd{
 		{count: 1, duration: defaults.duration},
 		{count: 100, duration: defaults.duration},
@@ -193,7 +194,7 @@ var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
 	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[2:], linked: 5 * time.Second, window: 3 * time.Second, idle: time.Second,
-	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1, fanning: time.Second,
+	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1, fanning: time.Second, weighing: time.Second,
 	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true, raw: true}}, crowding: time.Second,
 }
 

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"time"
 
 	"github.com/leasehold-go/leasehold/testbed/bench/programs/config"
 )
@@ -104,7 +103,7 @@ func (b *bench) resident(file string) (int64, error) {
 		_ = cmd.Wait()
 		return 0, fmt.Errorf("it did not say %q but %q", config.Ready, said.String())
 	}
-	if err := b.sleep(max(5*time.Second, b.duration)); err != nil {
+	if err := b.sleep(b.weighing); err != nil {
 		return 0, err
 	}
 	return residentBytes(cmd.Process.Pid)
