@@ -359,22 +359,24 @@ func TestMissedDeletionStalls(t *testing.T) {
 
 // A dial that is under way when the loop is left, by a function that waits for its context.
 func TestDialEnds(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	var dialing atomic.Int32
-	config := &rest.Config{Host: "https://203.0.113.1", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		dialing.Add(1)
-		defer dialing.Add(-1)
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}}
-	time.AfterFunc(3*time.Second, cancel)
-	for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), unlogged) {
-	}
-	time.Sleep(100 * time.Millisecond)
-	if n := dialing.Load(); n != 0 {
-		t.Errorf("%d dials outlive the loop", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		var began, dialing atomic.Int32
+		config := &rest.Config{Host: "https://203.0.113.1", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			began.Add(1)
+			dialing.Add(1)
+			defer dialing.Add(-1)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), unlogged, inVirtualTime) {
+		}
+		synctest.Wait()
+		if n := dialing.Load(); n != 0 || began.Load() == 0 {
+			t.Errorf("%d of %d dials outlive the loop", n, began.Load())
+		}
+	})
 }
 
 // A watch that is never answered is an outage to be told of.

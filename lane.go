@@ -24,6 +24,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/transport"
+
+	"github.com/leasehold-go/leasehold/internal/connpool"
 )
 
 // A lane is a way to the API server: nothing but campaigns with the same settings uses it, no
@@ -31,7 +33,7 @@ import (
 // of a process that would make their lanes alike share one, for as long as any of them lasts.
 type lane struct {
 	leases coordinationv1client.LeasesGetter
-	pool   *pool // nil for a client or a transport that is the caller's
+	pool   *connpool.Pool // nil for a client or a transport that is the caller's
 
 	// What it was made of. Others that have the same may share it.
 	client   coordinationv1client.LeasesGetter
@@ -141,7 +143,7 @@ func (l *lane) leave(c *campaign) {
 	}
 	lanes.Unlock()
 	if unused && l.pool != nil {
-		l.pool.hangUp()
+		l.pool.Close()
 	}
 }
 
@@ -221,7 +223,7 @@ func (l *lane) connect(config *rest.Config) error {
 		if _, err := newTransport(); err != nil {
 			return err
 		}
-		l.pool = newPool(newTransport, l.interval)
+		l.pool = connpool.New(newTransport, l.interval)
 		base = l.pool
 	}
 	rt, err := transport.HTTPWrappersForConfig(tc, base)
@@ -248,17 +250,12 @@ func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport
 	if tc.DialHolder != nil {
 		dial = tc.DialHolder.Dial
 	}
-	ping := max(interval/2, 250*time.Millisecond) // a busy server takes that long at times
 	return &http.Transport{
-		Proxy:               proxy,
-		DialContext:         dial,
-		TLSClientConfig:     tlsConfig,
-		TLSHandshakeTimeout: 2 * interval,
-		DisableCompression:  true, // a Lease is smaller than what compressing it costs
-		ForceAttemptHTTP2:   tlsConfig == nil || len(tlsConfig.NextProtos) == 0 || slices.Contains(tlsConfig.NextProtos, "h2"),
-		// A watch makes a dead connection look busy. Asking it for a sign of life this often
-		// replaces it within one interval; the usual 30 s and 15 s would cost the lease.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: ping, PingTimeout: ping},
+		Proxy:              proxy,
+		DialContext:        dial,
+		TLSClientConfig:    tlsConfig,
+		DisableCompression: true, // a Lease is smaller than what compressing it costs
+		ForceAttemptHTTP2:  tlsConfig == nil || len(tlsConfig.NextProtos) == 0 || slices.Contains(tlsConfig.NextProtos, "h2"),
 	}, nil
 }
 

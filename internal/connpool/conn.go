@@ -1,0 +1,207 @@
+package connpool
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+)
+
+// A conn is a connection of a pool. It finds out whether it lives.
+type conn struct {
+	*http.ClientConn
+	pool   *Pool
+	to     url.URL
+	link   *link
+	opened time.Time
+
+	lastAnswer atomic.Int64 // when a request was last answered, in nanoseconds since opened
+
+	// What follows is protected by the pool's mu.
+	watchdog *time.Timer // calls check
+	pings    bool        // it is an HTTP/2 connection
+	used     time.Time   // when a request was last begun
+	silent   bool
+	deaf     bool
+	doubted  time.Time // when it became suspect
+	missAt   time.Time // when a request was given up since the last answer; zero for none
+}
+
+// suspect reports whether the connection may be dead. The caller holds the pool's mu.
+func (c *conn) suspect() bool { return c.silent || c.deaf }
+
+// pingAfter returns for how long nothing is heard before a ping is sent.
+func (p *Pool) pingAfter() time.Duration { return p.interval / 10 * 11 }
+
+// silenceLocked returns for how long nothing is heard over a connection before it is suspect.
+func (p *Pool) silenceLocked() time.Duration {
+	// A busy server takes a quarter of a second at times.
+	return p.pingAfter() + max(250*time.Millisecond, min(p.interval/2, 5*time.Second), p.grace)
+}
+
+// watchLocked begins to look for silence, where there are pings.
+func (c *conn) watchLocked() {
+	c.pings = c.Available() > 1
+	c.watchdog = time.AfterFunc(c.pool.silenceLocked(), c.check)
+}
+
+// check looks whether the connection has been silent for too long.
+func (c *conn) check() {
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	switch {
+	case c.Err() != nil:
+		return
+	case c.suspect():
+		c.judgeLocked()
+		return
+	case !c.pings:
+		return
+	}
+	limit := c.pool.silenceLocked()
+	c.link.alert.Store(true) // before the silence is measured: what is heard from now on calls heard
+	if silence := c.link.silence(); silence < limit {
+		c.link.alert.Store(false)
+		c.watchdog.Reset(limit - silence)
+		return
+	}
+	c.silent = true
+	c.doubtLocked()
+}
+
+// doubtLocked begins the race of a connection that has just become suspect.
+func (c *conn) doubtLocked() {
+	c.doubted = time.Now()
+	c.pool.dialLocked(c.to)
+}
+
+// judgeLocked closes a suspect connection once no dial is under way and it had as long to be heard as a dial takes.
+func (c *conn) judgeLocked() {
+	if c.pool.dials[c.to] != nil {
+		return // open calls it again
+	}
+	if left := c.pool.grace - time.Since(c.doubted); left > 0 {
+		c.watchdog.Reset(left)
+		return
+	}
+	why := fmt.Errorf("connection to %s lost: no answer to two requests in a row", c.to.Host)
+	if c.silent {
+		why = fmt.Errorf("connection to %s lost: nothing heard for %v", c.to.Host, c.link.silence().Round(time.Millisecond))
+	}
+	c.pool.era.Go(func() { c.link.fail(why) })
+}
+
+// heard is called when something is read of a connection that may be silent.
+func (c *conn) heard() {
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	c.silent = false
+	c.link.alert.Store(false)
+	c.trustLocked()
+}
+
+// answered records that a request was answered.
+func (c *conn) answered() {
+	c.lastAnswer.Store(int64(time.Since(c.opened)))
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	c.missAt = time.Time{}
+	if c.deaf {
+		c.deaf = false
+		c.trustLocked()
+	}
+}
+
+// missed records that a request that was begun at that time had no answer in time.
+func (c *conn) missed(began time.Time) {
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	now := time.Now()
+	switch {
+	case c.Err() != nil || c.deaf:
+	case c.lastAnswer.Load() > int64(began.Sub(c.opened)): // others are answered: this request is slow
+	case now.Sub(began) < c.pool.grace: // it had less than the time of a round trip
+	case c.missAt.IsZero():
+		c.missAt = now
+	case began.Before(c.missAt): // made beside the first
+	default:
+		c.deaf = true
+		if !c.silent {
+			c.doubtLocked()
+		}
+	}
+}
+
+// trustLocked ends the race if the connection is not suspect any more. The requests that wait for the dial can use it.
+func (c *conn) trustLocked() {
+	if c.suspect() || c.doubted.IsZero() {
+		return
+	}
+	c.doubted = time.Time{}
+	c.watchdog.Reset(c.pool.silenceLocked())
+	if d := c.pool.dials[c.to]; d != nil {
+		c.pool.endLocked(c.to, d, nil, nil)
+	}
+}
+
+// close closes the connection. The requests on it fail.
+func (c *conn) close() {
+	if c.watchdog != nil {
+		c.watchdog.Stop()
+	}
+	c.Close()
+}
+
+// replace closes a connection over which the server did not know us: one that is opened now has the client certificate of
+// now. A burst of such answers replaces it once, and a server that refuses us for another reason does not make us dial
+// all the time.
+func (p *Pool) replace(c *conn, resp *http.Response) {
+	if time.Since(c.opened) < p.interval {
+		return
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16)) // it says why, and ends with the connection
+	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	if err == nil {
+		c.Close()
+	}
+}
+
+// A link is the network connection below a conn. It knows when it was last heard.
+type link struct {
+	net.Conn
+	began   time.Time
+	last    atomic.Int64          // when something was last read, in nanoseconds since began
+	alert   atomic.Bool           // whether heard is called for what is read
+	heard   func()                // called with no lock held
+	failure atomic.Pointer[error] // why the connection was given up
+}
+
+func (l *link) open(nc net.Conn, heard func()) { l.Conn, l.began, l.heard = nc, time.Now(), heard }
+
+func (l *link) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if n > 0 {
+		l.last.Store(int64(time.Since(l.began)))
+		if l.alert.Load() {
+			l.heard()
+		}
+	}
+	if why := l.failure.Load(); err != nil && why != nil {
+		err = *why
+	}
+	return n, err
+}
+
+// silence returns for how long nothing has been read.
+func (l *link) silence() time.Duration { return time.Since(l.began) - time.Duration(l.last.Load()) }
+
+// fail ends the connection. Its reads fail with why.
+func (l *link) fail(why error) {
+	l.failure.Store(&why)
+	l.Conn.Close()
+}
