@@ -25,11 +25,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// byChance is what chance decides: for how long a lease is valid.
+// byChance matches the values that depend on chance: for how long a lease is valid.
 var byChance = regexp.MustCompile(`(leasehold_valid_seconds\{[^}]*\}) [0-9.]*[1-9][0-9.]*`)
 
-// What /metrics says of a lease that is led under after it was lost, one of the same name in another
-// namespace that somebody else holds, and one with a campaign that is over.
+// The exposition covers a lease that is led again after it was lost, one of the same name in another namespace that
+// another process holds, and one whose campaign is over.
 func TestExposition(t *testing.T) {
 	golden, err := os.ReadFile("testdata/metrics.txt")
 	if err != nil {
@@ -44,7 +44,7 @@ func TestExposition(t *testing.T) {
 			client := srv.Client(identity)
 			client.OnRequest(func(r leasetest.Request) leasetest.Fault {
 				if r.Verb == "patch" {
-					return leasetest.Fault{After: 1500 * time.Millisecond} // longer than a busy machine takes
+					return leasetest.Fault{After: 1500 * time.Millisecond} // longer than any request takes on a busy machine
 				}
 				return leasetest.Fault{}
 			})
@@ -52,11 +52,11 @@ func TestExposition(t *testing.T) {
 				leasehold.WithClient(client), leasehold.WithIdentity(identity), leasehold.WithNamespace(namespace), leasehold.WithLease(name),
 				leasehold.WithLogger(slog.New(slog.DiscardHandler)),
 			}
-			// Long durations: while virtual time stands still, CLOCK_BOOTTIME, by which a session is judged too, goes on.
+			// Durations are long because CLOCK_BOOTTIME, by which a session is judged too, advances while virtual time stands still.
 			if identity != "other" {
 				opts = append(opts, leasehold.WithMonitor(&monitor), leasehold.WithDuration(time.Hour))
 			} else {
-				opts = append(opts, leasehold.WithDuration(24*time.Hour)) // it does not renew before the end
+				opts = append(opts, leasehold.WithDuration(24*time.Hour)) // its first renewal would come after the end of the test
 			}
 			loops.Go(func() {
 				for s := range leasehold.Sessions(ctx, opts...) {
@@ -92,7 +92,7 @@ func TestExposition(t *testing.T) {
 	})
 }
 
-// Nothing is said about no leases, and a thousand scrapes make no more series than one.
+// Without a lease there is no series, and terms and scrapes add none.
 func TestSeriesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var monitor leasehold.Monitor
@@ -122,8 +122,7 @@ func TestSeriesAreBounded(t *testing.T) {
 	})
 }
 
-// A registry that has leader_election_master_status already, as that of controller-runtime, takes the
-// collector too.
+// A registry that already has leader_election_master_status, as that of controller-runtime does, accepts the collector.
 func TestBesideAnotherCollector(t *testing.T) {
 	const help = "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. " +
 		"'name' is the string used to identify the lease. Please make sure to group by name."
