@@ -58,7 +58,7 @@ func BenchmarkUpdate(b *testing.B) {
 	}
 }
 
-// BenchmarkApplyLabels goes by the server's own machinery of field ownership.
+// BenchmarkApplyLabels measures an apply that package managedfields decides.
 func BenchmarkApplyLabels(b *testing.B) {
 	leases := leasetest.NewServer().Client("a").Leases("default")
 	for i := int32(0); b.Loop(); i++ {

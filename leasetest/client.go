@@ -41,18 +41,18 @@ func (c *Client) Requests() int {
 	return c.requests
 }
 
-// OnRequest has f decide the fate of each request from now on; nil lets all of them pass. It is called on the
-// caller's goroutine, concurrently if the calls are, before the request takes effect, and may use the server itself:
-// to let another holder in just before a write, say.
+// OnRequest sets the function that decides the fate of each request from now on; with nil all requests pass. f is
+// called on the caller's goroutine, concurrently if the calls are, before the request takes effect. It may use the
+// server, for instance to make another holder's write come just before.
 func (c *Client) OnRequest(f func(Request) Fault) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.onRequest = f
 }
 
-// Partition cuts the client off, or heals the link. While cut off its requests are lost and hang until their ctx
-// ends, replies under way are lost too, and its watches stay open but silent. Healed, the watches deliver what they
-// missed, as TCP does.
+// Partition cuts the client off from the server, or reconnects it. While it is cut off, its requests are lost and hang
+// until their ctx ends, replies under way are lost too, and its watches stay open but silent. Once it is reconnected,
+// the watches deliver the events that they missed, as TCP does.
 func (c *Client) Partition(cut bool) {
 	c.mu.Lock()
 	c.cut = cut
@@ -107,7 +107,7 @@ func exchange[T any](ctx context.Context, c *Client, r Request, effect func() (T
 	return answer, err
 }
 
-// fault counts the request and asks the test what becomes of it.
+// fault counts the request and returns the fault that the test chooses for it.
 func (c *Client) fault(r *Request) Fault {
 	c.mu.Lock()
 	c.requests++
@@ -141,8 +141,8 @@ func (c *Client) wait(ctx context.Context, r Request, d time.Duration) error {
 	}
 }
 
-// lost is the end of an exchange without an answer: err, or waiting in vain. A client that is cut off gets no err
-// either.
+// lost ends an exchange without an answer: it returns err, or waits until ctx ends if err is nil or the client is cut
+// off.
 func (c *Client) lost(ctx context.Context, r Request, err error) error {
 	if err != nil && !c.isCut() {
 		return err
@@ -151,7 +151,7 @@ func (c *Client) lost(ctx context.Context, r Request, err error) error {
 	return gaveUp(r, ctx.Err())
 }
 
-// gaveUp is what an HTTP client returns when its ctx ends.
+// gaveUp returns the error of an HTTP client whose ctx ended.
 func gaveUp(r Request, err error) error {
 	op := map[string]string{"create": "Post", "update": "Put", "patch": "Patch", "apply": "Patch", "delete": "Delete", "deletecollection": "Delete"}[r.Verb]
 	if op == "" {

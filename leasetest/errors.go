@@ -18,7 +18,7 @@ import (
 
 var leasesResource = coordinationv1.Resource("leases")
 
-// TooManyRequests is what API priority and fairness answers: 429 with Retry-After, in whole seconds rounded up.
+// TooManyRequests is the answer of API priority and fairness: 429 with Retry-After, in whole seconds rounded up.
 func TooManyRequests(retryAfter time.Duration) error {
 	seconds := int((retryAfter + time.Second - 1) / time.Second)
 	return apierrors.NewTooManyRequests("too many requests, please try again later.", seconds)
@@ -47,8 +47,7 @@ func Unauthorized() error {
 	}}
 }
 
-// Forbidden is a 403 as RBAC answers it to the service account "leasetest". A request for the verb apply is
-// authorized as patch.
+// Forbidden is RBAC's 403 for the service account "leasetest". A request for the verb apply is authorized as patch.
 func Forbidden(r Request) error {
 	verb := r.Verb
 	if verb == "apply" {
@@ -59,22 +58,22 @@ func Forbidden(r Request) error {
 	return apierrors.NewForbidden(leasesResource, r.Name, errors.New(reason))
 }
 
-// ConnectionRefused is what a client sees when nothing listens: the request has not taken effect.
+// ConnectionRefused is a client's error when nothing listens: the request has not taken effect.
 func ConnectionRefused() error {
 	return netError("dial", os.NewSyscallError("connect", syscall.ECONNREFUSED))
 }
 
-// ConnectionReset is what a client sees when the server dies under a request. It may or may not have taken effect.
+// ConnectionReset is a client's error when the server dies during a request, which may or may not have taken effect.
 func ConnectionReset() error {
 	return netError("read", os.NewSyscallError("read", syscall.ECONNRESET))
 }
 
-// EOF is what a client sees when the connection is closed under a request. It may or may not have taken effect.
+// EOF is a client's error when the connection is closed during a request, which may or may not have taken effect.
 func EOF() error {
 	return &url.Error{Op: "Get", URL: serverURL, Err: io.EOF}
 }
 
-// NetTimeout is a timeout of the connection, not of the caller's ctx. It may or may not have taken effect.
+// NetTimeout is a timeout of the connection, not of the caller's ctx. The request may or may not have taken effect.
 func NetTimeout() error {
 	return netError("read", os.ErrDeadlineExceeded)
 }

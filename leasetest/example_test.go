@@ -30,7 +30,7 @@ func keepRenewing(ctx context.Context, leases coordinationv1client.LeaseInterfac
 	}
 }
 
-// A user's test: half a minute of renewals in no time at all, then a reply that is lost.
+// A user's test: half a minute of renewals, which takes milliseconds, and then a reply that is lost.
 func TestRenewalWhoseReplyIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := leasetest.NewServer()

@@ -176,7 +176,7 @@ func (l *leases) checkName(name string) error {
 	return nil
 }
 
-// answer is the lease as the caller gets it: a copy of its own, an empty one beside an error, as client-go does.
+// answer returns the lease as client-go returns it: a copy, or an empty Lease beside an error.
 func answer(lease *coordinationv1.Lease, err error) (*coordinationv1.Lease, error) {
 	if err != nil {
 		return empty(err)

@@ -16,10 +16,10 @@ import (
 	"k8s.io/client-go/applyconfigurations"
 )
 
-// Who owns which field is decided by the machinery of the API server itself, package managedfields: it is right by
-// definition and takes 200 us. Most writes of a lease change a few plain fields of its spec, though, for which
-// ownership is arithmetic on sets of five: owners does that in no time, and says so when it cannot. A test
-// compares the two over random histories.
+// Package managedfields, which the API server uses too, decides field ownership: it is right by definition and takes
+// 200 us. Most writes of a lease change a few plain fields of its spec, for which ownership is arithmetic on sets of
+// five. The type owners does that arithmetic, and reports when it cannot. A test compares the two over random
+// histories.
 
 var (
 	scheme = func() *runtime.Scheme {
@@ -134,7 +134,7 @@ func decodeOwners(fields []metav1.ManagedFieldsEntry) owners {
 	return o
 }
 
-// few tells whether the server treats the entries one by one: it merges the oldest of many updaters, and does not
+// few reports whether the server treats the entries one by one: it merges the oldest of many updaters, and does not
 // track a lease that has none.
 func (o owners) few() bool { return 0 < len(o.entries) && len(o.entries) < maxUpdaters }
 
@@ -179,7 +179,7 @@ func (o owners) encode() []metav1.ManagedFieldsEntry {
 	return fields
 }
 
-// update is what becomes of the owners when manager updates the fields in set and removes those in gone.
+// update returns the owners after manager updates the fields in set and removes those in gone.
 func (o owners) update(manager string, set, gone specFields) owners {
 	next := o.without(func(owner) specFields { return set | gone })
 	if set != 0 {
@@ -189,8 +189,8 @@ func (o owners) update(manager string, set, gone specFields) owners {
 	return next.sorted()
 }
 
-// apply is what becomes of them when manager applies the fields in set, with the right to take them from anybody.
-// Those in changed get new values by it, those in gone are removed by it.
+// apply returns the owners after manager applies the fields in set by force. The fields in changed get new values, and
+// those in gone are removed.
 func (o owners) apply(manager string, set, changed, gone specFields) owners {
 	next := o.without(func(e owner) specFields {
 		if e.is(manager, metav1.ManagedFieldsOperationApply) {
@@ -219,7 +219,7 @@ func (o owners) find(manager string, op metav1.ManagedFieldsOperationType) owner
 	return o.entries[i]
 }
 
-// others is the set of fields owned by anybody but the manager's entry.
+// others returns the fields that entries other than the manager's own.
 func (o owners) others(manager string, op metav1.ManagedFieldsOperationType) (set specFields) {
 	for _, e := range o.entries {
 		if !e.is(manager, op) {
@@ -240,7 +240,7 @@ func (o owners) without(fields func(owner) specFields) owners {
 	return next
 }
 
-// entry is the manager's, a new one if it has none.
+// entry returns the manager's entry, a new one if it has none.
 func (o *owners) entry(manager string, op metav1.ManagedFieldsOperationType) *owner {
 	i := slices.IndexFunc(o.entries, func(e owner) bool { return e.is(manager, op) })
 	if i < 0 {
@@ -276,7 +276,7 @@ func (e owner) own(set specFields) owner {
 	return e
 }
 
-// sorted returns them as the server does, and decides whether arithmetic will do for the next write too.
+// sorted returns the entries in the server's order, and decides whether arithmetic suffices for the next write too.
 func (o owners) sorted() owners {
 	o.simple = o.few()
 	slices.SortFunc(o.entries, func(a, b owner) int {
@@ -295,7 +295,8 @@ func (e owner) seconds() int64 {
 	return e.Time.Unix()
 }
 
-// compareSpecs says what an update from a to b sets and what it removes; ok is false if there is more to it.
+// compareSpecs returns the fields that an update from a to b sets and removes; ok is false if it changes other fields
+// too.
 func compareSpecs(a, b *coordinationv1.LeaseSpec) (set, gone specFields, ok bool) {
 	compare := func(f specFields, inA, inB, equal bool) {
 		switch {

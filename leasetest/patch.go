@@ -244,7 +244,7 @@ func merge(doc, patch json.RawMessage) json.RawMessage {
 
 var strictJSON = k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme, k8sjson.SerializerOptions{Strict: true})
 
-// decode is the server's reading of a patched lease: unknown fields are dropped, or rejected if the client asked for
+// decode reads a patched lease as the server does: it drops unknown fields, or rejects them if the client asks for
 // that.
 func decode(data []byte, fieldValidation string) (*coordinationv1.Lease, error) {
 	lease := &coordinationv1.Lease{}
@@ -308,7 +308,7 @@ func applyPatch(r *record, data []byte, manager string, force bool) (draft, erro
 // applySpec applies by arithmetic what it can: plain fields of the spec to a lease that exists, by a manager that
 // has applied nothing else, when there is no conflict to report.
 func applySpec(r *record, data []byte, manager string, force bool) (d draft, ok bool, err error) {
-	if !r.owners.simple || manager == "kubectl" { // kubectl's applies mind an annotation
+	if !r.owners.simple || manager == "kubectl" { // kubectl's applies depend on an annotation
 		return d, false, nil
 	}
 	p, ok := parseSpecPatch(data)
@@ -335,7 +335,7 @@ func applySpec(r *record, data []byte, manager string, force bool) (d draft, ok 
 	return d, true, nil
 }
 
-// asStatus is the status that the server answers an error of the field manager with.
+// asStatus returns the status with which the server answers an error of the field manager.
 func asStatus(err error) error {
 	if _, ok := err.(apierrors.APIStatus); ok {
 		return err

@@ -20,7 +20,7 @@ const firstResourceVersion = 1000
 // historyLimit is how many changes a watch can go back before it is told 410 Gone.
 const historyLimit = 1024
 
-// Server is a Lease API in memory. It is safe for concurrent use. Create it with [NewServer].
+// Server is an in-memory Lease API. It is safe for concurrent use. Create it with [NewServer].
 type Server struct {
 	mu        sync.Mutex
 	rv        uint64 // of the newest change
@@ -85,8 +85,9 @@ func (s *Server) Client(name string) *Client {
 	return c
 }
 
-// OnCommit has f called for every committed write, in the order of their resourceVersions and before anybody else
-// learns of it: the place for an oracle that checks each step. f is called with the server locked and must not call it.
+// OnCommit sets a function that is called for every committed write, in the order of their resourceVersions and before
+// any reader or watch sees the write: an oracle can check each step there. f is called with the server locked and must
+// not call it.
 func (s *Server) OnCommit(f func(Change)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -237,7 +238,7 @@ func (s *Server) publish(ev event, client string) {
 }
 
 func (s *Server) newUID() types.UID {
-	// By a counter: a seeded simulation shall see the same at each run.
+	// By a counter, so that a seeded simulation sees the same uids in each run.
 	s.uids++
 	return types.UID(fmt.Sprintf("1ea5e000-0000-4000-8000-%012x", s.uids))
 }

@@ -18,15 +18,15 @@ var (
 	specPath     = field.NewPath("spec")
 )
 
-// validateNew is the server's judgement of a lease to be created.
+// validateNew validates a lease to be created as the server does.
 func validateNew(l *coordinationv1.Lease) error {
 	errs := validation.ValidateObjectMeta(&l.ObjectMeta, true, validation.NameIsDNSSubdomain, metadataPath)
 	errs = append(errs, validateSpec(&l.Spec)...)
 	return invalid(l.Name, errs)
 }
 
-// validateChange is its judgement of a lease to replace old. Metadata that is the same and was judged before is not
-// judged again.
+// validateChange validates a lease to replace old as the server does. Unchanged metadata that was valid before is not
+// validated again.
 func validateChange(l, old *coordinationv1.Lease, metadata bool) error {
 	var errs field.ErrorList
 	if metadata {
@@ -81,8 +81,8 @@ func validateStrategy(strategy coordinationv1.CoordinatedLeaseStrategy, at *fiel
 	return errs
 }
 
-// dropGated removes what the server drops in silence while its feature CoordinatedLeaderElection is off, as it is by
-// default: strategy and preferredHolder, unless the lease had them before.
+// dropGated removes the fields that the server drops silently while its feature CoordinatedLeaderElection is off (the
+// default): strategy and preferredHolder, unless the lease had them before.
 func dropGated(l, old *coordinationv1.Lease) {
 	if old.Spec.Strategy == nil {
 		l.Spec.Strategy = nil
@@ -92,7 +92,7 @@ func dropGated(l, old *coordinationv1.Lease) {
 	}
 }
 
-// sameMetadata tells whether nothing differs in what a client may change.
+// sameMetadata reports whether the metadata that a client may change are equal.
 func sameMetadata(a, b *metav1.ObjectMeta) bool {
 	return a.Name == b.Name && a.Namespace == b.Namespace && a.GenerateName == b.GenerateName &&
 		sameMap(a.Labels, b.Labels) && sameMap(a.Annotations, b.Annotations) &&

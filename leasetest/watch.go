@@ -41,11 +41,11 @@ func (c *Client) CloseWatches(err error) {
 	c.server.closeWatches(c.name, err)
 }
 
-// SilenceWatches stops deliveries on the watches that the client has open, which stay open: a connection gone dead
-// that nobody has noticed. Watches opened later are not silent.
+// SilenceWatches stops deliveries on the watches that the client has open, as on a dead connection that has not been
+// noticed: they stay open. Watches opened later are not silent.
 func (c *Client) SilenceWatches() { c.eachWatch(func(w *watcher) { w.setSilent(true, true) }) }
 
-// ResumeWatches ends the silence, with what was missed if backlog, else as if it had never happened.
+// ResumeWatches ends the silence. With backlog the watches deliver the events that they missed, else those are lost.
 func (c *Client) ResumeWatches(backlog bool) {
 	c.eachWatch(func(w *watcher) { w.setSilent(false, backlog) })
 }
@@ -79,7 +79,7 @@ func (c *Client) WatchCount() int {
 	return n
 }
 
-// ErrorEvent is the watch event by which a server reports err; an err that is no API status becomes a 500.
+// ErrorEvent returns the watch event by which a server reports err; an err that is no API status becomes a 500.
 func ErrorEvent(err error) watch.Event {
 	status, ok := err.(apierrors.APIStatus)
 	if !ok {
@@ -120,7 +120,7 @@ func (s *Server) closeWatches(client string, err error) {
 	}
 }
 
-// selection is what a list or watch is about.
+// selection says which leases a list or watch covers.
 type selection struct {
 	namespace string
 	fields    fields.Selector
@@ -149,7 +149,7 @@ func (sel selection) matches(l *coordinationv1.Lease) bool {
 		(sel.labels.Empty() || sel.labels.Matches(labels.Set(l.Labels)))
 }
 
-// selected returns what matches, in the order of namespaces and names.
+// selected returns the leases that match, ordered by namespace and name.
 func (s *Server) selected(sel selection) []*coordinationv1.Lease {
 	var found []*coordinationv1.Lease
 	for _, r := range s.leases {
@@ -168,7 +168,7 @@ type watcher struct {
 	selection
 	server    *Server
 	client    *Client
-	from      uint64 // only later changes are of interest
+	from      uint64 // only later changes are delivered
 	bookmarks bool
 
 	result   chan watch.Event
@@ -225,7 +225,7 @@ func (s *Server) watch(ctx context.Context, c *Client, namespace string, opts me
 	return w, nil
 }
 
-// start queues what the watch begins with.
+// start queues the first events of the watch.
 func (w *watcher) start(from uint64, initial *bool) {
 	s := w.server
 	at := time.Now()
@@ -278,7 +278,7 @@ func parseWatchRV(rv string) (uint64, error) {
 	return n, nil
 }
 
-// offer queues the event if this watch is to see it.
+// offer queues the event if the watch covers it.
 func (w *watcher) offer(ev event) {
 	if ev.rv <= w.from {
 		return
@@ -402,8 +402,8 @@ func (w *watcher) run(ctx context.Context, timeout <-chan time.Time) {
 	}
 }
 
-// next takes the first event off the queue if it is due; otherwise it says how long to wait: negative for as long as
-// nothing changes. done is the end of the watch.
+// next takes the first event off the queue if it is due. Otherwise it returns how long to wait, a negative duration to
+// wait until something changes. done reports that the watch has ended.
 func (w *watcher) next() (ev watch.Event, wait time.Duration, done bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// heard returns what the watch has to say now, `MODIFIED b` per event and `closed` for its end.
+// heard returns the events that the watch has delivered, `MODIFIED b` for each, and `closed` for its end.
 func heard(w watch.Interface) (said []string) {
 	for {
 		synctest.Wait()

@@ -15,10 +15,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// leasesKind is the resource in the place of the kind, as the server has it in some errors.
+// leasesKind has the resource in place of the kind, as some of the server's errors do.
 var leasesKind = schema.GroupKind{Group: leasesResource.Group, Kind: leasesResource.Resource}
 
-// writer is who writes and how.
+// writer describes a write: its client, field manager and options.
 type writer struct {
 	client  string
 	manager string
@@ -77,8 +77,8 @@ func (s *Server) replace(w writer, key types.NamespacedName, lease *coordination
 	})
 }
 
-// update is the server's one way to change a lease: make the new state from the live one, compare resourceVersions,
-// validate, store. A lease that does not exist is created; make can prevent that.
+// update changes a lease: it makes the new state from the live one, compares resourceVersions, validates, and stores. A
+// lease that does not exist is created, unless make returns an error.
 func (s *Server) update(w writer, key types.NamespacedName, uid types.UID, makeDraft func(*record) (draft, error)) (*coordinationv1.Lease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,7 +189,7 @@ func (s *Server) deleteLocked(w writer, key types.NamespacedName, opts metav1.De
 		return invalidOptions("DeleteOptions", errs)
 	}
 	if p := opts.Preconditions; p != nil {
-		// The server has the kind in the place of the resource here.
+		// The server's message has the kind in place of the resource here.
 		kind := schema.GroupResource{Group: leaseGVK.Group, Resource: leaseGVK.Kind}
 		if p.UID != nil && *p.UID != live.UID {
 			return apierrors.NewConflict(kind, key.Name, fmt.Errorf(
@@ -242,7 +242,7 @@ func (s *Server) list(namespace string, opts metav1.ListOptions) (*coordinationv
 	return list, nil
 }
 
-// checkIdentity is what the server checks of a new state before it compares resourceVersions.
+// checkIdentity does the checks that come before the comparison of resourceVersions.
 func checkIdentity(key types.NamespacedName, lease *coordinationv1.Lease, exists bool) error {
 	if !exists && lease.UID != "" {
 		return apierrors.NewConflict(leasesResource, key.Name, fmt.Errorf(
@@ -271,7 +271,7 @@ func checkNamespace(lease *coordinationv1.Lease, namespace string) error {
 	return nil
 }
 
-// keepSystemFields undoes what a client may not change.
+// keepSystemFields restores the fields that a client may not change.
 func keepSystemFields(lease, live *coordinationv1.Lease) {
 	lease.Generation = live.Generation
 	if lease.UID == "" {
@@ -286,7 +286,7 @@ func keepSystemFields(lease, live *coordinationv1.Lease) {
 	}
 }
 
-// sameLease tells whether storing a in place of b would change nothing but the times in managedFields.
+// sameLease reports whether a and b differ in nothing but the times in managedFields.
 func sameLease(a, b *coordinationv1.Lease) bool {
 	set, gone, ok := compareSpecs(&b.Spec, &a.Spec)
 	return set == 0 && gone == 0 && ok &&
@@ -302,7 +302,7 @@ func sameFields(a, b []metav1.ManagedFieldsEntry, times bool) bool {
 	})
 }
 
-// objectRV is the resourceVersion that the lease was read at, 0 when it does not say.
+// objectRV returns the resourceVersion in the lease, 0 if it has none.
 func objectRV(l *coordinationv1.Lease) (uint64, error) {
 	if l.ResourceVersion == "" {
 		return 0, nil
@@ -319,7 +319,7 @@ func invalidOptions(kind string, errs field.ErrorList) error {
 	return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: kind}, "", errs)
 }
 
-// statusUnknown is what the server makes of an error that it has no status for.
+// statusUnknown returns the server's status for an error that has none.
 func statusUnknown(message string) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: 500, Message: message}}
 }

@@ -1,5 +1,5 @@
-// Package conformance says what a Lease API does, as a table of cases that a real API server and leasetest both pass:
-// it makes tests against leasetest worth as much as tests against a real server.
+// Package conformance describes the Lease API by a table of cases that a real API server and leasetest both pass, so
+// that a test against leasetest is worth as much as one against a real server.
 //
 // Every case was first observed on kube-apiserver 1.36.3 with its default features.
 package conformance
@@ -29,12 +29,12 @@ type Case struct {
 	run  func(*session)
 }
 
-// Cases returns all of them.
+// Cases returns all cases.
 func Cases() []Case {
 	return slices.Concat(createCases, updateCases, patchCases, applyCases, validationCases, deleteCases, watchCases)
 }
 
-// Run asks them all. newNamespace returns a client of the API under test, and a namespace that is empty and exists.
+// Run tests all cases. newNamespace returns a client of the API under test, and a namespace that is empty and exists.
 func Run(t *testing.T, newNamespace func(t *testing.T) (coordinationv1client.LeasesGetter, string)) {
 	for _, c := range Cases() {
 		t.Run(c.Name, func(t *testing.T) {
@@ -44,7 +44,7 @@ func Run(t *testing.T, newNamespace func(t *testing.T) (coordinationv1client.Lea
 	}
 }
 
-// Test asks one, in a namespace that is empty.
+// Test tests one case, in an empty namespace.
 func (c Case) Test(t *testing.T, client coordinationv1client.LeasesGetter, namespace string) {
 	c.run(&session{
 		T: t, ctx: t.Context(), namespace: namespace,
@@ -78,7 +78,7 @@ func ptr[T any](v T) *T { return &v }
 
 func at(d time.Duration) *metav1.MicroTime { return &metav1.MicroTime{Time: instant.Add(d)} }
 
-// held is a lease as a holder writes it.
+// held returns a lease as a holder writes it.
 func held() *coordinationv1.Lease {
 	return &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -277,7 +277,7 @@ func (e events) want(typ watch.EventType, lease *coordinationv1.Lease) {
 	e.session.want(string(typ), l, lease)
 }
 
-// wantClosed checks that nothing more comes.
+// wantClosed checks that no event follows.
 func (e events) wantClosed() {
 	e.Helper()
 	select {
@@ -290,7 +290,7 @@ func (e events) wantClosed() {
 	}
 }
 
-// wantEnd checks that the watch ends, for which client-go may first give a reason of its own, as an ERROR.
+// wantEnd checks that the watch ends, possibly after an ERROR event that client-go adds.
 func (e events) wantEnd() {
 	e.Helper()
 	for {

@@ -2,9 +2,9 @@
 // of its own, so that a test can kill it, stop it for a while and start it again on the same data, and so that the
 // programs around it, and their race detector, need not contain Kubernetes.
 //
-// The process is the command testbed/cmd/controlplane, which the go command builds when it is first needed: this takes
-// minutes with an empty build cache, and half a second once it is there. It listens on the loopback interface only and
-// ends with the program that started it, however that ends.
+// The process is the command testbed/cmd/controlplane, which the go command builds when it is first needed: minutes
+// with an empty build cache, half a second with a full one. It listens on the loopback interface only and ends with the
+// program that started it, however that ends.
 //
 // The API is complete, RBAC is enforced and priority and fairness is on. There are no controllers: nothing is garbage
 // collected, and a deleted namespace stays.
@@ -27,8 +27,8 @@ import (
 
 // Options of Start. The zero value is ready.
 type Options struct {
-	// Dir keeps data, keys and log. A control plane that ran there before goes on with its data, at its address, and
-	// with the users it had. Empty is a new temporary directory, removed by Stop.
+	// Dir keeps data, keys and log. A control plane that ran there before continues with its data, its address and its
+	// users. Empty is a new temporary directory, removed by Stop.
 	Dir string
 	// Port on 127.0.0.1. 0 is that of last time in Dir, else a free one.
 	Port int
@@ -52,7 +52,7 @@ type Server struct {
 }
 
 // Start returns when the API server is ready: it answers, RBAC's roles and the namespace "default" exist. ctx ends the
-// wait, not the server. When the server does not start, the error says what it said.
+// wait, not the server. If the server does not start, the error has the end of its log.
 func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	s := new(Server)
 	if s.binary, err = build(ctx); err != nil {
@@ -86,14 +86,14 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	return s, nil
 }
 
-// Config returns a new configuration for a client that may do anything.
+// Config returns a new configuration for a client with all rights.
 func (s *Server) Config() *rest.Config { return rest.CopyConfig(s.admin) }
 
-// Kubeconfig is the path of a file for a client that may do anything.
+// Kubeconfig returns the path of a kubeconfig with all rights.
 func (s *Server) Kubeconfig() string { return s.dir.Path(datadir.Kubeconfig) }
 
 // UserConfig returns a new configuration for a client that is the named user, in the groups and in
-// system:authenticated. Any name will do; without a RoleBinding the user may do next to nothing. Service accounts have
+// system:authenticated. Any name is valid; without a RoleBinding the user has hardly any rights. Service accounts have
 // names like system:serviceaccount:NAMESPACE:NAME.
 func (s *Server) UserConfig(user string, groups ...string) *rest.Config {
 	cfg, err := s.dir.UserConfig(s.admin.Host, user, groups...)
@@ -110,10 +110,10 @@ func (s *Server) UserKubeconfig(user string, groups ...string) (string, error) {
 	return s.dir.Path(file), s.dir.WriteKubeconfig(file, s.UserConfig(user, groups...))
 }
 
-// Log is the path of the log of the API server and etcd.
+// Log returns the path of the log of the API server and etcd.
 func (s *Server) Log() string { return s.dir.Path(datadir.Log) }
 
-// Pid is the process ID, 0 after Kill, after Stop and when the process ended by itself.
+// Pid returns the process ID, 0 after Kill, after Stop and when the process ended by itself.
 func (s *Server) Pid() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +123,8 @@ func (s *Server) Pid() int {
 	return s.process.pid()
 }
 
-// Kill ends the process with SIGKILL: connections break and nothing is tidied up. It returns when the process is gone.
+// Kill ends the process with SIGKILL: connections break and nothing is cleaned up. It returns when the process has
+// ended.
 func (s *Server) Kill() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,7 +135,7 @@ func (s *Server) Kill() error {
 	return nil
 }
 
-// Pause stops the process with SIGSTOP: connections stay open, and nobody answers. Once it returns, nothing runs.
+// Pause stops the process with SIGSTOP: connections stay open without answers. When it returns, no thread runs.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,7 +145,7 @@ func (s *Server) Pause() error {
 	return s.process.awaitStopped()
 }
 
-// Resume lets a paused process go on.
+// Resume continues a paused process.
 func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,8 +171,8 @@ func (s *Server) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends the process, a paused one too, and removes the directory if it was a temporary one. It lets the API server
-// finish what it is doing, for some seconds, then kills it and says so. Only the first call does anything.
+// Stop ends the process, a paused one too, and removes the directory if it was a temporary one. It gives the API server
+// some seconds to finish its requests; if it has to kill it then, it returns an error. Later calls do nothing.
 func (s *Server) Stop() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -28,7 +28,7 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-// orphanEnv makes TestMain start a control plane, say where it is, pause it and wait to be killed.
+// orphanEnv makes TestMain start a control plane, print where it is, pause it and wait to be killed.
 const orphanEnv = "CONTROLPLANE_TEST_ORPHAN"
 
 func TestMain(m *testing.M) {
@@ -51,7 +51,7 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// TestData follows a Lease through everything that can happen to the process.
+// TestData checks that a Lease survives everything that can happen to the process.
 func TestData(t *testing.T) {
 	t.Parallel()
 	s := start(t, controlplane.Options{NoFsync: true})
@@ -251,7 +251,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestOrphan kills a program that has a control plane, paused so that it can do nothing about it.
+// TestOrphan kills a program whose control plane is paused and cannot react.
 func TestOrphan(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")

@@ -37,7 +37,7 @@ func ForTest(t testing.TB) *Server {
 	return shared.server
 }
 
-// Main is what TestMain gets: a *testing.M, or what StopAfter makes of one.
+// Main is the argument of TestMain: a *testing.M, or what StopAfter returns.
 type Main interface{ Run() int }
 
 // StopAfter returns m with a Run that stops the control plane of ForTest after the tests, for TestMain:
@@ -58,7 +58,7 @@ func (m stopAfter) Run() int {
 	return code
 }
 
-// Namespace makes a new namespace, named after the test, and returns its name. It stays as long as the data.
+// Namespace creates a namespace named after the test and returns its name. It is not deleted.
 func (s *Server) Namespace(t testing.TB) string {
 	t.Helper()
 	cfg := s.Config()

@@ -50,8 +50,8 @@ func build(ctx context.Context) (string, error) {
 type process struct {
 	cmd    *exec.Cmd
 	stderr bytes.Buffer  // to be read once done
-	ready  chan struct{} // closed when the command has said so
-	done   chan struct{} // closed when the process is gone
+	ready  chan struct{} // closed when the command reports it
+	done   chan struct{} // closed when the process has ended
 	err    error         // why, once done
 }
 
@@ -93,7 +93,7 @@ func (p *process) running() bool {
 	}
 }
 
-// signal returns os.ErrProcessDone when the process is gone.
+// signal returns os.ErrProcessDone when the process has ended.
 func (p *process) signal(sig os.Signal) error {
 	if !p.running() {
 		return os.ErrProcessDone

@@ -2,5 +2,5 @@
 
 package controlplane
 
-// awaitStopped does nothing: SIGSTOP works soon.
+// awaitStopped does nothing: SIGSTOP takes effect soon.
 func (p *process) awaitStopped() error { return nil }

@@ -9,7 +9,7 @@ import (
 )
 
 // campaign is all that a program needs to work only while it holds a lease; a candidate is this loop and nothing more.
-// Where the API server is, it learns as kubectl does, from $KUBECONFIG.
+// It finds the API server as kubectl does, by $KUBECONFIG.
 func campaign(ctx context.Context, work func(leasehold.Session) error) error {
 	var err error
 	for s := range leasehold.Sessions(ctx,
@@ -38,7 +38,7 @@ const pace = 10 * time.Millisecond
 func (j *journal) writeJournal(s leasehold.Session) error {
 	token, what := s.FencingToken(), begin
 	for {
-		at := boottime.Now() // before the look at Err: what is alive after at was alive at at
+		at := boottime.Now() // read before Err: a session that is alive after at was alive at at
 		if s.Err() != nil {
 			break
 		}

@@ -162,7 +162,7 @@ func TestFrame(t *testing.T) {
 	}
 }
 
-// text is the frame without spaces at the ends of lines.
+// text returns the frame without spaces at the ends of lines.
 func text(f *frame, colours bool) string {
 	var b bytes.Buffer
 	f.write(&b, colours, "")
@@ -302,7 +302,7 @@ func TestDemo(t *testing.T) {
 	childtest.WantNothingLeft(t, cmd)
 }
 
-// TestStopped stops the show in its course.
+// TestStopped interrupts the show.
 func TestStopped(t *testing.T) {
 	for _, tt := range []struct {
 		name string

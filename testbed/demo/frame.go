@@ -18,7 +18,7 @@ type cell struct {
 	style
 }
 
-// A style is how a cell looks; the palette says it in colours.
+// A style names how a cell looks; the palette has its colours.
 type style int
 
 const (
@@ -35,7 +35,7 @@ const (
 	labels = bars * 2
 )
 
-// bar is the style of a piece of a bar, label that of the text in it.
+// bar returns the style of a piece of a bar, label that of the text in it.
 func (s style) bar() style   { return bars + s }
 func (s style) label() style { return labels + s }
 
@@ -183,7 +183,7 @@ func (f *frame) row(t *timeline, r *row, s scale) {
 		for c := from; c <= to; c++ {
 			f.text(c, " ", r.style.bar())
 		}
-		f.text(from, "▏", r.style.bar()) // tells it from a bar before
+		f.text(from, "▏", r.style.bar()) // separates it from a bar before
 		if label := fmt.Sprint(session.token); len(label)+2 <= to-from+1 {
 			f.text(from+1, label, r.style.label())
 		}
@@ -213,7 +213,7 @@ var table = []column{
 	{"", 31, func(s *step) string { return s.remark }},
 }
 
-// table draws what came of the events, in as many columns as there is room for, and the verdict.
+// table draws the outcomes of the events, in as many columns as there is room for, and the verdict.
 func (f *frame) table(t *timeline) {
 	columns, room := slices.Clone(table), f.width-2*margin-2
 	for i, c := range columns {

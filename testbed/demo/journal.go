@@ -22,7 +22,7 @@ type record struct {
 	PID   int           `json:"pid"`
 	Token uint64        `json:"token"`
 	What  string        `json:"what"`
-	Lost  bool          `json:"lost,omitempty"` // at the end: the lease was lost, not given back
+	Lost  bool          `json:"lost,omitempty"` // at the end: the lease was lost, not released
 	Why   string        `json:"why,omitempty"`  // at the end
 }
 
@@ -83,11 +83,11 @@ type span struct {
 
 // spans returns the sessions in the journal, in the order of their beginnings.
 //
-// A span does not reach to the record of its end if the lease was lost. A frozen process writes that one when it is
-// woken, long after somebody else has begun; all it tells is when the loss was noticed. What counts is whether it
-// worked: every other record says that Err, asked after At was read, was still nil. A process that worked on after it
-// was woken would have written one, in the midst of its successor's session. A session that was not lost, on the other
-// hand, keeps the lease until its body returns, so its end counts like work.
+// A span ends before the record of its end if the lease was lost. A frozen process writes that record when it is resumed,
+// long after another session has begun; the record tells only when the loss was noticed. Whether the process worked is
+// what counts: every other record says that Err, called after At was read, was still nil. A process that worked after it
+// was resumed would have written such a record, during the session of its successor. A session that was not lost keeps
+// the lease until its body returns, so its end counts as work.
 func spans(records []record) []span {
 	type session struct {
 		pid   int

@@ -1,10 +1,10 @@
-// Command demo shows what leasehold does when things go wrong: three candidates, each a process of its own, campaign for
-// one Lease on a real Kubernetes API server, while the leader is stopped, killed and frozen, the API server goes away,
-// and the Lease is deleted. It needs Go and nothing else:
+// Command demo shows what leasehold does when things go wrong: three processes compete for one Lease on a real
+// Kubernetes API server while the leader is stopped, killed and frozen, the API server is away, and the Lease is
+// deleted. It needs nothing but Go:
 //
 //	go run ./testbed/demo
 //
-// The candidate is in candidate.go. The exit code is 1 if anything was not as it should be.
+// The candidate is in candidate.go. The exit code is 1 if a check failed.
 package main
 
 import (
@@ -47,7 +47,7 @@ func demo(svgFile string) int {
 	defer cancel(nil)
 	screen := newScreen(os.Stdout, cancel)
 	defer screen.close()
-	signal.Ignore(syscall.SIGPIPE) // to tidy up even if nobody reads any more
+	signal.Ignore(syscall.SIGPIPE) // to clean up even when standard output is closed
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
@@ -96,7 +96,8 @@ func newTimeline() *timeline {
 	}
 }
 
-// perform starts the control plane, plays the show on it, and stops it. If that failed, it returns the ends of the logs.
+// perform starts the control plane, plays the show on it, and stops it. After a failure it returns the ends of the
+// logs.
 func perform(ctx context.Context, t *timeline, screen *screen) (logs []byte, err error) {
 	screen.say(`leasehold demo: three processes, one Lease on a real Kubernetes API server, and five things that go wrong.
 
@@ -115,7 +116,7 @@ The first build takes some minutes; after that it is a matter of seconds.`)
 	return nil, nil
 }
 
-// startServer shows for how long it has been at it.
+// startServer starts the control plane and shows for how long that has been under way.
 func startServer(ctx context.Context, screen *screen) (*controlplane.Server, error) {
 	type result struct {
 		server *controlplane.Server

@@ -23,7 +23,7 @@ const candidateCommand = "candidate"
 func runCandidate(journalFile string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	go func() { // the end of standard input tells that the demo is gone
+	go func() { // standard input ends with the demo
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(1)
 	}()
@@ -43,8 +43,8 @@ func runCandidate(journalFile string) int {
 // A process is one run of a candidate.
 type process struct {
 	cmd   *exec.Cmd
-	asked syscall.Signal // what is to end it, 0 before
-	gone  bool           // its end was seen
+	asked syscall.Signal // the signal sent to end it, 0 before
+	gone  bool           // its end was observed
 }
 
 // news is something that a process did: it wrote a record or, without one, it ended because of err.
@@ -54,14 +54,14 @@ type news struct {
 	err    error
 }
 
-// place is where the candidates meet.
+// place holds the files that the candidates share.
 type place struct {
 	kubeconfig   string
 	journal, log string // files
 	news         chan news
 }
 
-// start starts a candidate. It sends what it does to the place's news; the last is its end.
+// start starts a candidate, whose records go to the place's news; the last of them is its end.
 func (p *place) start(name string) (*process, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -94,8 +94,8 @@ func (p *place) start(name string) (*process, error) {
 	return c, nil
 }
 
-// terminated tells whether a process ended by SIGTERM itself, as one does that has only just been started: it has no
-// handler yet, and no lease.
+// terminated reports whether SIGTERM itself ended a process, as it does just after the start: there is no handler yet,
+// and no lease.
 func terminated(err error) bool {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {

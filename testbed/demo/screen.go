@@ -17,7 +17,7 @@ type colour struct {
 	hex    string
 }
 
-// A look is what a style means.
+// A look has the colours of a style.
 type look struct {
 	fore, back colour // the zero colour is the terminal's own
 	bold       bool
@@ -111,9 +111,9 @@ type screen struct {
 	out       *os.File
 	live      bool
 	colours   bool
-	cancelled func(error) // called when there is nobody to show anything to
+	cancelled func(error) // called when output fails
 
-	mu    sync.Mutex // protects following; who aborts is not who draws
+	mu    sync.Mutex // protects following: an abort comes from another goroutine than the drawing
 	open  bool       // the terminal's second page is shown
 	width int        // of the last frame
 }
@@ -129,7 +129,7 @@ func (s *screen) write(b []byte) {
 	}
 }
 
-// say prints a line, unless frames show what it says.
+// say prints a line, unless frames show it.
 func (s *screen) say(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,7 +138,7 @@ func (s *screen) say(format string, args ...any) {
 	}
 }
 
-// progress says how long something has been under way, in place on a terminal.
+// progress shows for how long something has been under way, in place on a terminal.
 func (s *screen) progress(text string) {
 	if s.live {
 		s.write([]byte("\r\x1b[2K" + text))
@@ -147,7 +147,7 @@ func (s *screen) progress(text string) {
 	}
 }
 
-// size is that of the terminal at this moment.
+// size returns the present size of the terminal.
 func (s *screen) size() (width, height int) {
 	width, height, err := term.GetSize(int(s.out.Fd()))
 	if err != nil || width <= 0 || height <= 0 {
@@ -194,7 +194,7 @@ func (s *screen) show(t *timeline) {
 	s.write(b.Bytes())
 }
 
-// close gives the terminal back as it was.
+// close restores the terminal.
 func (s *screen) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,7 +204,7 @@ func (s *screen) close() {
 	}
 }
 
-// final leaves the last frame behind.
+// final prints the last frame, which stays.
 func (s *screen) final(t *timeline) {
 	s.close()
 	var b bytes.Buffer

@@ -19,11 +19,11 @@ import (
 
 const (
 	frameTime = 100 * time.Millisecond
-	calm      = 2500 * time.Millisecond // between the events, to look at
-	vacancy   = 1500 * time.Millisecond // until a candidate that ended is replaced
+	calm      = 2500 * time.Millisecond // between the events, for the viewer
+	vacancy   = 1500 * time.Millisecond // before a candidate that ended is replaced
 	nap       = 1 * time.Second         // of a frozen leader after it was succeeded
 	outage    = renewDeadline / 2       // of the API server
-	patience  = 4 * leaseDuration       // for what should take one at most; the machine may be busy
+	patience  = 4 * leaseDuration       // for events that take one duration at most; the machine may be busy
 	stopLimit = 15 * time.Second        // for the candidates to end
 	slack     = time.Second / 20        // between the wall clock and CLOCK_BOOTTIME
 )
@@ -38,7 +38,7 @@ type show struct {
 	place  place
 }
 
-// play runs the show until something is not as it should be. The first error is why.
+// play runs the show and returns the first error.
 func (s *show) play(ctx context.Context) (err error) {
 	if err := s.prepare(); err != nil {
 		return err
@@ -51,7 +51,7 @@ func (s *show) play(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := s.await(ctx, "somebody leads", func() bool { return s.leader() != nil }); err != nil {
+	if err := s.await(ctx, "a candidate leads", func() bool { return s.leader() != nil }); err != nil {
 		return err
 	}
 	s.tell("%s leads, with fencing token %d", s.leader().row.name, s.leader().token)
@@ -90,7 +90,7 @@ func (s *show) prepare() error {
 	return os.WriteFile(s.place.journal, nil, 0o600)
 }
 
-// run runs a step and writes into the table whether it went well.
+// run runs a step and enters its outcome into the table.
 func (s *show) run(ctx context.Context, st *step, do func(context.Context, *step) error) error {
 	st.state = running
 	if err := do(ctx, st); ctx.Err() != nil {
@@ -103,7 +103,7 @@ func (s *show) run(ctx context.Context, st *step, do func(context.Context, *step
 	return nil
 }
 
-// terminate asks the leader to stop, which it does once it has given back the lease.
+// terminate asks the leader to stop, which releases the lease first.
 func (s *show) terminate(ctx context.Context, st *step) error {
 	old, err := s.settled(ctx)
 	if err != nil {
@@ -121,11 +121,11 @@ func (s *show) terminate(ctx context.Context, st *step) error {
 	if heir.row == old.row {
 		return fmt.Errorf("%s leads again after SIGTERM", heir.row.name)
 	}
-	st.remark = "given back when work was done"
+	st.remark = "released when work was done"
 	return s.replace(ctx, old.row)
 }
 
-// kill kills the leader: nobody gives the lease back, so it has to run out.
+// kill kills the leader: its lease is not released, so it has to expire.
 func (s *show) kill(ctx context.Context, st *step) error {
 	old, err := s.settled(ctx)
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *show) kill(ctx context.Context, st *step) error {
 	return s.replace(ctx, old.row)
 }
 
-// freeze stops the leader's process until somebody else leads, and wakes it: it must know at once.
+// freeze stops the leader's process until another leads, and resumes it: it must notice its loss at once.
 func (s *show) freeze(ctx context.Context, st *step) error {
 	old, err := s.settled(ctx)
 	if err != nil {
@@ -180,11 +180,11 @@ func (s *show) freeze(ctx context.Context, st *step) error {
 	if !old.lost {
 		return fmt.Errorf("%s did not lose the lease, its session ended by itself: %s", old.row.name, old.why)
 	}
-	st.remark = fmt.Sprintf("woken, it knew within %s", short(old.ended-woken))
+	st.remark = fmt.Sprintf("resumed, noticed in %s", short(old.ended-woken))
 	return nil
 }
 
-// silence stops the API server for a time that a leader must endure.
+// silence stops the API server for a time that a leader must survive.
 func (s *show) silence(ctx context.Context, st *step) error {
 	leader, err := s.settled(ctx)
 	if err != nil {
@@ -215,7 +215,7 @@ func (s *show) silence(ctx context.Context, st *step) error {
 	return nil
 }
 
-// remove deletes the Lease. Its holder hears of it first, stops, and may lead again as soon as it has.
+// remove deletes the Lease. Its holder sees the deletion first, stops, and may then lead again.
 func (s *show) remove(ctx context.Context, st *step) error {
 	old, err := s.settled(ctx)
 	if err != nil {
@@ -243,7 +243,7 @@ func (s *show) remove(ctx context.Context, st *step) error {
 	return nil
 }
 
-// check reads the journal that all leaders wrote, and finds out whether any two did at the same time.
+// check reads the journal that all leaders wrote, and checks that no two wrote at the same time.
 func (s *show) check(_ context.Context, st *step) error {
 	f, err := os.Open(s.place.journal)
 	if err != nil {
@@ -264,10 +264,10 @@ func (s *show) check(_ context.Context, st *step) error {
 	return nil
 }
 
-// heir waits until somebody leads after old, because of what happened at the given time.
+// heir waits until another candidate than old leads, because of the event at the given time.
 func (s *show) heir(ctx context.Context, st *step, old *session, at time.Duration) (*session, error) {
 	var heir *session
-	err := s.await(ctx, "somebody takes over", func() bool {
+	err := s.await(ctx, "another candidate takes over", func() bool {
 		heir = s.newest()
 		return heir != old
 	})
@@ -284,8 +284,8 @@ func (s *show) heir(ctx context.Context, st *step, old *session, at time.Duratio
 	return heir, nil
 }
 
-// heirOfSilent waits as heir does, for a lease that nobody gives back, and returns how long after its last renewal it was
-// taken: not before its duration was over.
+// heirOfSilent waits as heir does, for a lease that was not released, and returns how long after its last renewal it
+// was taken: not before its duration was over.
 func (s *show) heirOfSilent(ctx context.Context, st *step, old *session, at time.Duration) (time.Duration, error) {
 	renewed, err := s.renewed(ctx)
 	if err != nil {
@@ -321,9 +321,9 @@ func renewTime(l *coordinationv1.Lease) time.Time {
 	return l.Spec.RenewTime.Time
 }
 
-// settled returns the leader, after a while in which it has been the same.
+// settled returns the leader once it has been the same for a while.
 func (s *show) settled(ctx context.Context) (*session, error) {
-	if err := s.await(ctx, "somebody leads", func() bool { return s.leader() != nil }); err != nil {
+	if err := s.await(ctx, "a candidate leads", func() bool { return s.leader() != nil }); err != nil {
 		return nil, err
 	}
 	leader := s.leader()
@@ -358,8 +358,8 @@ func (s *show) startCandidate(r *row) error {
 	return nil
 }
 
-// stopCandidates ends the candidates that run, the leader last: so nobody has to take over. It kills those that do not
-// heed it.
+// stopCandidates stops the running candidates, the leader last, so that none has to take over. It kills those that do
+// not stop.
 func (s *show) stopCandidates() error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), stopLimit, fmt.Errorf("candidates still running after %v, killed", stopLimit))
 	defer cancel()
@@ -391,20 +391,20 @@ func (s *show) stopCandidates() error {
 	return errors.Join(errs...)
 }
 
-// await waits until something is so that should be before long.
+// await waits until the condition holds, which it should soon.
 func (s *show) await(ctx context.Context, what string, so func() bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %v until %s", patience, what))
 	defer cancel()
 	return s.pump(ctx, so)
 }
 
-// pause goes on for a time.
+// pause draws for a time.
 func (s *show) pause(ctx context.Context, d time.Duration) error {
 	over := boottime.Now() + d
 	return s.pump(ctx, func() bool { return boottime.Now() >= over })
 }
 
-// pump takes note of what the candidates do, and draws it, until something is so or ctx ends.
+// pump records what the candidates do, and draws it, until the condition holds or ctx ends.
 func (s *show) pump(ctx context.Context, so func() bool) error {
 	ticker := time.NewTicker(frameTime)
 	defer ticker.Stop()
@@ -424,14 +424,14 @@ func (s *show) pump(ctx context.Context, so func() bool) error {
 	return nil
 }
 
-// mark notes an event that is about to happen, and returns the time.
+// mark records an event that is about to happen, and returns the time.
 func (s *show) mark(key, label string) time.Duration {
 	at := boottime.Now()
 	s.marks = append(s.marks, mark{at, key, label})
 	return at
 }
 
-// tell says what is happening.
+// tell shows what is happening.
 func (s *show) tell(format string, args ...any) {
 	s.note = fmt.Sprintf(format, args...)
 	s.now = boottime.Now()

@@ -67,7 +67,7 @@ func (o options) run(terminal io.Writer) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop)   // a second signal ends the process at once
-	signal.Ignore(syscall.SIGPIPE) // nobody may be left to read what this process says
+	signal.Ignore(syscall.SIGPIPE) // the reader of this process's output may have ended
 
 	remove := o.dir == ""
 	if remove {
@@ -165,13 +165,13 @@ func listen(dir *datadir.Dir, port int) (net.Listener, error) {
 	return l, nil
 }
 
-// runLog is the log file from where this run began.
+// runLog is the log file, from the beginning of this run.
 type runLog struct {
 	name  string
 	begin int64
 }
 
-// redirectStderr makes os.Stderr a file, for klog and etcd look at it whenever they write.
+// redirectStderr replaces os.Stderr by a file: klog and etcd use it whenever they write.
 func redirectStderr() (*runLog, error) {
 	f, err := os.OpenFile(datadir.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -185,7 +185,7 @@ func redirectStderr() (*runLog, error) {
 	return &runLog{f.Name(), info.Size()}, nil
 }
 
-// tail is the last lines of the run.
+// tail returns the last lines of the run.
 func (l *runLog) tail() []byte {
 	data, err := os.ReadFile(l.name)
 	if err != nil {

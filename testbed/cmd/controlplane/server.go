@@ -34,7 +34,7 @@ type server struct {
 	etcd   *embed.Etcd
 }
 
-// start returns when the API server is ready for use and its kubeconfig is written. The working directory is dir.
+// start returns when the API server is ready and its kubeconfig is written. The working directory is dir.
 func start(ctx context.Context, dir *datadir.Dir, l net.Listener, fsync bool) (*server, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not ready within %v", patience))
 	defer cancel()
@@ -126,8 +126,8 @@ func runAPIServer(ctx context.Context, l net.Listener) error {
 	return app.Run(ctx, completed)
 }
 
-// awaitReady waits until the API server says so, which includes RBAC's bootstrap policy, and until the namespace
-// "default" exists, which it creates a little later.
+// awaitReady waits until the API server reports that it is ready, RBAC's bootstrap policy included, and until the
+// namespace "default" exists, which it creates a little later.
 func (s *server) awaitReady(ctx context.Context, admin *rest.Config) error {
 	client, err := rest.HTTPClientFor(admin)
 	if err != nil {
