@@ -23,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -32,7 +33,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // exclusion (G1) and the order of tokens (G7) in every test.
 type world struct {
 	*testing.T
-	srv *leasetest.Server
+	srv     *leasetest.Server
+	oracles sync.Map // of *oracle.Oracle, by the Lease's name
 
 	mu       sync.Mutex
 	sessions []Session
@@ -54,6 +56,7 @@ func inWorld(t *testing.T, test func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{T: t, srv: leasetest.NewServer()}
+		w.srv.OnCommit(func(c leasetest.Change) { w.oracleOf(c.New.Name).Committed(c) })
 		defer func() {
 			if t.Failed() {
 				t.Logf("log:\n%s", w.log.String())
@@ -61,6 +64,12 @@ func inWorld(t *testing.T, test func(w *world)) {
 		}()
 		test(w)
 	})
+}
+
+// oracleOf returns what judges the sessions of one Lease.
+func (w *world) oracleOf(lease string) *oracle.Oracle {
+	o, _ := w.oracles.LoadOrStore(lease, oracle.New(ns, lease, oracle.Rules{Fail: w.Errorf, Over: []error{ErrLost, ErrReleased}}))
+	return o.(*oracle.Oracle)
 }
 
 // long is for how long a test looks on while nothing changes: d, a twelfth of it with -short.
@@ -97,20 +106,10 @@ func (w *world) options(candidate string, opts ...Option) []Option {
 func (w *world) enter(s Session) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if s.Err() != nil {
-		w.Errorf("%v: a session begins that has ended: %v", time.Now(), s.Err())
-	}
 	if half := s.Holder().Duration * 4 / 10; s.ValidFor() < half-eps {
 		w.Errorf("%v: a session begins with %v of trust, want %v", time.Now(), s.ValidFor(), half)
 	}
-	for _, other := range w.sessions {
-		if other.Err() == nil {
-			w.Errorf("%v: two sessions live: %q and %q", time.Now(), other.Holder().Identity, s.Holder().Identity)
-		}
-		if other.FencingToken() >= s.FencingToken() {
-			w.Errorf("%v: token %d after %d", time.Now(), s.FencingToken(), other.FencingToken())
-		}
-	}
+	w.oracleOf(s.Holder().Name).Begin(s.Holder().Identity, s)
 	w.sessions = append(w.sessions, s)
 }
 

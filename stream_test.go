@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -44,28 +46,25 @@ func FuzzWatch(f *testing.F) {
 // longestStream bounds how many things happen in one stream.
 const longestStream = 48
 
-// A stream is what happens to two candidates, and an oracle that knows only what the server stores.
+// A stream is what happens to two candidates.
 type stream struct {
 	*testing.T
 	srv        *leasetest.Server
 	data       []byte // what is still to happen
 	candidates []*streamed
 
-	top       uint64        // the greatest version told of in an event that never was
-	deaf      bool          // no version is greater than what was told
-	honest    bool          // no event tells what never was
-	lied      bool          // an event said what never was
-	longest   time.Duration // that anybody, or any lie, gave a holder
-	trouble   time.Time     // when a request, or the link, was last told to fail
-	deletions int
+	top     uint64        // the greatest version told of in an event that never was
+	deaf    bool          // no version is greater than what was told
+	honest  bool          // no event tells what never was
+	lied    bool          // an event said what never was
+	longest time.Duration // that anybody, or any lie, gave a holder
+	trouble time.Time     // when a request, or the link, was last told to fail
+	oracle  *oracle.Oracle
 
-	mu       sync.Mutex // protects what follows; may be taken with the server locked
-	changed  time.Time  // when the holder last did anything
-	wait     time.Duration
-	wrote    map[tenureKey]*streamed
-	began    map[uint64]tenureKey // by the version of the write
-	over     map[tenureKey]bool   // somebody ended the term
-	sessions []*streamedSession
+	mu        sync.Mutex // protects what follows; may be taken with the server locked
+	deletions int
+	forced    map[*oracle.Term]bool // somebody declared the lease free while its session was live
+	sessions  []*streamedSession
 }
 
 // A streamed candidate is one whose watches the stream controls.
@@ -86,12 +85,18 @@ type streamed struct {
 type streamedSession struct {
 	Session
 	of      *streamed
-	seized  bool      // a hand declared the lease free while it was live
-	mustEnd time.Time // a hand gave the lease to somebody else: by then it has heard
+	term    *oracle.Term
+	mustEnd time.Time // an operator gave the lease to somebody else: by then it has been told
 }
 
 func newStream(t *testing.T, data []byte) *stream {
-	s := &stream{T: t, srv: leasetest.NewServer(), data: data, top: 1 << 40, longest: D, wrote: map[tenureKey]*streamed{}, began: map[uint64]tenureKey{}, over: map[tenureKey]bool{}}
+	s := &stream{T: t, srv: leasetest.NewServer(), data: data, top: 1 << 40, longest: D, forced: map[*oracle.Term]bool{}}
+	s.oracle = oracle.New(ns, name, oracle.Rules{
+		Fail:      s.Errorf,
+		Over:      []error{ErrLost, ErrReleased},
+		Candidate: func(client string) (rate float64, ok bool) { return 1, client == "a" || client == "b" },
+		Excuse:    s.excuse,
+	})
 	for _, name := range []string{"a", "b"} {
 		c := &streamed{name: name, client: s.srv.Client(name), returns: make(chan struct{})}
 		c.client.OnRequest(func(leasetest.Request) leasetest.Fault { return s.request(c) })
@@ -151,8 +156,8 @@ func (s *stream) play() {
 			s.Errorf("%s ended with %v", c.name, c.ended)
 		}
 	}
-	if key, held := keyOf(s.srv.Lease(ns, name)); last != nil && held && key == s.began[last.FencingToken()] {
-		s.Errorf("%s left the lease held", key.identity)
+	if last != nil && last.term == s.oracle.Latest() {
+		s.Errorf("%s left the lease held", last.term.Identity)
 	}
 }
 
@@ -186,13 +191,14 @@ func (s *stream) calm() {
 
 // campaign is the life of a candidate.
 func (s *stream) campaign(ctx context.Context, id uint64, c *streamed, opts []Option) {
-	dice := roll(id)
+	luck := rand.New(rand.NewPCG(id, 0))
 	opts = append(opts, WithLease(name), WithNamespace(ns), WithIdentity(c.name), WithClient(c.client), WithError(&c.ended),
 		inVirtualTime, unlogged, WithOverrun(func(Session) {}),
-		WithBackOff(func() backoff.BackOff { return &simBackOff{dice: roll(id, 1)} }),
-		func(o *options) {
-			o.chance = func(n time.Duration) time.Duration { return time.Duration(dice.Int64N(int64(n))) }
-		})
+		WithBackOff(func() backoff.BackOff {
+			return backoff.NewExponentialBackOff(backoff.WithInitialInterval(50*time.Millisecond),
+				backoff.WithMaxInterval(longestDelay), backoff.WithRandomizationFactor(0), backoff.WithMaxElapsedTime(0))
+		}),
+		WithChance(func(n time.Duration) time.Duration { return time.Duration(luck.Int64N(int64(n))) }))
 	for session := range Sessions(ctx, opts...) {
 		s.begun(c, session)
 		select {
@@ -230,7 +236,7 @@ func (s *stream) happen() {
 		s.steal(pick(s, "thief", "a", "b"), int32(pick(s, 15, 12, 20)))
 	case 12:
 		s.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
-			if key, held := keyOf(l); held && s.wrote[key] == nil {
+			if key, held := oracle.KeyOf(l); held && s.oracle.Term(key).Client == "" {
 				l.Spec.RenewTime = &metav1.MicroTime{Time: time.Now()}
 			}
 		})
@@ -301,7 +307,7 @@ func (s *stream) free(how string) {
 	defer s.mu.Unlock()
 	for _, x := range s.sessions {
 		if x.Err() == nil && (how == "release" || s.lied || s.deletions > 1) {
-			x.seized = true
+			s.forced[x.term] = true
 		}
 	}
 }
@@ -332,10 +338,10 @@ func (s *stream) tell(c *streamed) {
 	if !ok || event.Type != watch.Added && event.Type != watch.Modified {
 		return
 	}
-	if key, held := keyOf(l); held && l.Name == name && l.UID != "" && key.identity != c.name {
+	if key, held := oracle.KeyOf(l); held && l.Name == name && l.UID != "" && key.Identity != c.name {
 		synctest.Wait()
 		if x.Err() == nil {
-			s.Errorf("%s leads on though its watch told that %q holds the lease", c.name, key.identity)
+			s.Errorf("%s leads on though its watch told that %q holds the lease", c.name, key.Identity)
 		}
 	}
 }
@@ -395,74 +401,39 @@ func (s *stream) lie() (*coordinationv1.Lease, uint64) {
 	return l, version
 }
 
-// committed judges a change of the Lease. The server is locked.
+// committed checks a change of the Lease. The server is locked.
 func (s *stream) committed(c leasetest.Change) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before, wasHeld := keyOf(c.Old)
-	after, held := keyOf(c.New)
+	s.oracle.Committed(c)
 	if c.Type == watch.Deleted {
-		after, held = tenureKey{}, false
 		s.deletions++
-	}
-	var writer *streamed
-	for _, x := range s.candidates {
-		if x.name == c.Client {
-			writer = x
-		}
-	}
-	if writer != nil && before != after {
-		owner := s.wrote[before]
-		switch {
-		case wasHeld && !held && owner != writer:
-			s.Errorf("%s freed the lease of %q", writer.name, before.identity)
-		case wasHeld && held && owner != writer && time.Since(s.changed) < s.wait:
-			s.Errorf("%s took the lease of %q %v after it was renewed for %v", writer.name, before.identity, time.Since(s.changed), s.wait)
-		}
-		if held {
-			version, _ := strconv.ParseUint(c.New.ResourceVersion, 10, 64)
-			s.wrote[after], s.began[version] = writer, after
-		}
-	}
-	if before != after {
-		s.over[before] = true
-	}
-	if writer != nil && held && before == after && s.wrote[after] != writer {
-		s.Errorf("%s wrote into the term of %q", writer.name, after.identity)
-	}
-	if before != after || c.Old == nil || !c.Old.Spec.RenewTime.Equal(c.New.Spec.RenewTime) {
-		s.changed, s.wait = time.Now(), 0
-		if held && c.New.Spec.LeaseDurationSeconds != nil {
-			s.wait = time.Duration(*c.New.Spec.LeaseDurationSeconds) * time.Second
-		}
 	}
 }
 
-// begun judges a session that begins.
+// excuse is the oracle's rule Excuse. The lock is held by those who ask the oracle.
+func (s *stream) excuse(old, _ *oracle.Term) string {
+	if s.forced[old] {
+		return "declared free"
+	}
+	return ""
+}
+
+// begun checks a session that begins.
 func (s *stream) begun(c *streamed, session Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, x := range s.sessions {
-		if x.Err() == nil && !x.seized {
-			s.Errorf("%s leads for %v more, and %s", x.of.name, x.ValidFor(), c.name)
-		}
-		if x.FencingToken() >= session.FencingToken() {
-			s.Errorf("token %d after %d", session.FencingToken(), x.FencingToken())
-		}
-	}
-	s.sessions = append(s.sessions, &streamedSession{Session: session, of: c})
+	s.sessions = append(s.sessions, &streamedSession{Session: session, of: c, term: s.oracle.Begin(c.name, session)})
 }
 
-// look judges what the sessions say of themselves.
+// look checks what the sessions report about themselves.
 func (s *stream) look() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.oracle.Look()
 	for _, x := range s.sessions {
-		err, ctxErr, valid := x.Err(), x.Context().Err(), x.ValidFor()
-		if (err != nil) != (ctxErr != nil) || (err != nil) != (valid <= 0) {
-			s.Errorf("%s: Err() = %v, Context().Err() = %v, ValidFor() = %v", x.of.name, err, ctxErr, valid)
-		}
-		if errors.Is(err, ErrLost) && !strings.Contains(err.Error(), "not renewed") && !s.lied && !s.over[s.began[x.FencingToken()]] {
+		err := x.Err()
+		if errors.Is(err, ErrLost) && !strings.Contains(err.Error(), "not renewed") && !s.lied && !x.term.Ended {
 			s.Errorf("%s: %v, which nobody told", x.of.name, err)
 		}
 		if err == nil && !x.mustEnd.IsZero() && time.Now().After(x.mustEnd) && x.mustEnd.Sub(s.trouble) > 2*D {
