@@ -119,7 +119,7 @@ func BenchmarkRenewal(b *testing.B) {
 	for b.Loop() {
 		r := c.feed.latest().record
 		stamp := c.stamp(r)
-		if _, err := c.write(b.Context(), "renew", c.renewTimeout, func(ctx context.Context) (record, error) {
+		if _, err := c.write(b.Context(), "renew", c.renewTimeout.now(), func(ctx context.Context) (record, error) {
 			return c.api.renew(ctx, r, stamp)
 		}); err != nil {
 			b.Fatal(err)

@@ -32,8 +32,8 @@ type campaign struct {
 	held    atomic.Pointer[hold] // the session whose body runs; nil between them
 	due     promise              // of who is at work
 
-	renewTimeout time.Duration // of a write that keeps or frees the lease; three fit before the deadline
-	takeTimeout  time.Duration // of a read, or a write that takes the lease
+	renewTimeout patience // of a write that keeps or frees the lease; three fit before the deadline
+	takeTimeout  patience // of a read, or a write that takes the lease
 
 	group    errgroup.Group  // the feed
 	ctx      context.Context // the feed's
@@ -67,8 +67,8 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	}
 	c.log = o.log.With("lease", c.api.namespace+"/"+c.api.name, "identity", c.api.identity)
 	c.started = time.Now()
-	c.renewTimeout = min((c.renewDeadline-c.renewInterval)/4, longestTimeout)
-	c.takeTimeout = min(c.renewDeadline/3, longestTimeout)
+	c.renewTimeout = c.patience((c.renewDeadline - c.renewInterval) / 4)
+	c.takeTimeout = c.patience(c.renewDeadline / 3)
 	c.delays = c.newDelays()
 	c.outages = newOutages(c.log, &c.lane.outcry, c.duration)
 	c.feed = &feed{
@@ -97,6 +97,12 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		})
 	}
 	return c, nil
+}
+
+// patience returns how long to wait for an answer: least, longer where answers take long, but neither so long that a
+// request that was lost costs more than the renew deadline, nor longer than longestTimeout.
+func (c *campaign) patience(least time.Duration) patience {
+	return patience{&c.lane.answers, min(least, longestTimeout), min(c.renewDeadline, longestTimeout)}
 }
 
 // follow begins to follow the Lease.
@@ -136,6 +142,7 @@ func (c *campaign) connect() (err error) {
 		fieldManager: c.fieldManager,
 		labels:       c.labels,
 		owner:        c.owner,
+		answers:      &c.lane.answers,
 	}
 	return nil
 }
@@ -158,7 +165,7 @@ func (c *campaign) withdraw() {
 	if c.doubts == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.clock.wait(c.takeTimeout))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.clock.wait(c.takeTimeout.now()))
 	defer cancel()
 	err := c.feed.read(ctx)
 	if err == nil {
@@ -206,7 +213,7 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 			ctx, cancel = context.WithTimeout(ctx, c.clock.wait(c.renewDeadline/2))
 			defer cancel()
 		}
-		free, err := c.write(ctx, "release", c.renewTimeout, func(ctx context.Context) (record, error) {
+		free, err := c.write(ctx, "release", c.renewTimeout.now(), func(ctx context.Context) (record, error) {
 			return c.api.release(ctx, r)
 		})
 		if err == nil {
@@ -232,7 +239,7 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 
 // remove deletes the Lease that was just freed. It is left where somebody has taken it meanwhile.
 func (c *campaign) remove(ctx context.Context, free record) {
-	ctx, cancel := context.WithTimeout(ctx, c.clock.wait(c.renewTimeout))
+	ctx, cancel := context.WithTimeout(ctx, c.clock.wait(c.renewTimeout.now()))
 	defer cancel()
 	err := c.api.remove(ctx, free)
 	c.outages.note("delete", err)
@@ -376,13 +383,13 @@ func (c *campaign) take(ctx context.Context, s sighting) (*hold, error) {
 		done()
 		return nil, errOvertaken
 	}
-	c.expect(2*c.takeTimeout + c.renewDeadline) // the write, a read, and a renewal
+	c.expect(2*c.takeTimeout.now() + c.renewDeadline) // the write, a read, and a renewal
 	c.plan.open = false
 	sent := c.clock.now()
 	claim := term{s.uid, c.api.identity, c.claimStamp()}
 	c.claim(claim)
 	// A write that is cut short has an unknown outcome: ctx does not end this one, its timeout does.
-	r, err := c.send(context.WithoutCancel(ctx), "acquire", c.takeTimeout, func(ctx context.Context) (record, error) {
+	r, err := c.send(context.WithoutCancel(ctx), "acquire", c.takeTimeout.now(), func(ctx context.Context) (record, error) {
 		defer done()
 		if !s.exists() {
 			return c.api.create(ctx, claim.acquired)
@@ -449,7 +456,7 @@ func (c *campaign) settle(ctx context.Context, err error) {
 	case unknownOutcome(err):
 		// Until this one is known, another write would only add to the doubt.
 		for err := c.feed.read(ctx); err != nil && ctx.Err() == nil; err = c.feed.read(ctx) {
-			c.expect(c.takeTimeout + c.renewInterval)
+			c.expect(c.takeTimeout.now() + c.renewInterval)
 			sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
 		}
 	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):

@@ -24,7 +24,7 @@ type feed struct {
 	outages *outages
 	delays  delays
 
-	timeout  time.Duration                               // for one read, and for a watch to open
+	timeout  patience                                    // for one read, and for a watch to open
 	interval time.Duration                               // between reads where watching is forbidden
 	between  func(low, high time.Duration) time.Duration // by chance
 	start    func()                                      // runs run on a goroutine of its own
@@ -154,7 +154,8 @@ func (f *feed) readNow(ctx context.Context) error {
 // nor may a slow server's answers be thrown away. All of them share a turn: if each took its own, nobody
 // would send again where many reads were lost.
 func (f *feed) get(ctx context.Context) (record, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(f.timeout))
+	timeout := f.timeout.now()
+	ctx, cancel := context.WithTimeout(ctx, f.clock.wait(timeout))
 	type answer struct {
 		record
 		err error
@@ -180,7 +181,7 @@ func (f *feed) get(ctx context.Context) (record, error) {
 		case a := <-answers:
 			return a.record, a.err
 		case <-ctx.Done():
-			return record{}, fmt.Errorf("get lease %s/%s: no answer in %v: %w", f.api.namespace, f.api.name, f.timeout, ctx.Err())
+			return record{}, fmt.Errorf("get lease %s/%s: no answer in %v: %w", f.api.namespace, f.api.name, timeout, ctx.Err())
 		case <-again.C:
 			send()
 		}
@@ -257,12 +258,12 @@ func (f *feed) attend(ctx context.Context) (rests bool, err error) {
 			if known {
 				f.follows("poll")
 			}
-			f.promise(wait + f.timeout)
+			f.promise(wait + f.timeout.now())
 			if overdue || f.pause(ctx, wait) {
 				f.read(ctx) // reports its own failure
 			}
 		case epoch != hub.epoch:
-			f.promise(f.interval + f.timeout)
+			f.promise(f.interval + f.timeout.now())
 			if known { // others have to read now too
 				sleep(ctx, f.clock, f.between(0, min(f.interval/2, time.Duration(f.hub.size())*2*time.Millisecond)))
 			}
@@ -273,7 +274,7 @@ func (f *feed) attend(ctx context.Context) (rests bool, err error) {
 				return false, err
 			}
 		case overdue:
-			f.promise(f.timeout)
+			f.promise(f.timeout.now())
 			missed, err := f.check(ctx)
 			if err != nil {
 				f.mu.Lock()
@@ -355,7 +356,7 @@ func (f *feed) pause(ctx context.Context, d time.Duration) bool {
 // watch reads the Lease, unless that was just done, and watches it until the watch ends. Where it
 // may not watch it only reads, and tries again to watch after a while.
 func (f *feed) watch(ctx context.Context, now time.Time, read bool) error {
-	f.promise(2 * f.timeout) // a read, and a watch to open
+	f.promise(2 * f.timeout.now()) // a read, and a watch to open
 	if !read {
 		if err := f.read(ctx); err != nil {
 			f.follows("")
@@ -401,7 +402,7 @@ func (f *feed) watch(ctx context.Context, now time.Time, read bool) error {
 			if !overdue {
 				continue
 			}
-			f.promise(f.timeout)
+			f.promise(f.timeout.now())
 			if missed, err := f.check(ctx); missed || err != nil {
 				return err
 			}
@@ -418,7 +419,7 @@ func (f *feed) open(ctx context.Context) (watch.Interface, error) {
 		return nil, err
 	}
 	defer done()
-	return inTime(ctx, f.clock, f.timeout, func(ctx context.Context) (watch.Interface, error) {
+	return inTime(ctx, f.clock, f.timeout.now(), func(ctx context.Context) (watch.Interface, error) {
 		return f.api.watch(ctx, f.latest().record)
 	})
 }

@@ -162,7 +162,7 @@ func (h *hold) finish(early bool) error {
 // awaitRenewal waits for the renewal under way of a lost lease, which is cut short, but not for long if
 // that does not help.
 func (h *hold) awaitRenewal() {
-	timer := time.NewTimer(h.c.clock.wait(h.c.renewTimeout))
+	timer := time.NewTimer(h.c.clock.wait(h.c.renewTimeout.now()))
 	defer timer.Stop()
 	select {
 	case h.renewing <- struct{}{}:
@@ -342,7 +342,7 @@ func (k *keeper) renew(ctx context.Context, now instant, done func()) {
 	k.group.Go(func() error {
 		defer func() { <-k.renewing }()
 		defer done()
-		answer, err := k.c.write(ctx, "renew", k.c.renewTimeout, func(ctx context.Context) (record, error) {
+		answer, err := k.c.write(ctx, "renew", k.c.renewTimeout.now(), func(ctx context.Context) (record, error) {
 			if err := k.loss(); err != nil {
 				return record{}, err
 			}
@@ -367,7 +367,7 @@ func (k *keeper) settle(reply reply) {
 	// A renewal that was answered, but with another time than was sent, counts as failed.
 	now := k.c.clock.now()
 	// Leaves room for one more try, and for a few once there is none.
-	limit := max(k.until.Load().left(now)-k.c.renewTimeout, k.c.renewTimeout/4)
+	limit := max(k.until.Load().left(now)-k.c.renewTimeout.now(), k.c.renewTimeout.least/4)
 	if next := now.add(k.delays.next(reply.err, limit)); k.due.left(next) < 0 {
 		k.due = next
 	}

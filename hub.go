@@ -52,7 +52,7 @@ type hub struct {
 	clock     clock
 	outages   *outages
 	delays    delays
-	timeout   time.Duration // for a watch to open
+	timeout   patience // for a watch to open
 	interval  time.Duration
 	many      int // from how many feeds on it watches
 	stop      context.CancelFunc
@@ -188,7 +188,7 @@ func (h *hub) run(ctx context.Context) {
 
 // follow opens the watch, and hands out what it brings until it ends.
 func (h *hub) follow(ctx context.Context) (opened bool, err error) {
-	h.promise(2 * h.timeout)
+	h.promise(2 * h.timeout.now())
 	w, err := h.open(ctx)
 	h.outages.note("watch", err)
 	if err != nil {
@@ -231,7 +231,7 @@ func (h *hub) open(ctx context.Context) (watch.Interface, error) {
 		opts.ResourceVersion = strconv.FormatUint(h.version, 10)
 	}
 	h.mu.Unlock()
-	w, err := inTime(ctx, h.clock, h.timeout, func(ctx context.Context) (watch.Interface, error) {
+	w, err := inTime(ctx, h.clock, h.timeout.now(), func(ctx context.Context) (watch.Interface, error) {
 		var asked time.Duration
 		w, err := h.leases.Watch(context.WithValue(ctx, askedKey{}, &asked), opts)
 		return w, h.explain(err, asked)

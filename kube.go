@@ -31,6 +31,7 @@ type api struct {
 	fieldManager string
 	labels       map[string]string
 	owner        *metav1.OwnerReference
+	answers      *answerTimes // how long the requests take
 }
 
 // get reads the Lease. A missing one is the zero record.
@@ -161,7 +162,11 @@ func (a *api) watch(ctx context.Context, r record) (watch.Interface, error) {
 // answer returns the record in the reply to a request.
 func (a *api) answer(ctx context.Context, verb string, request func(context.Context) (*coordinationv1.Lease, error)) (record, error) {
 	var asked time.Duration
+	began := time.Now()
 	lease, err := request(context.WithValue(ctx, askedKey{}, &asked))
+	if err == nil || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown {
+		a.answers.answered(time.Since(began))
+	}
 	if err != nil {
 		return record{}, a.explain(verb, err, asked)
 	}

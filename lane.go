@@ -43,7 +43,8 @@ type lane struct {
 	turns    *semaphore.Weighted // of requests that are no renewals
 	renewals *semaphore.Weighted // of renewals; has places for many more users, taken until they come
 	waiting  atomic.Int32        // how many wait for a turn
-	waited   atomic.Int64        // when the last who had to wait had a turn
+	answers  answerTimes
+	waited   atomic.Int64 // when the last who had to wait had a turn
 	outcry   outcry
 
 	users int             // protected by lanes

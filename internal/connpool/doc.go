@@ -21,7 +21,7 @@
 //
 // A suspect connection gets no more requests, but it is not closed yet. A new connection is dialled, and the two race. If
 // the suspect one is heard (a deaf one: if it answers a request) before the dial has ended, it is trusted again, and the
-// new one is spare. Otherwise it is closed, and the requests on it fail. A dial takes at least two round trips, so that a
+// new one is spare. Otherwise it is closed, and the requests on it fail. A dial takes a round trip and begins later, so that a
 // connection that is only slow wins this race, however long its round trips have become. A dead one is replaced half an
 // interval after the ping, or as soon as a dial succeeds.
 //
