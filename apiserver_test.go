@@ -1,10 +1,13 @@
 package leasehold
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +30,7 @@ type apiServer struct {
 	client *leasetest.Client
 
 	forbidWatch bool
+	token       atomic.Value // that requests must have; none if it is nil
 }
 
 // overNetwork runs test in virtual time, with an API server behind a network with that round trip.
@@ -45,6 +49,10 @@ func (s *apiServer) config() *rest.Config {
 }
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if token := s.token.Load(); token != nil && req.Header.Get("Authorization") != "Bearer "+token.(string) {
+		respond(w, nil, apierrors.NewUnauthorized("no such token"))
+		return
+	}
 	path := strings.Split(strings.TrimPrefix(req.URL.Path, "/apis/coordination.k8s.io/v1/namespaces/"), "/")
 	leases, query, name := s.client.Leases(path[0]), req.URL.Query(), ""
 	if len(path) == 3 {
@@ -121,4 +129,11 @@ func (s *apiServer) watch(w http.ResponseWriter, req *http.Request, namespace st
 		json.NewEncoder(w).Encode(map[string]any{"type": event.Type, "object": event.Object})
 		w.(http.Flusher).Flush()
 	}
+}
+
+// failures collects what a campaign logs at the level Warn and above.
+type failures struct{ bytes.Buffer }
+
+func (f *failures) option(o *options) {
+	o.log = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

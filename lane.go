@@ -227,6 +227,10 @@ func (l *lane) connect(config *rest.Config) error {
 		l.pool = connpool.New(newTransport, l.interval)
 		base = l.pool
 	}
+	if tc.BearerTokenFile != "" {
+		base = &tokenFile{path: tc.BearerTokenFile, next: base, token: tc.BearerToken}
+		tc.BearerToken, tc.BearerTokenFile = "", ""
+	}
 	rt, err := transport.HTTPWrappersForConfig(tc, base)
 	if err != nil {
 		return err
