@@ -14,21 +14,24 @@ import (
 // The error is context.Cause(ctx), or what made it impossible: invalid options, no usable client
 // configuration, ErrExists or ErrNotFound.
 func Acquire(ctx context.Context, opts ...Option) (Session, error) {
-	return acquire(ctx, opts, func(c *campaign) (*hold, error) {
-		c.follow()
-		return c.await(ctx)
+	return acquire(ctx, opts, func(c *campaign) (*session, error) {
+		c.start()
+		return newCandidate(c).await(c.ctx)
 	})
 }
 
 // TryAcquire is Acquire without waiting: if the lease cannot be had at once, the error is ErrHeld, whose
-// text names the holder, or what kept the API server from answering. A holder that does not renew any
-// more holds the lease nevertheless: it takes Acquire to see that.
+// text names the holder, or what kept the API server from answering.
+//
+// A lease is acquired whose holder is not seen to renew it for its duration. Within a process TryAcquire remembers
+// what it saw of the last 1,000 leases, so that a program that calls it from time to time takes over from a holder
+// that crashed. A program that calls it once needs Acquire for that.
 func TryAcquire(ctx context.Context, opts ...Option) (Session, error) {
-	return acquire(ctx, opts, func(c *campaign) (*hold, error) { return c.try(ctx) })
+	return acquire(ctx, opts, func(c *campaign) (*session, error) { return newCandidate(c).try(c.ctx) })
 }
 
 // acquire returns a session that is a campaign of its own.
-func acquire(ctx context.Context, opts []Option, enter func(*campaign) (*hold, error)) (_ Session, err error) {
+func acquire(ctx context.Context, opts []Option, await func(*campaign) (*session, error)) (_ Session, err error) {
 	o, err := newOptions(ctx, opts)
 	if o.err != nil {
 		defer func() { *o.err = err }()
@@ -40,59 +43,95 @@ func acquire(ctx context.Context, opts []Option, enter func(*campaign) (*hold, e
 	if err != nil {
 		return Session{}, err
 	}
-	h, err := enter(c)
-	if err != nil {
-		c.leave()
+	var s *session
+	defer func() {
+		if s == nil { // however that came about
+			c.close()
+			c.user.repanic()
+		}
+	}()
+	if s, err = await(c); err != nil {
 		return Session{}, err
 	}
-	h.leave = func() {
-		c.held.Store(nil)
-		c.leave()
+	s.closeCampaign = func() {
+		c.current.CompareAndSwap(s, nil)
+		o.hooks.memory.forgetHeldHere(s.term)
+		c.close()
+		c.user.repanic()
 	}
-	return Session{h}, nil
+	o.hooks.memory.setHeldHere(s.term)
+	return Session{s}, nil
 }
 
-// try takes the lease if it is free now.
-func (c *campaign) try(ctx context.Context) (*hold, error) {
-	if err := c.feed.read(ctx); err != nil {
+// maxTries is how often TryAcquire claims a lease that others claim too.
+const maxTries = 3
+
+// try acquires the lease if it is free now.
+func (k *candidate) try(ctx context.Context) (*session, error) {
+	c := k.campaign
+	if _, err := c.reflector.read(ctx); err != nil {
+		return nil, orCause(ctx, err)
+	}
+	c.options.hooks.memory.recall(c.reflector)
+	if err := k.unavailable(c.reflector.latest()); err != nil {
 		return nil, err
 	}
-	var failed error
-	for tries := 0; ; tries++ {
-		s := c.feed.latest()
-		if err := c.unfit(s); err != nil {
-			return nil, err
-		}
-		switch {
-		case c.prepare(s) <= 0:
-		case s.held():
-			return nil, fmt.Errorf("leasehold: %w by %q", ErrHeld, s.identity)
-		case !s.exists() && c.createMode == UseExisting:
-			return nil, c.notFound()
-		default:
-			return nil, fmt.Errorf("leasehold: %w: the Lease was deleted under a holder that may not have heard", ErrHeld)
-		}
-		switch tries {
-		case 0:
-			c.follow()
-		case 3:
-			return nil, failed
-		}
-		h, err := c.take(ctx, s)
+	c.start()
+	for try := 1; ; try++ {
+		o := c.reflector.latest()
+		s, err := k.claim(ctx, o)
 		if err == nil {
-			return h, nil
+			return s, nil
 		}
-		if err != errOvertaken && unknownOutcome(err) || tries == 2 {
-			c.feed.read(ctx) // what it brings decides
+		if try == maxTries || err != errChanged && outcomeUnknown(err) {
+			c.reflector.read(ctx) // decides what the error is
 		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		if ctx.Err() != nil || c.reflector.unchangedSince(o) {
+			return nil, orCause(ctx, err)
 		}
-		if now := c.feed.latest(); now.uid == s.uid && now.version == s.version {
+		if held := k.unavailable(c.reflector.latest()); held != nil {
+			return nil, held
+		}
+		if try == maxTries {
 			return nil, err
 		}
-		failed = err
 	}
+}
+
+// unavailable returns why the lease as it is in o cannot be had now.
+func (k *candidate) unavailable(o observation) error {
+	c := k.campaign
+	if err := k.ruledOut(o.record, o.known); err != nil {
+		return err
+	}
+	wait := k.untilAttempt(o)
+	now := c.clock.now().mono
+	left := rounded(max(o.acquirableAt(c.claims.include).Sub(now), 0))
+	switch {
+	case wait <= 0:
+		return nil
+	case !o.exists() && c.options.createMode == UseExisting:
+		return k.notFound()
+	case !o.held():
+		return fmt.Errorf("leasehold: %w: the Lease was deleted while a holder led that may not have heard; free in %v",
+			ErrHeld, left)
+	case c.options.hooks.memory.heldHere(o.term()):
+		return fmt.Errorf("leasehold: %w by %q, by another session of this process", ErrHeld, o.identity)
+	default:
+		idle := ""
+		if d := rounded(now.Sub(o.since)); d > 0 {
+			idle = fmt.Sprintf(", not seen to renew for %v", d)
+		}
+		return fmt.Errorf("leasehold: %w by %q%s; free in %v unless renewed", ErrHeld, o.identity, idle, left)
+	}
+}
+
+// orCause returns why ctx ended, if it did, else err.
+func orCause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // Do waits for the lease, calls fn once with the session's context, gives the lease back, and returns
@@ -112,14 +151,17 @@ func Do[T any](ctx context.Context, fn func(context.Context) (T, error), opts ..
 	return v, err
 }
 
-// Vacate gives the lease back if the identity given by WithIdentity holds it, without a session: from a
-// preStop hook, or for an operator. It reports whether it freed anything; it never frees what somebody
-// else holds. If it fails it may be called again. It tries until ctx ends, at most for half of the renew
-// deadline.
+// Vacate frees the lease if the identity given by WithIdentity holds it, without a session: after a process that
+// ended without releasing it, or by an operator's hand. A process that runs needs no Vacate, in a preStop hook for
+// example: its loop releases the lease when its context ends, and would acquire it again.
+//
+// Vacate reports whether it freed anything. It never frees what somebody else holds, nor a term that the identity
+// began after Vacate was called. If it fails it may be called again. It tries until ctx ends, at most for half of
+// the renew deadline.
 func Vacate(ctx context.Context, opts ...Option) (_ bool, err error) {
 	o, err := newOptions(ctx, opts)
 	if err == nil && o.identity == "" {
-		err = errors.New("leasehold: Vacate: want WithIdentity, which says whose lease to free")
+		err = errors.New("leasehold: Vacate: WithIdentity is required: it names the holder whose lease is freed")
 	}
 	if o.err != nil {
 		defer func() { *o.err = err }()
@@ -131,17 +173,24 @@ func Vacate(ctx context.Context, opts ...Option) (_ bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer c.leave()
-	ctx, cancel := context.WithTimeout(ctx, c.clock.wait(c.renewDeadline/2))
+	defer c.user.repanic()
+	defer c.close()
+	return c.vacate(ctx)
+}
+
+// vacate frees the term of our identity that it finds.
+func (c *campaign) vacate(parent context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, c.clock.wait(c.options.renewDeadline/2))
 	defer cancel()
-	for err = c.feed.read(ctx); err != nil; err = c.feed.read(ctx) {
-		sleep(ctx, c.clock, c.delays.next(err, c.renewInterval))
+	found, err := c.reflector.read(ctx)
+	for ; err != nil; found, err = c.reflector.read(ctx) {
+		sleep(ctx, c.clock, c.releaseDelays.next(err, c.options.renewInterval))
 		if ctx.Err() != nil {
-			return false, err
+			return false, orCause(parent, err)
 		}
 	}
 	err = c.free(ctx, func(r record) error {
-		if r.identity != o.identity {
+		if r.identity != c.lease.identity || r.term() != found.term() {
 			return errNotOurs
 		}
 		return nil
@@ -149,5 +198,8 @@ func Vacate(ctx context.Context, opts ...Option) (_ bool, err error) {
 	if err == errNotOurs {
 		return false, nil
 	}
-	return err == nil, err
+	if err != nil {
+		return false, orCause(parent, err)
+	}
+	return true, nil
 }

@@ -185,7 +185,7 @@ func TestTryAcquire(t *testing.T) {
 		}
 		n := w.srv.Client("b").Requests()
 		none, err := TryAcquire(w.Context(), w.options("b")...)
-		if !errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "a"` || none != (Session{}) {
+		if !errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "a", by another session of this process` || none != (Session{}) {
 			t.Errorf("TryAcquire() of a held lease = %v", err)
 		}
 		if n := w.srv.Client("b").Requests() - n; n != 1 {
@@ -256,7 +256,7 @@ func TestTryAcquireAgain(t *testing.T) {
 					return leasetest.Fault{}
 				})
 				_, err := TryAcquire(w.Context(), w.options("b")...)
-				if taken && (!errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "c"`) || !taken && !apierrors.IsConflict(err) {
+				if taken && (!errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "c"; free in 15s unless renewed`) || !taken && !apierrors.IsConflict(err) {
 					t.Errorf("TryAcquire() = %v", err)
 				}
 				if tries != 3 {
@@ -270,7 +270,7 @@ func TestTryAcquireAgain(t *testing.T) {
 // The Lease is deleted under the claim of TryAcquire.
 func TestTryAcquireDeleted(t *testing.T) {
 	for mode, want := range map[CreateMode]string{
-		AutoCreate:  "leasehold: lease held: the Lease was deleted under a holder that may not have heard",
+		AutoCreate:  "leasehold: lease held: the Lease was deleted while a holder led that may not have heard; free in 15s",
 		UseExisting: "leasehold: lease not found: default/reconciler, and UseExisting does not create it",
 	} {
 		inWorld(t, func(w *world) {

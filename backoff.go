@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 const (
@@ -14,8 +13,10 @@ const (
 	// longestDelay keeps recovery within G8: with the jitter of defaultBackOff, which adds half of
 	// it at most, a candidate is back within a second of the last fault.
 	longestDelay = 650 * time.Millisecond
-	// refusedDelay is for what does not mend itself, such as a missing right.
+	// refusedDelay follows a refusal that only a change of configuration ends, such as a missing right.
 	refusedDelay = 900 * time.Millisecond
+	// policyLimit is how long a BackOff of the user's may take to name a delay.
+	policyLimit = 100 * time.Millisecond
 )
 
 // defaultBackOff starts at 50 ms and doubles up to 650 ms, each delay up to half longer or shorter
@@ -30,30 +31,74 @@ func defaultBackOff() backoff.BackOff {
 	)
 }
 
-// delays are the pauses after failures in a row. Each goroutine that makes requests has its own.
-type delays struct{ policy backoff.BackOff }
+// delays are the pauses after failures in a row. Each goroutine that makes requests has its own. A policy
+// of the user's that does not name a delay at once is not asked again before it has answered.
+type delays struct {
+	policy   backoff.BackOff
+	user     *userCode // runs the policy; nil for the default one
+	restart  bool      // the next failure is the first in a row again
+	fallback backoff.BackOff
+	asked    chan time.Duration // has room for the answer of a policy that was late; nil while none is
+}
+
+// newDelays returns delays by a policy of newPolicy's, which may be the user's.
+func newDelays(newPolicy func() backoff.BackOff, user *userCode) *delays {
+	if newPolicy == nil {
+		return &delays{policy: defaultBackOff()}
+	}
+	return &delays{policy: newPolicy(), user: user, fallback: defaultBackOff()}
+}
 
 // next returns how long to wait after one more failure: what the policy says or, if that is longer,
 // what the server asked for, at most limit. A policy that gives up starts over, because only the
 // context ends a campaign.
-func (d delays) next(err error, limit time.Duration) time.Duration {
-	pause := d.policy.NextBackOff()
-	if pause == backoff.Stop {
-		d.policy.Reset()
-		pause = longestDelay
-	}
+func (d *delays) next(err error, limit time.Duration) time.Duration {
+	pause := d.ask()
 	if refused(err) {
 		pause = refusedDelay
 	}
 	return max(shortestDelay, min(limit, max(pause, retryAfter(err))))
 }
 
-// refused tells whether the server will say no again until somebody changes something.
-func refused(err error) bool {
-	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsMethodNotSupported(err)
+// reset makes the next failure the first in a row.
+func (d *delays) reset() { d.restart = true }
+
+// ask returns the delay that the policy names, or the default one if it does not name one soon.
+func (d *delays) ask() time.Duration {
+	if d.user == nil {
+		pause := step(d.policy, d.restart)
+		d.restart = false
+		return pause
+	}
+	if d.asked == nil {
+		d.asked = make(chan time.Duration, 1)
+		asked, pause, restart := d.asked, longestDelay, d.restart
+		d.restart = false
+		d.user.start("BackOff", policyLimit, func() { pause = step(d.policy, restart) }, func() { asked <- pause })
+	}
+	timer := time.NewTimer(d.user.clock.wait(policyLimit))
+	defer timer.Stop()
+	select {
+	case pause := <-d.asked:
+		d.asked = nil
+		return pause
+	case <-timer.C:
+		return d.fallback.NextBackOff()
+	}
 }
 
-func (d delays) reset() { d.policy.Reset() }
+// step returns the next delay of policy, which starts over before that, or when it gives up.
+func step(policy backoff.BackOff, restart bool) time.Duration {
+	if restart {
+		policy.Reset()
+	}
+	pause := policy.NextBackOff()
+	if pause == backoff.Stop {
+		policy.Reset()
+		pause = longestDelay
+	}
+	return pause
+}
 
 // sleep waits for d of clock c, or until ctx ends.
 func sleep(ctx context.Context, c clock, d time.Duration) {
@@ -64,14 +109,3 @@ func sleep(ctx context.Context, c clock, d time.Duration) {
 	case <-ctx.Done():
 	}
 }
-
-// between returns a random duration in [low, high).
-func (o *options) between(low, high time.Duration) time.Duration {
-	if high <= low {
-		return low
-	}
-	return low + o.chance(high-low)
-}
-
-// luck returns a random number in [0, 1).
-func (o *options) luck() float64 { return float64(o.chance(time.Hour)) / float64(time.Hour) }

@@ -43,30 +43,30 @@ func BenchmarkReadRecord(b *testing.B) {
 	}
 }
 
-// BenchmarkSee is of a standby that sees a renewal, and reckons when it may take the lease.
-func BenchmarkSee(b *testing.B) {
+// BenchmarkObserve measures a standby that sees a renewal and computes when it may acquire the lease.
+func BenchmarkObserve(b *testing.B) {
 	b.ReportAllocs()
-	v := viewer{fallback: D, mine: func(term) bool { return false }}
+	ours := func(term) bool { return false }
 	r, now := heldRecord(b), time.Now()
-	s := v.see(sighting{}, r, now)
+	o := observe(observation{}, r, now, D, ours)
 	for b.Loop() {
 		r.version++
 		r.renewed = r.renewed.Add(I)
 		now = now.Add(I)
-		s = v.see(s, r, now)
-		if !v.takeable(s).Equal(now.Add(D)) {
-			b.Fatal("takeable at another time")
+		o = observe(o, r, now, D, ours)
+		if !o.acquirableAt(ours).Equal(now.Add(D)) {
+			b.Fatal("acquirable at another time")
 		}
 	}
 }
 
-// BenchmarkJudge is of a leader that sees its own renewal.
-func BenchmarkJudge(b *testing.B) {
+// BenchmarkTermOver measures a leader that sees its own renewal.
+func BenchmarkTermOver(b *testing.B) {
 	b.ReportAllocs()
 	r := heldRecord(b)
 	t := r.term()
 	for b.Loop() {
-		if err := t.judge(r, D); err != nil {
+		if err := t.over(r, D); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -86,10 +86,10 @@ func (e echoingLease) Patch(context.Context, string, types.PatchType, []byte, me
 // its answer.
 func BenchmarkMergePatch(b *testing.B) {
 	b.ReportAllocs()
-	a := &api{leases: echoingLease{lease: heldLease()}, namespace: ns, name: name, identity: "a", duration: D, fieldManager: "leasehold"}
+	l := &leaseClient{leases: echoingLease{lease: heldLease()}, namespace: ns, name: name, identity: "a", duration: D, fieldManager: "leasehold"}
 	r, stamp := heldRecord(b), time.Now().UTC()
 	for b.Loop() {
-		if _, err := a.renew(b.Context(), r, stamp); err != nil {
+		if _, err := l.renew(b.Context(), r, stamp); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -100,7 +100,7 @@ func BenchmarkRenewal(b *testing.B) {
 	b.ReportAllocs()
 	o, err := newOptions(b.Context(), []Option{
 		WithLease(name), WithNamespace(ns), WithIdentity("a"), WithClient(leasetest.NewServer().Client("a")),
-		WithDuration(time.Hour), // so that the keeper does not renew by itself
+		WithDuration(time.Hour), // so that the renewer does not renew by itself
 		WithLogger(slog.New(slog.DiscardHandler)),
 	})
 	if err != nil {
@@ -110,22 +110,22 @@ func BenchmarkRenewal(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer c.leave()
-	c.follow()
-	h, err := c.await(b.Context())
+	defer c.close()
+	c.start()
+	s, err := newCandidate(c).await(c.ctx)
 	if err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		r := c.feed.latest().record
-		stamp := c.stamp(r)
-		if _, err := c.write(b.Context(), "renew", c.renewTimeout.now(), func(ctx context.Context) (record, error) {
-			return c.api.renew(ctx, r, stamp)
+		r := c.reflector.latest().record
+		stamp := c.claims.stamps.forRenewal(r)
+		if _, err := c.write(b.Context(), "renew", func(ctx context.Context) (record, error) {
+			return c.lease.renew(ctx, r, stamp)
 		}); err != nil {
 			b.Fatal(err)
 		}
 	}
-	if err := h.finish(false); err != nil {
+	if err := s.finish(); err != nil {
 		b.Error(err)
 	}
 }

@@ -283,7 +283,7 @@ func TestSecondProcessWithOurIdentity(t *testing.T) {
 				l.Spec.LeaseDurationSeconds = new(int32(30))
 			})
 			<-s.Done()
-			if got, want := errorText(s.Err()), `lease lost: now held by another process that calls itself "a" too`; got != want {
+			if got, want := errorText(s.Err()), `lease lost: now held by another process with the same identity "a"`; got != want {
 				t.Errorf("ended with %s, want %s", got, want)
 			}
 			if after := time.Since(taken); after > 0 {

@@ -320,7 +320,7 @@ func ExampleTryAcquire() {
 
 	_, err = leasehold.TryAcquire(context.Background(), append(night, leasehold.WithIdentity("tuesday"))...)
 	fmt.Println(errors.Is(err, leasehold.ErrHeld), err)
-	// Output: true leasehold: lease held by "monday"
+	// Output: true leasehold: lease held by "monday", by another session of this process
 }
 
 // Chan turns sequences into channels, for a loop that selects. Sessions from a channel are given back

@@ -14,7 +14,9 @@ type TestClock struct {
 	Wait func(time.Duration) time.Duration
 }
 
-func WithTestClock(c TestClock) Option { return func(o *options) { o.clock = testClock{c} } }
+func WithTestClock(c TestClock) Option {
+	return func(o *options) { o.hooks.clock, o.hooks.memory = testClock{c}, &leaseMemory{} }
+}
 
 type testClock struct{ c TestClock }
 
@@ -27,24 +29,24 @@ func (t testClock) wait(d time.Duration) time.Duration { return t.c.Wait(d) }
 
 // WithChance draws all chance of a campaign from chance.
 func WithChance(chance func(n time.Duration) time.Duration) Option {
-	return func(o *options) { o.chance = chance }
+	return func(o *options) { o.hooks.chance = chance }
 }
 
 // WithSharedFrom says from how many campaigns on they share a watch.
-func WithSharedFrom(campaigns int) Option { return func(o *options) { o.many = campaigns } }
+func WithSharedFrom(campaigns int) Option { return func(o *options) { o.hooks.shareFrom = campaigns } }
 
 // WithOwnRequests makes all requests but those of a shared watch through leases.
 func WithOwnRequests(leases coordinationv1client.LeaseInterface) Option {
 	return func(o *options) {
-		o.wrap = func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface { return leases }
+		o.hooks.wrap = func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface { return leases }
 	}
 }
 
 // LossOf returns why the lease of s was lost, even if its context ended before; nil if it was not.
-func LossOf(s Session) error { return s.hold.loss() }
+func LossOf(s Session) error { return s.state.loss() }
 
 // TrustedUntil returns until when s trusts its lease.
 func TrustedUntil(s Session) (mono time.Time, boot time.Duration) {
-	until := s.hold.until.Load()
+	until := s.state.until.Load()
 	return until.mono, until.boot
 }

@@ -267,7 +267,7 @@ func TestUndoneAtOnce(t *testing.T) {
 				if n := w.count(); (n > 0) != how.sessions {
 					t.Errorf("%d sessions", n)
 				}
-				const cut = `msg="lease acquired, but lost at once; trying again"`
+				const cut = `msg="lease acquired, but lost at once; retrying"`
 				if n := w.logged(cut); (n == 1) != how.warned || n > 1 {
 					t.Errorf("told %d times", n)
 				}
@@ -693,25 +693,27 @@ func TestStolenBeforeTheReply(t *testing.T) {
 // the same Lease is back, and where that one is deleted then.
 func TestGhostOfRestoredStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &feed{
-			clock:   virtualClock{},
-			api:     &api{name: "x"},
-			viewer:  viewer{fallback: D, mine: func(term) bool { return false }},
-			changed: make(chan struct{}, 1),
+		nobodys := func(term) bool { return false }
+		f := &reflector{
+			clock:    virtualClock{},
+			lease:    &leaseClient{name: "x"},
+			fallback: D,
+			ours:     nobodys,
+			changed:  make(chan struct{}, 1),
 		}
-		f.see(record{uid: "u", version: 9, identity: "b", duration: 2 * D}, f.latest())
+		f.storeAnswer(record{uid: "u", version: 9, identity: "b", duration: 2 * D}, f.latest())
 		time.Sleep(time.Minute)
-		f.see(record{uid: "u", version: 5}, f.latest())
-		if wait := time.Until(f.viewer.takeable(f.latest())); wait != 2*D {
+		f.storeAnswer(record{uid: "u", version: 5}, f.latest())
+		if wait := time.Until(f.latest().acquirableAt(nobodys)); wait != 2*D {
 			t.Errorf("taken %v after it was found set back, want %v", wait, 2*D)
 		}
-		if err := f.take(watch.Event{Type: watch.Deleted, Object: &coordinationv1.Lease{
+		if err := f.storeEvent(watch.Event{Type: watch.Deleted, Object: &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{Name: "x", UID: "u", ResourceVersion: "6"},
-		}}); err != nil {
+		}}, false); err != nil {
 			t.Fatal(err)
 		}
-		if s := f.latest(); s.exists() || time.Until(f.viewer.takeable(s)) != 2*D {
-			t.Errorf("taken %v after the Lease was deleted, want %v", time.Until(f.viewer.takeable(s)), 2*D)
+		if s := f.latest(); s.exists() || time.Until(s.acquirableAt(nobodys)) != 2*D {
+			t.Errorf("taken %v after the Lease was deleted, want %v", time.Until(s.acquirableAt(nobodys)), 2*D)
 		}
 	})
 }

@@ -3,44 +3,63 @@ package leasehold
 import (
 	"context"
 	"iter"
+	"time"
 )
 
 // Holders watches who holds a lease without competing for it: it yields the present holder at once, then
-// each change: that the lease was acquired, released, taken by another or deleted. Nobody is the zero
-// Holder; a renewal is no change. A body that is slow misses holders in between, never the newest. The
-// sequence ends when ctx ends or the loop is left (see WithError).
+// each change: that the lease was acquired, released, taken by another, deleted, or that it expired because its
+// holder did not renew it. Nobody is the zero Holder; a renewal is no change. A holder that renews after all is
+// yielded again. A body that is slow misses holders in between, never the newest. The sequence ends when ctx
+// ends or the loop is left (see WithError). It panics if the options are invalid, unless there is a WithError.
 //
 // It needs the right to get the Lease, and to watch it; without that it reads once every renew interval.
-// A holder that does not renew any more is still the holder until somebody takes the lease.
 func Holders(ctx context.Context, opts ...Option) iter.Seq[Holder] {
 	return sequence(ctx, opts, func(c *campaign, yield func(Holder) bool) error {
-		var last term
-		for first := true; ctx.Err() == nil; {
-			s := c.feed.latest()
-			if now := s.holding(); s.known && (first || now != last) {
-				first, last = false, now
-				var h Holder
-				if s.held() {
-					h = c.holder(s.record)
-				}
+		w := holderWatch{campaign: c}
+		timer := time.NewTimer(0)
+		defer timer.Stop()
+		for c.ctx.Err() == nil {
+			h, changed, wait := w.next()
+			if changed {
 				if !yield(h) {
 					return nil
 				}
 				continue
 			}
+			timer.Reset(c.clock.wait(wait))
 			select {
-			case <-c.feed.changed:
-			case <-ctx.Done():
+			case <-timer.C:
+			case <-c.reflector.changed:
+			case <-c.ctx.Done():
 			}
 		}
-		return context.Cause(ctx)
+		return context.Cause(c.ctx)
 	})
 }
 
-// holding returns the term of r, of which there is only one without a holder.
-func (r record) holding() term {
-	if !r.held() {
-		return term{}
+// A holderWatch is what Holders has yielded.
+type holderWatch struct {
+	campaign *campaign
+	yielded  bool
+	last     term // of the holder that was yielded last; zero for nobody
+}
+
+// next returns the holder to yield, if it is another than the last one, else for how long nothing changes by itself.
+func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
+	c := w.campaign
+	o := c.reflector.latest()
+	if !o.known {
+		return Holder{}, false, maxDuration
 	}
-	return r.term()
+	left := o.expiresAt().Sub(c.clock.now().mono)
+	var now term
+	if o.held() && left > 0 {
+		now, wait = o.term(), left
+		h = c.holder(o.record, wallTimeAt(c.clock, o.expiresAt()))
+	} else {
+		wait = maxDuration
+	}
+	changed = !w.yielded || now != w.last
+	w.yielded, w.last = true, now
+	return h, changed, wait
 }

@@ -2,12 +2,14 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"iter"
 )
 
 // Sessions campaigns for a lease: it waits until this process holds it, yields a Session, keeps the
 // lease until the loop body returns, gives it back, and campaigns again. It ends only when ctx ends,
-// the loop is left, or it cannot begin (see WithError).
+// the loop is left, or it cannot begin (see WithError). It panics if the options are invalid, unless there is a
+// WithError.
 //
 // The body runs on the caller's goroutine and is the critical section: however it ends, by return,
 // break, panic or runtime.Goexit, the lease is given back only then. When ctx ends, the session's
@@ -19,31 +21,32 @@ import (
 // loop is. Ranging over it twice is two campaigns.
 func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
 	return sequence(ctx, opts, func(c *campaign, yield func(Session) bool) error {
+		k := newCandidate(c)
 		for {
-			h, err := c.await(ctx)
+			s, err := k.await(c.ctx)
 			if err != nil {
 				return err
 			}
-			if more := h.lead(yield); !more {
+			if more := s.lead(yield); !more {
 				return nil
 			}
-			c.pause(ctx, h)
+			if lost := s.lostWhileWindingDown(); lost != nil {
+				return errors.Join(context.Cause(c.ctx), lost)
+			}
+			k.pause(c.ctx, s)
 		}
 	})
 }
 
 // lead yields the session and holds the lease for exactly as long as yield runs. It returns what
 // yield returns: whether the loop goes on.
-func (h *hold) lead(yield func(Session) bool) bool {
-	defer func() { // break, return, panic and Goexit all come through here
-		h.returned.Store(true)
-		h.finish(false)
-	}()
-	return yield(Session{h})
+func (s *session) lead(yield func(Session) bool) bool {
+	defer s.finish() // break, return, panic and Goexit all come through here
+	return yield(Session{s})
 }
 
-// sequence returns what follow yields in a campaign that lasts as long as the loop. It ends as follow
-// does: nil when the loop was left, else why the sequence ended.
+// sequence returns what walk yields in a campaign that lasts as long as the loop. It ends as walk does: nil when
+// the loop was left, else why the sequence ended.
 func sequence[T any](ctx context.Context, opts []Option, walk func(*campaign, func(T) bool) error) iter.Seq[T] {
 	o, invalid := newOptions(ctx, opts)
 	if invalid != nil && o.err == nil {
@@ -51,17 +54,18 @@ func sequence[T any](ctx context.Context, opts []Option, walk func(*campaign, fu
 	}
 	return func(yield func(T) bool) {
 		if invalid != nil {
-			o.end(ctx, invalid)
+			o.reportEnd(ctx, nil, invalid)
 			return
 		}
-		var err error
-		defer func() { o.end(ctx, err) }() // nil if the body panics
 		c, err := newCampaign(ctx, o)
 		if err != nil {
+			o.reportEnd(ctx, nil, err)
 			return
 		}
-		defer c.leave()
-		c.follow()
+		defer c.user.repanic()
+		defer c.close()
+		defer func() { o.reportEnd(c.ctx, c, err) }() // nil if the body panics
+		c.start()
 		err = walk(c, yield)
 	}
 }

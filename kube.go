@@ -3,14 +3,10 @@ package leasehold
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
-	"strconv"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
@@ -20,9 +16,9 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
-// api makes a candidate's requests about one Lease. Every write carries the resourceVersion of the
+// A leaseClient makes a campaign's requests about one Lease. Every write carries the resourceVersion of the
 // record it was decided on, so that it fails if anything has happened since.
-type api struct {
+type leaseClient struct {
 	leases       coordinationv1client.LeaseInterface
 	namespace    string
 	name         string
@@ -32,61 +28,76 @@ type api struct {
 	labels       map[string]string
 	owner        *metav1.OwnerReference
 	answers      *answerTimes // how long the requests take
+
+	user     *userCode
+	clock    clock
+	failures *failureLog
+}
+
+// request makes one request, of a kind, that ends within timeout, and logs how it ended where that is news.
+func (l *leaseClient) request(
+	ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error),
+) (record, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.clock.wait(timeout))
+	defer cancel()
+	r, err := ask(ctx, l.user, kind, timeout, request, nil)
+	l.failures.record(kind, err)
+	return r, err
 }
 
 // get reads the Lease. A missing one is the zero record.
-func (a *api) get(ctx context.Context) (record, error) {
-	r, err := a.answer(ctx, "get", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return a.leases.Get(ctx, a.name, metav1.GetOptions{})
+func (l *leaseClient) get(ctx context.Context) (record, error) {
+	r, err := l.answer(ctx, "get", func(ctx context.Context) (*coordinationv1.Lease, error) {
+		return l.leases.Get(ctx, l.name, metav1.GetOptions{})
 	})
-	if apierrors.IsNotFound(err) {
+	if leaseNotFound(err) {
 		return record{}, nil
 	}
 	return r, err
 }
 
 // create makes the Lease, held by us since stamp.
-func (a *api) create(ctx context.Context, stamp time.Time) (record, error) {
+func (l *leaseClient) create(ctx context.Context, stamp time.Time) (record, error) {
 	lease := &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: a.name, Namespace: a.namespace, Labels: a.labels},
+		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels},
 		Spec: coordinationv1.LeaseSpec{
-			HolderIdentity:       &a.identity,
-			LeaseDurationSeconds: new(a.seconds()),
+			HolderIdentity:       &l.identity,
+			LeaseDurationSeconds: new(l.seconds()),
 			AcquireTime:          &metav1.MicroTime{Time: stamp},
 			RenewTime:            &metav1.MicroTime{Time: stamp},
 			LeaseTransitions:     new(int32(0)),
 		},
 	}
-	if a.owner != nil {
-		lease.OwnerReferences = []metav1.OwnerReference{*a.owner}
+	if l.owner != nil {
+		lease.OwnerReferences = []metav1.OwnerReference{*l.owner}
 	}
-	return a.answer(ctx, "create", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return a.leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: a.fieldManager})
+	return l.answer(ctx, "create", func(ctx context.Context) (*coordinationv1.Lease, error) {
+		return l.leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: l.fieldManager})
 	})
 }
 
 // acquire makes us the holder since stamp, if the Lease still is as r. It applies all fields with
 // force, because a field left out would stay as another manager wrote it; the uid makes the server
 // refuse, rather than create, a Lease that was deleted.
-func (a *api) acquire(ctx context.Context, r record, stamp time.Time) (record, error) {
-	lease := applycoordinationv1.Lease(a.name, a.namespace).
+func (l *leaseClient) acquire(ctx context.Context, r record, stamp time.Time) (record, error) {
+	lease := applycoordinationv1.Lease(l.name, l.namespace).
 		WithUID(r.uid).
 		WithResourceVersion(r.resourceVersion()).
-		WithLabels(a.labels).
+		WithLabels(l.labels).
 		WithSpec(applycoordinationv1.LeaseSpec().
-			WithHolderIdentity(a.identity).
-			WithLeaseDurationSeconds(a.seconds()).
+			WithHolderIdentity(l.identity).
+			WithLeaseDurationSeconds(l.seconds()).
 			WithAcquireTime(metav1.MicroTime{Time: stamp}).
 			WithRenewTime(metav1.MicroTime{Time: stamp}).
 			WithLeaseTransitions(r.transitions + min(1, maxTransitions-r.transitions)))
-	if o := a.owner; o != nil {
+	if o := l.owner; o != nil {
 		lease.WithOwnerReferences(&applymetav1.OwnerReferenceApplyConfiguration{
 			APIVersion: &o.APIVersion, Kind: &o.Kind, Name: &o.Name, UID: &o.UID,
 			Controller: o.Controller, BlockOwnerDeletion: o.BlockOwnerDeletion,
 		})
 	}
-	return a.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return a.leases.Apply(ctx, lease, metav1.ApplyOptions{FieldManager: a.fieldManager, Force: true})
+	return l.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
+		return l.leases.Apply(ctx, lease, metav1.ApplyOptions{FieldManager: l.fieldManager, Force: true})
 	})
 }
 
@@ -94,18 +105,18 @@ const maxTransitions = 1<<31 - 1 // int32: a Lease that changed hands so often k
 
 // renew sets the renewal time of the Lease to stamp, and its duration to ours if somebody changed
 // it, if the Lease still is as r.
-func (a *api) renew(ctx context.Context, r record, stamp time.Time) (record, error) {
+func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (record, error) {
 	spec := renewedSpec{RenewTime: stamp.UTC().Format(metav1.RFC3339Micro)}
-	if r.duration != a.duration {
-		spec.LeaseDurationSeconds = a.seconds()
+	if r.duration != l.duration {
+		spec.LeaseDurationSeconds = l.seconds()
 	}
-	return a.patch(ctx, r, spec)
+	return l.patch(ctx, r, spec)
 }
 
 // release leaves the Lease without a holder, if it still is as r. The nulls clear a field whoever
 // manages it; the number of transitions stays.
-func (a *api) release(ctx context.Context, r record) (record, error) {
-	return a.patch(ctx, r, freeSpec{})
+func (l *leaseClient) release(ctx context.Context, r record) (record, error) {
+	return l.patch(ctx, r, freeSpec{})
 }
 
 // A renewedSpec is what a renewal changes.
@@ -122,16 +133,17 @@ type freeSpec struct {
 	RenewTime            *string `json:"renewTime"`
 }
 
-// remove deletes the Lease, if it still is as r.
-func (a *api) remove(ctx context.Context, r record) error {
-	err := a.leases.Delete(ctx, a.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
+// delete deletes the Lease, if it still is as r. It stays as long as it has finalizers.
+func (l *leaseClient) delete(ctx context.Context, r record) error {
+	ctx, pause := withRetryAfter(ctx)
+	err := l.leases.Delete(ctx, l.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
 		UID: &r.uid, ResourceVersion: new(r.resourceVersion()),
 	}})
-	return a.explain("delete", err, 0)
+	return l.describe("delete", err, *pause)
 }
 
 // patch changes spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
-func (a *api) patch(ctx context.Context, r record, spec any) (record, error) {
+func (l *leaseClient) patch(ctx context.Context, r record, spec any) (record, error) {
 	type precondition struct {
 		ResourceVersion string `json:"resourceVersion"`
 	}
@@ -142,102 +154,84 @@ func (a *api) patch(ctx context.Context, r record, spec any) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	return a.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return a.leases.Patch(ctx, a.name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: a.fieldManager})
+	return l.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
+		return l.leases.Patch(ctx, l.name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: l.fieldManager})
 	})
 }
 
 // watch opens a watch of the Lease for what happens after r or, where there is no Lease, for all
 // that there is.
-func (a *api) watch(ctx context.Context, r record) (watch.Interface, error) {
-	opts := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", a.name).String()}
+func (l *leaseClient) watch(ctx context.Context, r record) (watch.Interface, error) {
+	opts := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", l.name).String()}
 	if r.exists() {
 		opts.ResourceVersion = r.resourceVersion()
 	}
-	var asked time.Duration
-	w, err := a.leases.Watch(context.WithValue(ctx, askedKey{}, &asked), opts)
-	return w, a.explain("watch", err, asked)
+	ctx, pause := withRetryAfter(ctx)
+	w, err := l.leases.Watch(ctx, opts)
+	return w, l.describe("watch", err, *pause)
+}
+
+// openWatch opens a watch in bounded time.
+func openWatch(
+	ctx context.Context, user *userCode, c clock, timeout time.Duration, open func(context.Context) (watch.Interface, error),
+) (watch.Interface, error) {
+	ctx, cancel := context.WithCancel(ctx) // it goes on as long as the watch
+	timer := time.AfterFunc(c.wait(timeout), cancel)
+	w, err := ask(ctx, user, "watch", timeout, open, watch.Interface.Stop)
+	if !timer.Stop() {
+		if err == nil {
+			w.Stop()
+		}
+		err = fmt.Errorf("opening a watch took longer than %v", timeout)
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return cancelledWatch{w, cancel}, nil
+}
+
+// A cancelledWatch ends its request when it is stopped.
+type cancelledWatch struct {
+	watch.Interface
+	cancel context.CancelFunc
+}
+
+func (w cancelledWatch) Stop() {
+	w.Interface.Stop()
+	w.cancel()
 }
 
 // answer returns the record in the reply to a request.
-func (a *api) answer(ctx context.Context, verb string, request func(context.Context) (*coordinationv1.Lease, error)) (record, error) {
-	var asked time.Duration
+func (l *leaseClient) answer(
+	ctx context.Context, verb string, request func(context.Context) (*coordinationv1.Lease, error),
+) (record, error) {
+	ctx, pause := withRetryAfter(ctx)
 	began := time.Now()
-	lease, err := request(context.WithValue(ctx, askedKey{}, &asked))
-	if err == nil || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown {
-		a.answers.answered(time.Since(began))
+	lease, err := request(ctx)
+	if answered(err) {
+		l.answers.record(time.Since(began))
 	}
 	if err != nil {
-		return record{}, a.explain(verb, err, asked)
+		return record{}, l.describe(verb, err, *pause)
 	}
 	return readRecord(lease)
 }
 
 // seconds returns the duration as a Lease has it.
-func (a *api) seconds() int32 { return int32(a.duration / time.Second) }
+func (l *leaseClient) seconds() int32 { return int32(l.duration / time.Second) }
 
-// explain adds to an API error what its reader needs.
-func (a *api) explain(verb string, err error, asked time.Duration) error {
-	switch {
-	case err == nil:
+// describe adds to an API error what its reader needs.
+func (l *leaseClient) describe(verb string, err error, pause time.Duration) error {
+	if err == nil {
 		return nil
-	case apierrors.IsForbidden(err):
-		names := fmt.Sprintf(" resourceNames: [%q],", a.name)
+	}
+	if missingRight(err, verb) {
+		names := fmt.Sprintf(" resourceNames: [%q],", l.name)
 		if verb == "create" {
 			names = "" // RBAC cannot restrict create to a name
 		}
-		err = fmt.Errorf("%w; a Role in namespace %q needs the rule {apiGroups: [%q], resources: [%q],%s verbs: [%q]}",
-			err, a.namespace, coordinationv1.GroupName, "leases", names, verb)
+		err = missingRule(err, l.namespace, names, verb)
 	}
-	return pausedBy(fmt.Errorf("%s lease %s/%s: %w", verb, a.namespace, a.name, err), asked)
-}
-
-// pausedBy returns err with the pause that the server asked for, if it did.
-func pausedBy(err error, asked time.Duration) error {
-	if asked > 0 {
-		return &askedError{err, asked}
-	}
-	return err
-}
-
-// An askedError is a failure after which the server asked for a pause.
-type askedError struct {
-	error
-	pause time.Duration
-}
-
-func (e *askedError) Unwrap() error { return e.error }
-
-// retryAfter returns the pause that the server asked for with err, or 0.
-func retryAfter(err error) time.Duration {
-	var asked *askedError
-	if errors.As(err, &asked) {
-		return asked.pause
-	}
-	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
-		return time.Duration(seconds) * time.Second
-	}
-	return 0
-}
-
-// askedKey finds in a request's context where to note the pause that its reply asks for.
-type askedKey struct{}
-
-// noRetry keeps client-go from repeating requests by itself: it answers a Retry-After up to ten
-// times, out of sight of the budget and of what a write's outcome is known to be. The pause asked
-// for goes to the request's context instead.
-type noRetry struct{ next http.RoundTripper }
-
-func (n noRetry) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := n.next.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	if asked, ok := req.Context().Value(askedKey{}).(*time.Duration); ok {
-		if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
-			*asked = time.Duration(max(0, min(seconds, 3600))) * time.Second
-		}
-		resp.Header.Del("Retry-After")
-	}
-	return resp, nil
+	return withPause(fmt.Errorf("%s lease %s/%s: %w", verb, l.namespace, l.name, err), pause)
 }

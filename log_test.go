@@ -9,7 +9,9 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -89,13 +91,13 @@ func TestLog(t *testing.T) {
 			client.OnRequest(func(leasetest.Request) leasetest.Fault { return outage.fault })
 			client.CloseWatches(nil)
 			w.sleep(6 * time.Second)
-			if got := j.said(); strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, `level=WARN msg="the API server does not do as asked; trying again" request=`) ||
+			if got := j.said(); strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, `level=WARN msg="API requests are failing; retrying" request=`) ||
 				!strings.HasSuffix(got, outage.said+"\"\n") {
 				w.Errorf("in an outage: logged\n%s", got)
 			}
 			client.OnRequest(nil)
 			w.sleep(I)
-			if got := j.said(); !regexp.MustCompile(`^level=INFO msg="the API server does as asked again" after=[3-9]s\n$`).MatchString(got) {
+			if got := j.said(); !regexp.MustCompile(`^level=INFO msg="API requests succeed again" after=[3-9]s\n$`).MatchString(got) {
 				w.Errorf("after an outage: logged\n%s", got)
 			}
 			said(time.Minute)
@@ -113,9 +115,9 @@ func TestLog(t *testing.T) {
 		for range 2 {
 			now := metav1.NowMicro()
 			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.AcquireTime, l.Spec.RenewTime = &now, &now })
-			namesake := `level=WARN msg="another process holds the lease under our identity, or this one did before it restarted; waiting for it as for anybody else" acquireTime=` + now.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+			namesake := `level=WARN msg="lease held under our own identity by another process, or by this one before it restarted; waiting until it expires" acquireTime=` + now.UTC().Format("2006-01-02T15:04:05.000Z07:00")
 			w.sleep(eps)
-			if got := j.said(); !strings.HasSuffix(got, namesake+"\n") || strings.Count(got, "under our identity") != 1 {
+			if got := j.said(); !strings.HasSuffix(got, namesake+"\n") || strings.Count(got, "under our own identity") != 1 {
 				w.Errorf("held by a namesake: logged\n%swant\n%s", got, namesake)
 			}
 			for range 10 {
@@ -140,12 +142,12 @@ func TestLog(t *testing.T) {
 			return leasetest.Fault{}
 		})
 		a = w.run("a", nil, j.logger())
-		said(time.Hour-time.Millisecond, `level=WARN msg="the API server refuses; trying again" request=acquire error="patch lease default/reconciler: `+
+		said(time.Hour-time.Millisecond, `level=WARN msg="the API server refuses the request; retrying" request=acquire error="patch lease default/reconciler: `+
 			`leases.coordination.k8s.io \"reconciler\" is forbidden: User \"system:serviceaccount:default:leasetest\" cannot patch resource \"leases\" in API group \"coordination.k8s.io\" in the namespace \"default\"; `+
 			`a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], resourceNames: [\"reconciler\"], verbs: [\"patch\"]}"`)
 		client.OnRequest(nil)
 		w.sleep(time.Second)
-		if got, want := j.said(), fmt.Sprintf(`level=INFO msg="the API server refuses no longer" request=acquire after=1h0m0s
+		if got, want := j.said(), fmt.Sprintf(`level=INFO msg="the API server accepts the request again" request=acquire after=1h0m0s
 level=INFO msg="lease acquired" fencingToken=%d transitions=%d
 `, w.sessions[len(w.sessions)-1].FencingToken(), *w.lease().Spec.LeaseTransitions); got != want {
 			w.Errorf("logged\n%swant\n%s", got, want)
@@ -155,13 +157,14 @@ level=INFO msg="lease acquired" fencingToken=%d transitions=%d
 }
 
 // An outage in which different requests fail at different times, and some are never tried again, is one.
-func TestOutages(t *testing.T) {
+func TestFailureLog(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var j journal
 		var o options
 		j.logger()(&o)
 		lines := func(want int) {
 			t.Helper()
+			synctest.Wait()
 			j.mu.Lock()
 			defer j.mu.Unlock()
 			if got := strings.Count(j.text.String(), "\n"); got != want {
@@ -169,33 +172,33 @@ func TestOutages(t *testing.T) {
 			}
 			j.text.Reset()
 		}
-		outages := newOutages(o.log, &outcry{}, D)
-		outages.ledger = &ledger{}
+		log := &campaignLog{user: &userCode{clock: virtualClock{}}, logger: o.log}
+		failures := &failureLog{log: log, failing: &atomic.Int32{}, stats: &leaseStats{}, recent: D}
 		broken, gone := leasetest.ServiceUnavailable(), leasetest.ConnectionRefused()
-		outages.note("renew", broken)
+		failures.record("renew", broken)
 		lines(1)
-		outages.note("get", nil) // reading works, writing does not
-		outages.note("renew", broken)
-		outages.note("get", gone)
-		outages.note("watch", gone)
-		outages.note("renew", nil)
-		outages.note("get", nil)
+		failures.record("get", nil) // reading works, writing does not
+		failures.record("renew", broken)
+		failures.record("get", gone)
+		failures.record("watch", gone)
+		failures.record("renew", nil)
+		failures.record("get", nil)
 		lines(0)
-		outages.note("watch", nil)
+		failures.record("watch", nil)
 		lines(1)
 
-		outages.note("acquire", gone) // another one was faster then
+		failures.record("acquire", gone) // another one was faster then
 		lines(1)
 		time.Sleep(D)
-		outages.note("get", nil)
+		failures.record("get", nil)
 		lines(1)
 
-		outages.note("renew", &loss{reason: taken}) // it was not sent
+		failures.record("renew", &loss{reason: taken}) // it was not sent
 		lines(0)
-		if n := outages.ledger.failures; n != 5 {
+		if n := failures.stats.failures; n != 5 {
 			w.Errorf("%d failures counted, want 5", n)
 		}
-		if err := outages.ledger.lastError; !errors.Is(err, gone) {
+		if err := failures.stats.lastError; !errors.Is(err, gone) {
 			w.Errorf("the last error is %v", err)
 		}
 	})
@@ -206,12 +209,12 @@ func TestOutages(t *testing.T) {
 func TestLogOfWhatIsCutOff(t *testing.T) {
 	for _, end := range []struct {
 		name string
-		how  func(w *world, a *candidate, leave func())
+		how  func(w *world, a *runner, leave func())
 	}{
-		{"the body returns", func(_ *world, _ *candidate, leave func()) { leave() }},
-		{"ctx ends", func(_ *world, a *candidate, _ func()) { a.stop() }},
-		{"stolen", func(w *world, _ *candidate, _ func()) { w.steal("thief") }},
-		{"deleted", func(w *world, _ *candidate, _ func()) { w.srv.Delete(ns, name) }},
+		{"the body returns", func(_ *world, _ *runner, leave func()) { leave() }},
+		{"ctx ends", func(_ *world, a *runner, _ func()) { a.stop() }},
+		{"stolen", func(w *world, _ *runner, _ func()) { w.steal("thief") }},
+		{"deleted", func(w *world, _ *runner, _ func()) { w.srv.Delete(ns, name) }},
 	} {
 		t.Run(end.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {

@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"cmp"
+	"container/list"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -18,10 +18,16 @@ import (
 // A Monitor shows what campaigns do, to people and to their tools. The zero value is ready; one serves
 // any number of campaigns, to which it is given by WithMonitor. Its counts go on over all campaigns for
 // a lease. Reading it never keeps a campaign waiting.
+//
+// Of leases without a campaign it remembers the last 1,000 that had one, and forgets what it counted of others.
 type Monitor struct {
-	mu      sync.Mutex
-	ledgers map[types.NamespacedName]*ledger // protected by mu
+	mu    sync.Mutex // protects following; taken before a leaseStats' mutex
+	stats map[types.NamespacedName]*leaseStats
+	ended list.List // the stats of leases without a campaign, the one whose campaign ended last at the back
 }
+
+// maxEnded is how many leases without a campaign a Monitor remembers.
+const maxEnded = 1000
 
 // A LeaseStatus is the state of one lease in this process. Its JSON is stable.
 type LeaseStatus struct {
@@ -34,14 +40,14 @@ type LeaseStatus struct {
 	RenewDeadlineSeconds float64 `json:"renewDeadlineSeconds"`
 	RenewIntervalSeconds float64 `json:"renewIntervalSeconds"`
 
-	// Campaigning tells whether a campaign for the lease is running, since StartTime.
+	// Campaigning reports whether a campaign for the lease is running, since StartTime.
 	Campaigning bool      `json:"campaigning"`
 	StartTime   time.Time `json:"startTime,omitzero"`
 	// Following is how the Lease is followed: by a "watch" of its own, by a "shared watch" of the
 	// namespace, or by "poll"; "" while it cannot be, and while there is no campaign.
 	Following string `json:"following"`
 
-	// Leading tells whether a session is live. Since is when the lease was last acquired, released or
+	// Leading reports whether a session is live. Since is when the lease was last acquired, released or
 	// lost by this process; before that, StartTime.
 	Leading         bool      `json:"leading"`
 	Since           time.Time `json:"since,omitzero"`
@@ -92,9 +98,6 @@ type Bucket struct {
 // latencyBounds are the upper bounds of the buckets of renewal latencies, in seconds.
 var latencyBounds = [...]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
 
-// lossReasons are the reasons of losses as they are counted.
-var lossReasons = [...]string{expired, slept, taken, deleted, emptied, edited}
-
 // WithMonitor shows the campaign in m.
 func WithMonitor(m *Monitor) Option {
 	return func(o *options) {
@@ -118,10 +121,10 @@ func (m *Monitor) Leases() []LeaseStatus {
 	return statuses
 }
 
-// Check returns an error when something is wrong that only a restart of the process will mend: work
-// that goes on without its lease, or a campaign that does not do what it was about to do. A standby is
-// healthy, and so is a process that cannot reach the API server. It fits controller-runtime's
-// healthz.Checker.
+// Check returns an error when something is wrong that only a restart of the process will mend: work that goes on
+// without its lease, a request or the program's own code that does not return, or a campaign whose claims fail
+// without cause. A standby is healthy, and so is a process that cannot reach the API server. It fits
+// controller-runtime's healthz.Checker.
 func (m *Monitor) Check(*http.Request) error {
 	var wrong []error
 	for _, l := range m.all() {
@@ -143,43 +146,51 @@ func (m *Monitor) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	encoder.Encode(map[string]any{"leases": m.Leases()}) // fails only if the client is gone
 }
 
-func (m *Monitor) all() []*ledger {
+func (m *Monitor) all() []*leaseStats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Collect(maps.Values(m.ledgers))
+	return slices.Collect(maps.Values(m.stats))
 }
 
-// ledger returns the one for the lease of c, and notes that c is running.
-func (m *Monitor) ledger(c *campaign) *ledger {
-	l := &ledger{losses: map[string]uint64{}}
+// open returns the stats of the lease of c, and records that c is running.
+func (m *Monitor) open(c *campaign) *leaseStats {
 	if m == nil {
-		return l
+		return &leaseStats{campaigns: []*campaign{c}, losses: map[string]uint64{}}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	key := types.NamespacedName{Namespace: c.api.namespace, Name: c.api.name}
-	if known := m.ledgers[key]; known != nil {
-		l = known
+	key := types.NamespacedName{Namespace: c.lease.namespace, Name: c.lease.name}
+	l := m.stats[key]
+	if l == nil {
+		l = &leaseStats{monitor: m, losses: map[string]uint64{}}
+		if m.stats == nil {
+			m.stats = map[types.NamespacedName]*leaseStats{}
+		}
+		m.stats[key] = l
 	}
-	if m.ledgers == nil {
-		m.ledgers = map[types.NamespacedName]*ledger{}
+	if l.ended != nil {
+		m.ended.Remove(l.ended)
+		l.ended = nil
 	}
-	m.ledgers[key] = l
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.campaigns = append(l.campaigns, c)
-	l.last = c
 	return l
 }
 
-// A ledger is what is remembered of one lease, over all campaigns for it.
-type ledger struct {
-	mu        sync.Mutex // protects following; held only to read or write them
-	campaigns []*campaign
-	last      *campaign // the newest of them, even if it is over
+// leaseStats are what is remembered of one lease, over all campaigns for it.
+type leaseStats struct {
+	monitor *Monitor      // nil if nobody asks
+	ended   *list.Element // where the monitor's list has it; protected by the monitor's mu
+
+	mu        sync.Mutex    // protects following; held only to read or write them
+	campaigns []*campaign   // that run, the newest last
+	last      LeaseStatus   // of the last campaign that ended
+	returning []*userCode   // of campaigns that ended, whose calls have not all returned
+	duration  time.Duration // of the last of them
 
 	since         time.Time // when the lease was last acquired, released or lost
-	updates       uint64    // seen by campaigns that are over
+	updates       uint64    // seen by campaigns that ended
 	sessions      uint64
 	renewals      uint64
 	failures      uint64
@@ -187,34 +198,62 @@ type ledger struct {
 	lastError     error
 	lastErrorTime time.Time
 	lastRenewal   time.Duration
-	latency       [len(latencyBounds)]uint64 // the last bucket is all that took longer
-	slower        uint64
+	latency       [len(latencyBounds)]uint64
+	slower        uint64 // renewals that took longer than the last bound
 	latencySum    time.Duration
 }
 
-func (l *ledger) left(c *campaign) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if i := slices.Index(l.campaigns, c); i >= 0 {
-		l.campaigns = slices.Delete(l.campaigns, i, i+1)
-		l.updates += c.feed.count()
+// close records that c has ended. Nothing of it is kept but its status. It may be called again.
+func (l *leaseStats) close(c *campaign) {
+	if l.monitor != nil {
+		l.monitor.mu.Lock()
+		defer l.monitor.mu.Unlock()
+	}
+	if l.remove(c) && l.monitor != nil {
+		l.monitor.endLocked(l, types.NamespacedName{Namespace: c.lease.namespace, Name: c.lease.name})
 	}
 }
 
-func (l *ledger) acquired() {
+// endLocked records that there is no campaign for the lease at key any more, and forgets the lease for which that has
+// been so for the longest time, if there are too many. The caller holds mu.
+func (m *Monitor) endLocked(l *leaseStats, key types.NamespacedName) {
+	l.ended = m.ended.PushBack(key)
+	if m.ended.Len() > maxEnded {
+		delete(m.stats, m.ended.Remove(m.ended.Front()).(types.NamespacedName))
+	}
+}
+
+// remove removes c from the campaigns that run, and reports whether it was the last.
+func (l *leaseStats) remove(c *campaign) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.campaigns, c)
+	if i < 0 {
+		return false
+	}
+	l.campaigns = slices.Delete(l.campaigns, i, i+1)
+	l.last, l.duration = c.status(), c.options.duration
+	l.updates += l.last.Updates
+	if c.user.underWay() {
+		l.returning = append(l.returning, c.user)
+	}
+	return len(l.campaigns) == 0
+}
+
+func (l *leaseStats) acquired() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sessions++
 	l.since = time.Now()
 }
 
-func (l *ledger) released() {
+func (l *leaseStats) released() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.since = time.Now()
 }
 
-func (l *ledger) lost(cause error) {
+func (l *leaseStats) lost(cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.since = time.Now()
@@ -224,7 +263,7 @@ func (l *ledger) lost(cause error) {
 	}
 }
 
-func (l *ledger) renewed(took time.Duration) {
+func (l *leaseStats) renewed(took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.renewals++
@@ -239,80 +278,81 @@ func (l *ledger) renewed(took time.Duration) {
 	l.slower++
 }
 
-func (l *ledger) failed(err error) {
+func (l *leaseStats) requestFailed(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failures++
 	l.lastError, l.lastErrorTime = err, time.Now()
 }
 
-// noteError is failed for what is no failure of a request.
-func (l *ledger) noteError(err error) {
+// setError records an error that is no failure of a request.
+func (l *leaseStats) setError(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lastError, l.lastErrorTime = err, time.Now()
 }
 
-// running returns the campaign to show: one that leads, else the newest.
-func (l *ledger) running() (shown *campaign, leads *hold) {
-	for _, c := range l.campaigns {
-		if h := c.held.Load(); h != nil && h.Err() == nil {
-			return c, h
-		}
-	}
-	return l.last, nil
-}
-
-func (l *ledger) status() LeaseStatus {
+// status returns the status of the campaign that leads, else of the newest, with the counts of all.
+func (l *leaseStats) status() LeaseStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c, h := l.running()
-	s := LeaseStatus{
-		Namespace:            c.api.namespace,
-		Name:                 c.api.name,
-		Identity:             c.api.identity,
-		FieldManager:         c.api.fieldManager,
-		LeaseDurationSeconds: c.duration.Seconds(),
-		RenewDeadlineSeconds: c.renewDeadline.Seconds(),
-		RenewIntervalSeconds: c.renewInterval.Seconds(),
-		Campaigning:          slices.Contains(l.campaigns, c),
-		StartTime:            c.started,
-		Since:                l.since,
-		Updates:              l.updates,
-		Sessions:             l.sessions,
-		Renewals:             l.renewals,
-		Failures:             l.failures,
-		Losses:               map[string]uint64{},
-		LastErrorTime:        l.lastErrorTime,
-		LastRenewalSeconds:   l.lastRenewal.Seconds(),
-		RenewalLatency:       l.histogram(),
-	}
+	s := l.last
+	updates := l.updates
 	for _, c := range l.campaigns {
-		s.Updates += c.feed.count()
+		now := c.status()
+		updates += now.Updates
+		if !s.Leading || !s.Campaigning {
+			s = now
+		}
 	}
+	s.Updates = updates
+	s.Since = l.since
+	if s.Since.IsZero() {
+		s.Since = s.StartTime
+	}
+	s.Sessions, s.Renewals, s.Failures = l.sessions, l.renewals, l.failures
+	s.Losses = map[string]uint64{}
 	for _, reason := range lossReasons {
 		s.Losses[reason] = l.losses[reason]
 	}
+	s.LastErrorTime = l.lastErrorTime
 	if l.lastError != nil {
 		s.LastError = l.lastError.Error()
 	}
-	if s.Since.IsZero() {
-		s.Since = c.started
-	}
-	if h != nil {
-		session := Session{h}
-		s.FencingToken = session.FencingToken()
-		s.ValidForSeconds = session.ValidFor().Seconds()
-		s.Leading = s.ValidForSeconds > 0
-	}
-	if h := c.held.Load(); h != nil {
-		s.Overrun = h.overran.Load()
-	}
-	c.feed.show(&s)
+	s.LastRenewalSeconds = l.lastRenewal.Seconds()
+	s.RenewalLatency = l.histogram()
+	s.Campaigning = len(l.campaigns) > 0
 	return s
 }
 
-func (l *ledger) histogram() Histogram {
+// status returns what the campaign itself knows of its lease.
+func (c *campaign) status() LeaseStatus {
+	s := LeaseStatus{
+		Namespace:            c.lease.namespace,
+		Name:                 c.lease.name,
+		Identity:             c.lease.identity,
+		FieldManager:         c.lease.fieldManager,
+		LeaseDurationSeconds: c.options.duration.Seconds(),
+		RenewDeadlineSeconds: c.options.renewDeadline.Seconds(),
+		RenewIntervalSeconds: c.options.renewInterval.Seconds(),
+		Campaigning:          true,
+		StartTime:            c.started,
+	}
+	c.reflector.describe(&s)
+	h := c.current.Load()
+	if h == nil {
+		return s
+	}
+	s.Overrun = h.overran.Load()
+	if h.Err() == nil {
+		s.FencingToken = h.token
+		s.ValidForSeconds = h.validFor().Seconds()
+		s.Leading = s.ValidForSeconds > 0
+	}
+	return s
+}
+
+func (l *leaseStats) histogram() Histogram {
 	h := Histogram{SumSeconds: l.latencySum.Seconds()}
 	for i, bound := range latencyBounds {
 		h.Count += l.latency[i]
@@ -322,30 +362,52 @@ func (l *ledger) histogram() Histogram {
 	return h
 }
 
-func (l *ledger) check() error {
+// check returns what is wrong with the campaigns for the lease.
+func (l *leaseStats) check() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var wrong []error
 	for _, c := range l.campaigns {
-		name := c.api.namespace + "/" + c.api.name
-		if h := c.held.Load(); h != nil && h.overran.Load() {
-			wrong = append(wrong, fmt.Errorf("lease %s: work goes on without it: %w", name, h.Err()))
-		}
-		if late := max(c.due.late(c.clock), c.feed.late()); late > c.duration && !c.lane.crowded(c.duration) {
-			wrong = append(wrong, fmt.Errorf("lease %s: its campaign is stuck: it was to go on %v ago", name, late.Round(time.Millisecond)))
-		}
+		wrong = append(wrong, c.check()...)
+	}
+	l.returning = slices.DeleteFunc(l.returning, func(u *userCode) bool { return !u.underWay() })
+	for _, u := range l.returning {
+		wrong = append(wrong, u.checkStuck(l.last.Namespace+"/"+l.last.Name, l.duration))
 	}
 	return errors.Join(wrong...)
 }
 
-// A promise is when somebody at work means to go on, by the clock of timers: while the machine sleeps,
-// nobody is late.
-type promise struct{ due atomic.Pointer[time.Time] }
-
-func (p *promise) in(c clock, d time.Duration) {
-	due := c.now().mono.Add(d)
-	p.due.Store(&due)
+// check returns what is wrong with the campaign.
+func (c *campaign) check() (wrong []error) {
+	lease, d := c.lease.namespace+"/"+c.lease.name, c.options.duration
+	if s := c.current.Load(); s != nil && s.overran.Load() {
+		wrong = append(wrong, fmt.Errorf("lease %s: work goes on without it: %w", lease, s.Err()))
+	}
+	if since := c.stalledSince.Load(); since != nil {
+		if stalled := c.clock.now().mono.Sub(*since); stalled > d {
+			wrong = append(wrong, fmt.Errorf("lease %s: campaign stuck: claims have failed for %v although nothing happened to the Lease",
+				lease, rounded(stalled)))
+		}
+	}
+	return append(wrong, c.user.checkStuck(lease, d), c.reflector.checkStuck(lease, d))
 }
 
-// late returns for how long the promise has been broken; it is negative as long as it is not.
-func (p *promise) late(c clock) time.Duration { return c.now().mono.Sub(*p.due.Load()) }
+// checkStuck returns an error if the shared watch that serves the reflector is stuck.
+func (r *reflector) checkStuck(lease string, d time.Duration) error {
+	r.mu.Lock()
+	sub := r.subscription
+	r.mu.Unlock()
+	if sub == nil || !sub.used() {
+		return nil
+	}
+	return sub.watch.user.checkStuck(lease, d)
+}
+
+// checkStuck returns an error if a call is over its limit by more than d, the duration of the lease.
+func (u *userCode) checkStuck(lease string, d time.Duration) error {
+	c, over := u.stuck()
+	if over <= d {
+		return nil
+	}
+	return fmt.Errorf("lease %s: campaign stuck: %s %v past its deadline", lease, c.what, rounded(over))
+}

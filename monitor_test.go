@@ -194,7 +194,7 @@ func TestMonitorLatency(t *testing.T) {
 		}
 		a.quit()
 	})
-	var l ledger
+	var l leaseStats
 	l.renewed(time.Minute)
 	if h := l.histogram(); h.Count != 1 || h.Buckets[len(h.Buckets)-1].Count != 0 || h.SumSeconds != 60 {
 		t.Errorf("a renewal of a minute: %+v", h)
@@ -327,7 +327,7 @@ func TestMonitorJSON(t *testing.T) {
 			}
 			return leasetest.Fault{}
 		})
-		late := func(o *options) { o.chance = func(n time.Duration) time.Duration { return n - 1 } }
+		late := func(o *options) { o.hooks.chance = func(n time.Duration) time.Duration { return n - 1 } }
 		a := w.run("a", nil, WithMonitor(&m), late)
 		w.sleep(4 * time.Second) // one renewal
 		serve := func(method string) *httptest.ResponseRecorder {
@@ -472,14 +472,14 @@ func TestMonitorCheckStuck(t *testing.T) {
 	for _, at := range []struct {
 		name string
 		verb string
-		do   func(w *world, c *candidate) // what comes once that verb hangs
+		do   func(w *world, c *runner) // what comes once that verb hangs
 	}{
 		{"the first read", "get", nil},
 		{"taking the lease", "create", nil},
 		{"opening the watch", "watch", nil},
-		{"a renewal", "patch", func(w *world, c *candidate) { w.sleep(D) }},
-		{"the end, during a renewal", "patch", func(w *world, c *candidate) { w.sleep(I); c.stop() }},
-		{"the end of a standby, during a read", "watch", func(w *world, c *candidate) { c.stop() }},
+		{"a renewal", "patch", func(w *world, c *runner) { w.sleep(D) }},
+		{"the end, during a renewal", "patch", func(w *world, c *runner) { w.sleep(I); c.stop() }},
+		{"the end of a standby, during a read", "watch", func(w *world, c *runner) { c.stop() }},
 	} {
 		t.Run(at.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -507,7 +507,7 @@ func TestMonitorCheckStuck(t *testing.T) {
 
 func (w *world) wantStuck(m *Monitor) {
 	w.Helper()
-	if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "lease default/reconciler: its campaign is stuck: it was to go on ") {
+	if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), "lease default/reconciler: campaign stuck: ") {
 		w.Errorf("%v: %v, want a stuck campaign", time.Now(), err)
 	}
 }

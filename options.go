@@ -7,14 +7,13 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/cenkalti/backoff/v4"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
@@ -44,12 +43,19 @@ type options struct {
 	recorder        clientrecord.EventRecorder
 	monitor         *Monitor
 	err             *error
-	clock           clock
-	chance          func(n time.Duration) time.Duration                                           // a random duration in [0, n); called by several goroutines
-	many            int                                                                           // from how many campaigns on they share a watch
-	wrap            func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface // of the campaign's own requests; nil for none
 
 	faults []error // what is wrong with the options themselves
+	hooks  hooks
+}
+
+// hooks are what tests replace.
+type hooks struct {
+	clock     clock
+	chance    func(n time.Duration) time.Duration // a random duration in [0, n); called by several goroutines
+	shareFrom int                                 // from how many campaigns on they share a watch
+	memory    *leaseMemory
+	// wrap wraps the client of a campaign's own requests; nil for none.
+	wrap func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface
 }
 
 // WithLease names the Lease. It is required.
@@ -234,13 +240,14 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 	o := &options{
 		fieldManager: "leasehold",
 		duration:     15 * time.Second,
-		newBackOff:   defaultBackOff,
 		log:          slog.Default(),
-		clock:        systemClock{},
-		chance:       rand.N[time.Duration],
-		many:         fewLeases + 1,
+		hooks: hooks{
+			clock:     systemClock{},
+			chance:    rand.N[time.Duration],
+			shareFrom: fewLeases + 1,
+			memory:    &processMemory,
+		},
 	}
-	o.overrun = o.logOverrun
 	if ctx == nil {
 		o.fault("the context is nil")
 	}
@@ -274,6 +281,9 @@ func (o *options) validate() {
 		if wrong := validation.IsDNS1123Label(o.namespace); wrong != nil {
 			o.fault("namespace %q: %s", o.namespace, strings.Join(wrong, "; "))
 		}
+	}
+	if !utf8.ValidString(o.identity) {
+		o.fault("identity %q: want valid UTF-8, as the API server would store another", o.identity)
 	}
 	if n := len(o.fieldManager); n == 0 || n > 128 {
 		o.fault("field manager %q: want 1 to 128 characters, not %d", o.fieldManager, n)
@@ -321,29 +331,40 @@ func (o *options) validate() {
 // maxDuration is what fits in the int32 of leaseDurationSeconds.
 const maxDuration = (1<<31 - 1) * time.Second
 
-func (o *options) newDelays() delays { return delays{o.newBackOff()} }
-
-// logOverrun is what happens to a body that outlives its lease unless WithOverrun says otherwise.
-func (o *options) logOverrun(s Session) {
-	o.log.Error("work goes on without the lease; it should have stopped when its context was cancelled",
-		"lease", s.Holder().Namespace+"/"+s.Holder().Name, "cause", s.Err(), "fencingToken", s.FencingToken())
+// locate returns where the Lease is and, unless there is a client, how to connect to its API server.
+func (o *options) locate() (namespace string, config *rest.Config, err error) {
+	if namespace = o.namespace; namespace == "" {
+		if namespace, err = defaultNamespace(); err != nil {
+			return "", nil, err
+		}
+	}
+	if config = o.config; o.client == nil && config == nil {
+		config, err = defaultConfig()
+	}
+	return namespace, config, err
 }
 
-// end reports how a loop over ctx ended. That ctx ended it was asked for and is not logged.
-func (o *options) end(ctx context.Context, err error) {
+// reportEnd reports how a loop over ctx ended. c is nil where there was no campaign. The end of ctx is what the
+// caller wanted, and is not logged.
+func (o *options) reportEnd(ctx context.Context, c *campaign, err error) {
 	switch {
 	case o.err != nil:
 		*o.err = err
-	case err != nil && !errors.Is(err, context.Cause(ctx)):
+	case err == nil || errors.Is(err, context.Cause(ctx)):
+	case c != nil:
+		c.log.error("campaign ended", "error", err)
+	default:
 		o.log.Error("campaign ended", "lease", o.name, "error", err)
 	}
 }
 
-// newIdentity returns an identity that no other campaign has.
-func newIdentity() string {
-	name := os.Getenv("POD_NAME")
-	if name == "" {
-		name, _ = os.Hostname() // without a name, the uuid alone will do
+// between returns a random duration in [low, high).
+func (o *options) between(low, high time.Duration) time.Duration {
+	if high <= low {
+		return low
 	}
-	return strings.TrimPrefix(name+"_"+string(uuid.NewUUID()), "_")
+	return low + o.hooks.chance(high-low)
 }
+
+// fraction returns a random number in [0, 1).
+func (o *options) fraction() float64 { return float64(o.hooks.chance(time.Hour)) / float64(time.Hour) }

@@ -509,7 +509,7 @@ func TestContextEndsTheLoop(t *testing.T) {
 
 // inVirtualTime measures time by the clock of a testing/synctest bubble alone, so that a slow machine
 // does not end a session early.
-func inVirtualTime(o *options) { o.clock = virtualClock{} }
+func inVirtualTime(o *options) { o.hooks.clock, o.hooks.memory = virtualClock{}, &leaseMemory{} }
 
 type virtualClock struct{}
 

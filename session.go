@@ -5,45 +5,30 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
-)
 
-// Errors to compare with errors.Is.
-var (
-	// ErrLost is how a session ends that did not end itself. The text says why: the renew deadline
-	// passed, another holder took the lease (it is named), the Lease was deleted, its content was
-	// changed by hand, or the machine slept.
-	ErrLost = errors.New("lease lost")
-
-	// ErrReleased is how a session ends whose work is done: the loop body returned, or Release was
-	// called.
-	ErrReleased = errors.New("lease released")
-
-	// ErrHeld is why TryAcquire failed. The text names the holder.
-	ErrHeld = errors.New("lease held")
-
-	// ErrExists is how a campaign with CreateNew ends when there is such a Lease.
-	ErrExists = errors.New("lease exists")
-
-	// ErrNotFound is how a campaign with UseExisting ends when there is no such Lease.
-	ErrNotFound = errors.New("lease not found")
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // A Session is one term of leadership. It is a small value; copies are the same session. The zero
 // Session is one that has ended.
-type Session struct{ hold *hold }
+type Session struct{ state *session }
 
-// Context returns a context that is cancelled when leadership ends; context.Cause tells why, as Err
+// Context returns a context that is cancelled when leadership ends; context.Cause says why, as Err
 // does. It is a child of the campaign's context and is to be given to all that the leader does.
 //
 // Its Err method is judged by the clock when it is called, so that it tells the truth even if the
 // process was stopped and no timer has fired yet. Contexts derived from it learn of the end when
 // Done is closed.
 func (s Session) Context() context.Context {
-	if s.hold == nil {
+	if s.state == nil {
 		return ended
 	}
-	return s.hold.ctx
+	return s.state.ctx
 }
 
 // ended is the context of the zero Session.
@@ -59,24 +44,20 @@ func (s Session) Done() <-chan struct{} { return s.Context().Done() }
 // Err returns nil while the lease is held, else why the session ended: ErrLost, ErrReleased, or the
 // cause of the campaign's context. It is judged by the clock when it is called.
 func (s Session) Err() error {
-	if s.hold == nil {
+	if s.state == nil {
 		return ErrReleased
 	}
-	return s.hold.Err()
+	return s.state.Err()
 }
 
-// ValidFor returns for how long leadership is certain even if the lease cannot be renewed again; 0
-// when the session has ended. That is so as well once the campaign's context has ended, although the
-// lease is still renewed until the body has returned.
+// ValidFor returns for how long this process certainly holds the lease even if it cannot be renewed again; 0 when
+// the lease was lost or released. It judges by the lease: once the campaign's context has ended, work that winds
+// down may write for as long, although Err is not nil any more.
 func (s Session) ValidFor() time.Duration {
-	if s.hold == nil {
+	if s.state == nil {
 		return 0
 	}
-	left := s.hold.left()
-	if s.Err() != nil {
-		return 0
-	}
-	return left
+	return s.state.validFor()
 }
 
 // FencingToken returns a number that is greater than that of every earlier session of this lease,
@@ -87,18 +68,18 @@ func (s Session) ValidFor() time.Duration {
 // Kubernetes promises since version 1.35 that the resourceVersions of an object can be compared
 // (KEP-5504). Restoring etcd from a backup can set them back.
 func (s Session) FencingToken() uint64 {
-	if s.hold == nil {
+	if s.state == nil {
 		return 0
 	}
-	return s.hold.token
+	return s.state.token
 }
 
 // Holder returns what the Lease said when this session acquired it.
 func (s Session) Holder() Holder {
-	if s.hold == nil {
+	if s.state == nil {
 		return Holder{}
 	}
-	return s.hold.holder
+	return s.state.holder
 }
 
 // Release ends the session: it cancels the context, stops renewing, and gives the lease back.
@@ -106,25 +87,16 @@ func (s Session) Holder() Holder {
 // if it had been lost before, or what kept the API server from being told; then it may be called
 // again. Within a loop over Sessions there is no need to call it.
 func (s Session) Release() error {
-	if s.hold == nil {
+	if s.state == nil {
 		return nil
 	}
-	h := s.hold
-	h.end()
-	if h.leave != nil {
-		defer h.leave()
-	}
-	if err := h.loss(); err != nil {
-		// What finish waits for may be what asks: the keeper, by the function of WithOverrun.
-		h.awaitRenewal()
-		return err
-	}
-	return h.finish(h.leave == nil)
+	return s.state.end()
 }
 
-// Guard returns a RoundTripper that passes requests to next while the lease is held, and afterwards
-// refuses them with the session's Err. A nil next is http.DefaultTransport. A request that was
-// passed on goes on when the session ends, unless it has the session's context.
+// Guard returns a RoundTripper that passes requests to next while this process certainly holds the lease, also
+// while work winds down after the campaign's context has ended, and refuses them afterwards. A nil next is
+// http.DefaultTransport. A request that was passed on goes on when the session ends, unless it has the session's
+// context.
 func (s Session) Guard(next http.RoundTripper) http.RoundTripper {
 	if next == nil {
 		next = http.DefaultTransport
@@ -138,13 +110,21 @@ type guard struct {
 }
 
 func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := g.session.Err(); err != nil {
+	if err := g.session.invalid(); err != nil {
 		if req.Body != nil {
 			req.Body.Close()
 		}
 		return nil, fmt.Errorf("not sent: %w", err)
 	}
 	return g.next.RoundTrip(req)
+}
+
+// invalid returns why this process does not hold the lease any more, or nil.
+func (s Session) invalid() error {
+	if s.state == nil {
+		return ErrReleased
+	}
+	return s.state.invalid()
 }
 
 // A Holder is who holds a lease, as the holder wrote it. The zero Holder is nobody.
@@ -161,6 +141,9 @@ type Holder struct {
 
 	// Transitions counts how often the lease was acquired since it was created.
 	Transitions int32
+	// ExpiryTime is when the lease expires unless its holder is seen to renew it, by the local clock and as of
+	// when the Holder was returned; zero if nobody holds it.
+	ExpiryTime time.Time
 }
 
 // FromContext returns the session that ctx is the context of, or that it was derived from.
@@ -172,23 +155,229 @@ func FromContext(ctx context.Context) (Session, bool) {
 type sessionKey struct{}
 
 // A sessionContext is the context of a session: one that looks at the clock before it says that
-// nothing happened. Its Done channel is that of the context it embeds, so that derived contexts
-// need no goroutine to follow it.
+// nothing happened. Its Done channel is that of its parent, so that derived contexts need no goroutine to follow it.
 type sessionContext struct {
-	context.Context
-	hold *hold
+	context.Context // the parent
+	session         *session
 }
 
 func (c *sessionContext) Err() error {
 	if c.Context.Err() == nil {
-		c.hold.check()
+		c.session.checkTrust()
 	}
 	return c.Context.Err()
 }
 
 func (c *sessionContext) Value(key any) any {
 	if key == (sessionKey{}) {
-		return Session{c.hold}
+		return Session{c.session}
 	}
 	return c.Context.Value(key)
+}
+
+// A session is the state behind a Session: one term, from the write that acquired the lease until the body has
+// returned and the lease was released, or lost. Its renewer keeps the term. The rest of the program learns three
+// things from that: until when the lease may be trusted, that it was lost, and that it was renewed.
+type session struct {
+	campaign *campaign
+	term     term
+	token    uint64
+	holder   Holder
+	began    instant
+	renewer  *renewer
+
+	ctx    *sessionContext
+	cancel context.CancelCauseFunc // ends the session's context
+
+	until   atomic.Pointer[instant] // trusted until then: the start of the last good write + renew deadline
+	renewed chan struct{}           // has room for one: until has moved
+	altered atomic.Bool             // renewals succeed, but the server stores another time than was sent
+
+	losing sync.Once
+	lost   chan struct{} // closed when the lease is lost
+	cause  error         // why; readable once lost is closed
+
+	stopping sync.Once
+	stop     chan struct{} // closed when the body has returned, or Release was called
+
+	yielded       atomic.Bool   // it was handed to the program
+	overran       atomic.Bool   // the body goes on without the lease
+	finished      bool          // nothing is left to release; protected by finishing
+	finishing     chan struct{} // has room for the one that releases the lease
+	closeCampaign func()        // ends the campaign after a session of Acquire; nil in a loop
+}
+
+// newSession starts to keep the term that r shows, which was acquired by a write sent at sent. The session's context
+// is a child of ctx.
+func (c *campaign) newSession(ctx context.Context, r record, sent instant) *session {
+	inner, cancel := context.WithCancelCause(ctx)
+	s := &session{
+		campaign:  c,
+		term:      r.term(),
+		token:     r.version,
+		holder:    c.holder(r, wallTimeAt(c.clock, sent.mono.Add(c.options.duration))),
+		began:     c.clock.now(),
+		cancel:    cancel,
+		renewed:   make(chan struct{}, 1),
+		lost:      make(chan struct{}),
+		stop:      make(chan struct{}),
+		finishing: make(chan struct{}, 1),
+	}
+	s.ctx = &sessionContext{inner, s}
+	until := sent.add(c.options.renewDeadline)
+	s.until.Store(&until)
+	s.renewer = startRenewer(ctx, s, sent)
+	return s
+}
+
+// trustLeft returns how much trust is left. It is negative once trust has ended. The clock is read first: a renewal
+// that comes after that must not be judged by a time before it.
+func (s *session) trustLeft() time.Duration {
+	now := s.campaign.clock.now()
+	return s.until.Load().left(now)
+}
+
+// checkTrust loses the lease if trust has ended, whether or not a timer has fired.
+func (s *session) checkTrust() {
+	now := s.campaign.clock.now()
+	until := *s.until.Load()
+	left := until.left(now)
+	if left > 0 {
+		return
+	}
+	if awake := until.mono.Sub(now.mono); awake > 0 {
+		s.lose(lostBecause(slept, "the clock jumped by %v (the machine slept?)", (awake - left).Round(time.Millisecond)))
+		return
+	}
+	why := ""
+	if s.altered.Load() {
+		why = ": renewals succeeded, but the API server stored another renewTime than was sent"
+	}
+	s.lose(lostBecause(expired, "not renewed within %v%s", s.campaign.options.renewDeadline, why))
+}
+
+// lose ends the session because of cause. Nothing is written about this term any more.
+func (s *session) lose(cause error) {
+	s.losing.Do(func() {
+		s.cause = cause
+		close(s.lost)
+	})
+	s.cancel(cause)
+}
+
+// loss returns why the lease was lost, or nil.
+func (s *session) loss() error {
+	select {
+	case <-s.lost:
+		return s.cause
+	default:
+		return nil
+	}
+}
+
+// Err returns why the session ended, or nil.
+func (s *session) Err() error {
+	s.ctx.Err() // judges by the clock
+	return context.Cause(s.ctx)
+}
+
+// invalid returns why the lease is not ours any more, or nil, whether or not the work should go on.
+func (s *session) invalid() error {
+	s.checkTrust()
+	if err := s.loss(); err != nil {
+		return err
+	}
+	select {
+	case <-s.stop:
+		return ErrReleased
+	default:
+		return nil
+	}
+}
+
+// validFor returns for how long the lease is certainly ours.
+func (s *session) validFor() time.Duration {
+	if s.invalid() != nil {
+		return 0
+	}
+	return max(s.trustLeft(), 0)
+}
+
+// lostWhileWindingDown returns the loss that the session's context does not tell, because it had ended before.
+func (s *session) lostWhileWindingDown() error {
+	if errors.Is(context.Cause(s.ctx), ErrLost) {
+		return nil
+	}
+	return s.loss()
+}
+
+// stopRenewing says that the work is done.
+func (s *session) stopRenewing() {
+	s.cancel(ErrReleased)
+	s.stopping.Do(func() { close(s.stop) })
+}
+
+// finish ends the session: cancel, wait, release. It returns nil once nothing is held any more. If
+// the API server could not be told, it may be called again.
+func (s *session) finish() error {
+	s.stopRenewing()
+	s.finishing <- struct{}{} // no mutex: in a bubble of testing/synctest, time stands still for one that is waited for
+	defer func() { <-s.finishing }()
+	<-s.renewer.ended
+	s.renewer.group.Wait()
+	s.campaign.current.CompareAndSwap(s, nil)
+	if s.finished {
+		return s.loss()
+	}
+	err := s.release()
+	s.finished = err == nil || s.loss() != nil
+	return err
+}
+
+// end is Release.
+func (s *session) end() error {
+	s.stopRenewing()
+	if s.closeCampaign != nil {
+		defer s.closeCampaign()
+	}
+	if err := s.loss(); err != nil {
+		// What finish waits for may be the caller: the renewer, through the function of WithOverrun.
+		s.renewer.awaitRenewal()
+		return err
+	}
+	return s.finish()
+}
+
+// callOverrun tells the program that work goes on without the lease, and waits for the function to return.
+func (s *session) callOverrun() {
+	c := s.campaign
+	if c.options.overrun == nil {
+		c.log.error("work goes on without the lease; it should have stopped when its context was cancelled",
+			"cause", s.cause, "fencingToken", s.token)
+		return
+	}
+	returned := make(chan struct{})
+	c.user.start("WithOverrun", noLimit, func() { c.options.overrun(Session{s}) }, func() { close(returned) })
+	<-returned
+}
+
+// logLoss tells operators that the lease was lost.
+func (s *session) logLoss() {
+	s.campaign.stats.lost(s.cause)
+	s.campaign.log.warn("lease lost", "cause", s.cause, "fencingToken", s.token)
+	s.event("stopped leading")
+}
+
+// event tells Kubernetes what happened to our leadership, in client-go's words.
+func (s *session) event(what string) {
+	c := s.campaign
+	if c.options.recorder == nil {
+		return
+	}
+	c.user.post(func() {
+		c.options.recorder.Eventf(&coordinationv1.Lease{
+			TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: c.lease.namespace, Name: c.lease.name, UID: s.term.uid},
+		}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.lease.identity, what)
+	})
 }

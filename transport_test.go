@@ -19,19 +19,19 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// connected returns the lane over the connections that config describes. The test leaves it.
-func connected(t *testing.T, config *rest.Config) *lane {
+// connected returns the client over the connections that config describes. The test closes it.
+func connected(t *testing.T, config *rest.Config) *sharedClient {
 	t.Helper()
-	l, err := enterLane(nil, config, time.Minute)
+	l, err := openClient(nil, config, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.leave(&campaign{}) })
+	t.Cleanup(func() { l.close(true) })
 	return l
 }
 
 // request makes a request of l to host, and returns the protocol of the answer.
-func request(t *testing.T, l *lane, host string) (string, error) {
+func request(t *testing.T, l *sharedClient, host string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -82,7 +82,8 @@ func TestReadRecordOfNoServer(t *testing.T) {
 	for _, tt := range []struct {
 		name, uid, version, want string
 	}{
-		{"no resourceVersion", "u", "", `the server sent a Lease with resourceVersion "", want a positive number`},
+		{"no resourceVersion", "u", "", `the server sent a Lease with resourceVersion "", want a positive number; ` +
+			"client-go's fake clientset keeps none, package leasetest does"},
 		{"resourceVersion 0", "u", "0", `the server sent a Lease with resourceVersion "0", want a positive number`},
 		{"resourceVersion negative", "u", "-1", `the server sent a Lease with resourceVersion "-1", want a positive number`},
 		{"resourceVersion no number", "u", "1a", `the server sent a Lease with resourceVersion "1a", want a positive number`},
@@ -119,7 +120,7 @@ func (r record) but(change func(*record)) record {
 	return r
 }
 
-func TestJudge(t *testing.T) {
+func TestTermOver(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		r    record
@@ -138,16 +139,16 @@ func TestJudge(t *testing.T) {
 		{"another holder", heldByB.but(func(r *record) { r.identity = `c "x"` }), `lease lost: now held by "c \"x\""`},
 		{"another holder in everything", record{uid: "u", identity: "c"}, `lease lost: now held by "c"`},
 		{"same identity, acquired later", heldByB.but(func(r *record) { r.acquired = r.acquired.Add(time.Microsecond) }),
-			`lease lost: now held by another process that calls itself "b" too`},
+			`lease lost: now held by another process with the same identity "b"`},
 		{"acquisition time removed", heldByB.but(func(r *record) { r.acquired = time.Time{} }),
-			`lease lost: now held by another process that calls itself "b" too`},
+			`lease lost: now held by another process with the same identity "b"`},
 		{"duration cut", heldByB.but(func(r *record) { r.duration = 9 * time.Second }),
 			"lease lost: its duration was cut from 10s to 9s"},
 		{"duration removed", heldByB.but(func(r *record) { r.duration = 0 }),
 			"lease lost: its duration was cut from 10s to 0s"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := heldByB.term().judge(tt.r, heldByB.duration)
+			err := heldByB.term().over(tt.r, heldByB.duration)
 			switch {
 			case tt.want == "" && err != nil:
 				t.Errorf("lost: %v", err)
@@ -162,7 +163,7 @@ func TestJudge(t *testing.T) {
 
 // Each row is what a candidate saw, in seconds after it began, and the second in which it may take
 // the lease.
-func TestTakeable(t *testing.T) {
+func TestAcquirableAt(t *testing.T) {
 	type seen struct {
 		at int
 		r  record
@@ -248,19 +249,19 @@ func TestTakeable(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			began := time.Now()
-			v := viewer{fallback: fallback, mine: func(t term) bool { return t == own.term() }}
-			var s sighting
+			ours := func(t term) bool { return t == own.term() }
+			var o observation
 			var now time.Time
 			for _, look := range tt.seen {
 				now = began.Add(time.Duration(look.at) * time.Second)
-				s = v.see(s, look.r, now)
-				if s.record != look.r || !s.known {
-					t.Fatalf("knows %+v after seeing %+v", s, look.r)
+				o = observe(o, look.r, now, fallback, ours)
+				if o.record != look.r || !o.known {
+					t.Fatalf("knows %+v after seeing %+v", o, look.r)
 				}
 			}
-			got := later(now, v.takeable(s)).Sub(began)
+			got := later(now, o.acquirableAt(ours)).Sub(began)
 			if want := time.Duration(tt.want) * time.Second; got != want {
-				t.Errorf("takeable after %v, want %v", got, want)
+				t.Errorf("acquirable after %v, want %v", got, want)
 			}
 		})
 	}
@@ -303,7 +304,7 @@ func TestDelays(t *testing.T) {
 	var (
 		leases    = schema.GroupResource{Group: coordinationv1.GroupName, Resource: "leases"}
 		forbidden = apierrors.NewForbidden(leases, "x", errors.New("no role"))
-		asked     = func(pause time.Duration) error { return &askedError{errors.New("overloaded"), pause} }
+		asked     = func(pause time.Duration) error { return &pauseError{errors.New("overloaded"), pause} }
 	)
 	const ms = time.Millisecond
 	for _, tt := range []struct {
@@ -330,7 +331,7 @@ func TestDelays(t *testing.T) {
 		{"forbidden", 100 * ms, forbidden, time.Minute, 900 * ms},
 		{"forbidden, wrapped", 100 * ms, fmt.Errorf("get: %w", forbidden), time.Minute, 900 * ms},
 		{"forbidden, limited", 100 * ms, forbidden, 500 * ms, 500 * ms},
-		{"forbidden, with Retry-After", 100 * ms, &askedError{forbidden, 5 * time.Second}, time.Minute, 5 * time.Second},
+		{"forbidden, with Retry-After", 100 * ms, &pauseError{forbidden, 5 * time.Second}, time.Minute, 5 * time.Second},
 		{"invalid", 100 * ms, apierrors.NewInvalid(schema.GroupKind{Kind: "Lease"}, "x", field.ErrorList{}), time.Minute, 900 * ms},
 		{"method not supported", 100 * ms, apierrors.NewMethodNotSupported(leases, "watch"), time.Minute, 900 * ms},
 		{"conflict", 100 * ms, apierrors.NewConflict(leases, "x", errors.New("stale")), time.Minute, 100 * ms},
@@ -338,7 +339,7 @@ func TestDelays(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			policy := &fixedBackOff{pause: tt.policy}
-			if got := (delays{policy}).next(tt.err, tt.limit); got != tt.want {
+			if got := (&delays{policy: policy}).next(tt.err, tt.limit); got != tt.want {
 				t.Errorf("%v, want %v", got, tt.want)
 			}
 			if want := tt.policy == backoff.Stop; (policy.resets == 1) != want || policy.resets > 1 {
@@ -350,7 +351,7 @@ func TestDelays(t *testing.T) {
 
 func TestDefaultBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := delays{defaultBackOff()}
+		d := newDelays(nil, nil)
 		within := func(low, high time.Duration) {
 			t.Helper()
 			pause := d.next(nil, time.Hour)

@@ -41,7 +41,7 @@ func TestLaneShared(t *testing.T) {
 		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Extra: map[string][]string{"a": {"a"}}}
 	})
 	defer func() {
-		if n := len(lanes.inUse); n != 0 {
+		if n := len(clients.inUse); n != 0 {
 			t.Errorf("%d lanes are left", n)
 		}
 	}()
@@ -70,33 +70,33 @@ func TestLaneShared(t *testing.T) {
 		{"the same, changed meanwhile", changed, changed, I, func() { changed.BearerToken = "b" }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			enter := func(config *rest.Config, interval time.Duration) (*lane, *campaign) {
-				l, err := enterLane(nil, config, interval)
+			enter := func(config *rest.Config, interval time.Duration) *sharedClient {
+				l, err := openClient(nil, config, interval)
 				if err != nil {
 					t.Fatal(err)
 				}
-				return l, &campaign{}
+				return l
 			}
-			a, ca := enter(tt.a, I)
-			defer a.leave(ca)
+			a := enter(tt.a, I)
+			defer a.close(true)
 			if tt.before != nil {
 				tt.before()
 			}
-			b, cb := enter(tt.b, tt.interval)
-			defer b.leave(cb)
+			b := enter(tt.b, tt.interval)
+			defer b.close(true)
 			if (a == b) != tt.want {
 				t.Errorf("shared: %v", a == b)
 			}
 		})
 	}
 	client := leasetest.NewServer().Client("a")
-	var entered []*lane
+	var entered []*sharedClient
 	for _, interval := range []time.Duration{I, 2 * I, I} {
-		l, err := enterLane(client, nil, interval)
+		l, err := openClient(client, nil, interval)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.leave(&campaign{})
+		defer l.close(true)
 		entered = append(entered, l)
 	}
 	if entered[0] == entered[1] || entered[0] != entered[2] {
@@ -111,11 +111,11 @@ func TestLaneOfOddClient(t *testing.T) {
 		_ []string
 	}
 	client := odd{Client: leasetest.NewServer().Client("a")}
-	a, _ := enterLane(client, nil, I)
-	b, _ := enterLane(client, nil, I)
+	a, _ := openClient(client, nil, I)
+	b, _ := openClient(client, nil, I)
 	if a == b {
 		t.Error("shared")
 	}
-	a.leave(&campaign{})
-	b.leave(&campaign{})
+	a.close(true)
+	b.close(true)
 }

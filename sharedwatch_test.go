@@ -54,11 +54,11 @@ func inCrowd(t *testing.T, test func(c *crowd)) {
 		if n := c.client.WatchCount(); n != 0 {
 			t.Errorf("%d watches are left", n)
 		}
-		lanes.Lock()
-		defer lanes.Unlock()
-		for _, l := range lanes.inUse {
+		clients.Lock()
+		defer clients.Unlock()
+		for _, l := range clients.inUse {
 			if l.client == c.client {
-				t.Errorf("its lane is left, with %d users and %d hubs", l.users, len(l.hubs))
+				t.Errorf("its lane is left, with %d users and %d hubs", l.users, len(l.watches))
 			}
 		}
 	})
@@ -172,7 +172,7 @@ func thief(l *coordinationv1.Lease) {
 	l.Spec.HolderIdentity, l.Spec.AcquireTime, l.Spec.RenewTime = new("thief"), &now, &now
 }
 
-func TestHubThreshold(t *testing.T) {
+func TestSharedWatchThreshold(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, fewLeases)
 		c.wantLeading(fewLeases)
@@ -211,7 +211,7 @@ func TestHubThreshold(t *testing.T) {
 }
 
 // Other namespaces and other clients have their own.
-func TestHubScope(t *testing.T) {
+func TestSharedWatchScope(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 10)
 		c.campaign(10, 20, WithNamespace("elsewhere"))
@@ -221,7 +221,7 @@ func TestHubScope(t *testing.T) {
 }
 
 // All that a standby and a leader need comes through the shared watch, at once.
-func TestHubPrompt(t *testing.T) {
+func TestSharedWatchPrompt(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 20)
 		other := c.run("b", nil, WithLease(leaseOf(20)))
@@ -252,7 +252,7 @@ func TestHubPrompt(t *testing.T) {
 }
 
 // Two candidates of one process for one lease both hear of it.
-func TestHubTwoForOne(t *testing.T) {
+func TestSharedWatchTwoForOne(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 20)
 		c.campaign(19, 20, WithIdentity("second"))
@@ -271,7 +271,7 @@ func TestHubTwoForOne(t *testing.T) {
 
 // A namespace that may not be watched: each lease has its own watch, which is said once, and tried again
 // rarely.
-func TestHubForbidden(t *testing.T) {
+func TestSharedWatchForbidden(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.fail(func(r leasetest.Request) leasetest.Fault {
 			if r.Verb == "watch" && r.Name == "" {
@@ -294,7 +294,7 @@ func TestHubForbidden(t *testing.T) {
 		if n := c.asked()["watch all"]; n != 1 {
 			t.Errorf("%d more tries after that", n)
 		}
-		rule := `to share one, a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], verbs: [\"watch\"]}`
+		rule := `a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], verbs: [\"watch\"]}`
 		if n := c.logged(rule); n != 1 {
 			t.Errorf("the rule is named %d times", n)
 		}
@@ -305,14 +305,14 @@ func TestHubForbidden(t *testing.T) {
 		if n := c.client.WatchCount(); n != 1 {
 			t.Errorf("%d watches are open", n)
 		}
-		if n := c.logged("refuses no longer"); n != 1 {
+		if n := c.logged("accepts the request again"); n != 1 {
 			t.Errorf("the end is told %d times", n)
 		}
 	})
 }
 
 // A watch that ends is opened again where it ended: nobody reads, and nothing is missed.
-func TestHubReopens(t *testing.T) {
+func TestSharedWatchReopens(t *testing.T) {
 	for _, end := range []error{nil, leasetest.InternalError()} {
 		t.Run(fmt.Sprint(end), func(t *testing.T) {
 			inCrowd(t, func(c *crowd) {
@@ -347,7 +347,7 @@ func TestHubReopens(t *testing.T) {
 }
 
 // Nor does it miss what comes first after the end of the watch.
-func TestHubReopensAtOnce(t *testing.T) {
+func TestSharedWatchReopensAtOnce(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 40)
 		for i := range 5 { // of which few are just renewed, and hear of their loss by that
@@ -370,7 +370,7 @@ func TestHubReopensAtOnce(t *testing.T) {
 }
 
 // While the watch cannot be opened for long, the leases are read.
-func TestHubPolls(t *testing.T) {
+func TestSharedWatchPolls(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 40)
 		c.sleep(time.Minute)
@@ -401,7 +401,7 @@ func TestHubPolls(t *testing.T) {
 
 // A history that the server has forgotten: each lease is read once, not all at once, and a deletion that
 // came meanwhile is found.
-func TestHubExpired(t *testing.T) {
+func TestSharedWatchExpired(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 200)
 		c.sleep(I)
@@ -435,7 +435,7 @@ func TestHubExpired(t *testing.T) {
 
 // A watch that has fallen silent: leaders that do not hear of their own renewals have it opened again,
 // without a read.
-func TestHubSilent(t *testing.T) {
+func TestSharedWatchSilent(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 40)
 		c.sleep(time.Minute)
@@ -455,7 +455,7 @@ func TestHubSilent(t *testing.T) {
 }
 
 // A watch that is silent to standbys, and one that has left something out: looking finds it.
-func TestHubMisses(t *testing.T) {
+func TestSharedWatchMisses(t *testing.T) {
 	for _, backlog := range []bool{true, false} {
 		t.Run(fmt.Sprint(backlog), func(t *testing.T) {
 			inCrowd(t, func(c *crowd) {
@@ -490,7 +490,7 @@ func TestHubMisses(t *testing.T) {
 }
 
 // Old events, and odd ones, do no harm; what cannot be read makes the Lease be read.
-func TestHubOddEvents(t *testing.T) {
+func TestSharedWatchOddEvents(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 40)
 		c.sleep(time.Minute)
@@ -525,7 +525,7 @@ func TestHubOddEvents(t *testing.T) {
 }
 
 // An event that makes the watch fail each time it is opened does not keep the others from being heard.
-func TestHubGetsPast(t *testing.T) {
+func TestSharedWatchGetsPast(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 40)
 		c.sleep(time.Minute)
@@ -549,7 +549,7 @@ func TestHubGetsPast(t *testing.T) {
 
 // What came before the watch was opened is in the answer to the read that comes after; the watch itself
 // takes its time.
-func TestHubNoGap(t *testing.T) {
+func TestSharedWatchNoGap(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		for i := range 40 {
 			c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(i)}})
@@ -579,8 +579,8 @@ func TestHubNoGap(t *testing.T) {
 	})
 }
 
-// An outage of many leases is told of by a few.
-func TestOutcry(t *testing.T) {
+// An outage of many leases is logged by a few.
+func TestOutageOfMany(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 200)
 		c.sleep(time.Second)
@@ -589,10 +589,10 @@ func TestOutcry(t *testing.T) {
 			c.sleep(8 * time.Second)
 			c.client.Partition(false)
 			c.sleep(5 * time.Second)
-			if n := c.logged("does not do as asked"); n != round*fewLeases {
+			if n := c.logged("API requests are failing"); n != round*fewLeases {
 				t.Errorf("round %d: the beginning is told %d times", round, n)
 			}
-			if n := c.logged("does as asked again"); n != round*fewLeases {
+			if n := c.logged("API requests succeed again"); n != round*fewLeases {
 				t.Errorf("round %d: the end is told %d times", round, n)
 			}
 		}
@@ -618,7 +618,7 @@ func TestRenewalsSpread(t *testing.T) {
 }
 
 // A hub whose first campaign ends goes on for the others, and its last one ends it even in a bad moment.
-func TestHubLastOut(t *testing.T) {
+func TestSharedWatchLastOut(t *testing.T) {
 	for name, weather := range map[string]func(c *crowd){
 		"fair":    func(c *crowd) {},
 		"cut off": func(c *crowd) { c.client.Partition(true); c.client.CloseWatches(nil) },
@@ -683,16 +683,16 @@ func TestReleaseAgain(t *testing.T) {
 // sent again beside the first, so that all lead in time (G8).
 func TestLostReads(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
-		for i := range 2 * atOnce {
+		for i := range 2 * maxInFlight {
 			c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(i)},
 				Spec: coordinationv1.LeaseSpec{HolderIdentity: new("gone"), LeaseDurationSeconds: new(int32(15))}})
 		}
 		c.client.Partition(true)
-		c.campaign(0, 2*atOnce)
+		c.campaign(0, 2*maxInFlight)
 		c.sleep(2 * time.Second)
 		c.client.Partition(false)
 		c.sleep(D + time.Second)
-		c.wantLeading(2 * atOnce)
+		c.wantLeading(2 * maxInFlight)
 	})
 }
 
@@ -706,7 +706,7 @@ func TestHoldersReadAtOnce(t *testing.T) {
 			}
 			return leasetest.Fault{}
 		})
-		c.campaign(1, 4*atOnce, WithNamespace("stuck"))
+		c.campaign(1, 4*maxInFlight, WithNamespace("stuck"))
 		c.sleep(D)
 		c.client.SilenceWatches()
 		c.edit(0, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} })
@@ -724,7 +724,7 @@ func TestReleasesTakeTurns(t *testing.T) {
 	for took, want := range map[time.Duration]string{time.Second: "all", 2 * time.Second: "some"} {
 		t.Run(want, func(t *testing.T) {
 			inCrowd(t, func(c *crowd) {
-				const leases = 8 * atOnce
+				const leases = 8 * maxInFlight
 				c.campaign(0, leases)
 				c.sleep(I)
 				began, late := time.Now(), 0
@@ -795,13 +795,13 @@ func (c *crowd) thieves(first, others time.Duration, opts ...Option) {
 			}
 		})
 	}
-	c.campaign(0, 40, append(opts, func(o *options) { o.chance = func(time.Duration) time.Duration { return 0 } })...)
+	c.campaign(0, 40, append(opts, func(o *options) { o.hooks.chance = func(time.Duration) time.Duration { return 0 } })...)
 	c.sleep(time.Second)
 	c.wantFollowing("map[shared watch:40]")
 }
 
 // A look that fails, because the API server does not answer just then, is made up for.
-func TestHubLooksAgain(t *testing.T) {
+func TestSharedWatchLooksAgain(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.thieves(time.Minute, time.Minute)
 		c.client.SilenceWatches()
@@ -817,7 +817,7 @@ func TestHubLooksAgain(t *testing.T) {
 
 // What a watch that was opened a moment ago did not bring is not forgotten while it is too early to tell
 // whether it will.
-func TestHubTooEarlyToTell(t *testing.T) {
+func TestSharedWatchTooEarlyToTell(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.thieves(time.Minute, time.Hour, WithCreateMode(UseExisting))
 		c.sleep(34 * time.Second)
@@ -833,7 +833,7 @@ func TestHubTooEarlyToTell(t *testing.T) {
 }
 
 // That a watch has left something out may turn out while it is opened again.
-func TestHubMissesWhileItOpens(t *testing.T) {
+func TestSharedWatchMissesWhileItOpens(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(30)}})
 		c.edit(30, thief)
@@ -862,7 +862,7 @@ func TestHubMissesWhileItOpens(t *testing.T) {
 }
 
 // What cannot be read comes while the Lease is read for the first time: it is read again.
-func TestHubOddEventDuringRead(t *testing.T) {
+func TestSharedWatchOddEventDuringRead(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 40)
 		c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(40)}})
@@ -887,17 +887,20 @@ func TestHubOddEventDuringRead(t *testing.T) {
 	})
 }
 
-// A feed that comes to rest while its campaign is left is not followed any more.
-func TestRestWhileLeaving(t *testing.T) {
-	f := feed{clock: systemClock{}, alarm: make(chan struct{}, 1)}
-	f.leave(func() { f.rest() })
-	if f.resting || f.following != "" {
-		t.Errorf("resting %v, following %q", f.resting, f.following)
+// A reflector that goes to sleep while its campaign closes is not shown to follow any more.
+func TestSleepWhileClosing(t *testing.T) {
+	r := &reflector{lease: &leaseClient{}, clock: systemClock{}, alarm: make(chan struct{}, 1)}
+	w := &sharedWatch{client: &sharedClient{}, byName: map[string][]*subscription{}}
+	r.subscription = &subscription{watch: w, reflector: r}
+	r.stop = func() { r.sleepUntilWoken() }
+	r.close()
+	if r.sleeping || r.following != "" {
+		t.Errorf("sleeping %v, following %q", r.sleeping, r.following)
 	}
 }
 
-// A hub that ends in an outage has no voice in it any more.
-func TestHubEndsInOutage(t *testing.T) {
+// A shared watch that ends in an outage is not counted as failing any more.
+func TestSharedWatchEndsInOutage(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		c.campaign(0, 1, WithNamespace("elsewhere"))
 		others := c.stop
@@ -912,11 +915,11 @@ func TestHubEndsInOutage(t *testing.T) {
 		c.sleep(time.Minute)
 		c.quit()
 		c.stop = others
-		lanes.Lock()
-		defer lanes.Unlock()
-		for _, l := range lanes.inUse {
-			if n := l.outcry.voices.Load(); l.client == c.client && n != 0 {
-				t.Errorf("%d still tell of the outage", n)
+		clients.Lock()
+		defer clients.Unlock()
+		for _, l := range clients.inUse {
+			if n := l.failing.Load(); l.client == c.client && n != 0 {
+				t.Errorf("%d still count as failing", n)
 			}
 		}
 	})

@@ -8,23 +8,23 @@ import (
 	"time"
 )
 
-func TestSpread(t *testing.T) {
-	const ms = spread(time.Millisecond)
+func TestContentionWindow(t *testing.T) {
+	const ms = contentionWindow(time.Millisecond)
 	for _, tt := range []struct {
 		name      string
-		got, want spread
+		got, want contentionWindow
 	}{
-		{"one race lost", spread(0).lost(I), 5 * ms},
-		{"two races lost", spread(0).lost(I).lost(I), 25 * ms},
-		{"three races lost", spread(0).lost(I).lost(I).lost(I), 100 * ms},
+		{"one race lost", contentionWindow(0).lost(I), 5 * ms},
+		{"two races lost", contentionWindow(0).lost(I).lost(I), 25 * ms},
+		{"three races lost", contentionWindow(0).lost(I).lost(I).lost(I), 100 * ms},
 		{"more races lost", (100 * ms).lost(I), 100 * ms},
 		{"a short renew interval", (25 * ms).lost(100 * time.Millisecond), 50 * ms},
 		{"won", (100 * ms).won(), 50 * ms},
 		{"won at last", (ms * 3 / 2).won(), 0},
-		{"won without a spread", spread(0).won(), 0},
-		{"beaten", (16 * ms).beaten(), 15 * ms},
-		{"beaten for the last time", ms.beaten(), 0},
-		{"beaten without a spread", spread(0).beaten(), 0},
+		{"won without a contentionWindow", contentionWindow(0).won(), 0},
+		{"beaten", (16 * ms).preempted(), 15 * ms},
+		{"beaten for the last time", ms.preempted(), 0},
+		{"beaten without a contentionWindow", contentionWindow(0).preempted(), 0},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, time.Duration(tt.got), time.Duration(tt.want))
@@ -32,26 +32,26 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-func TestSpreadDelay(t *testing.T) {
-	for _, s := range []spread{0, 1, spread(time.Millisecond), spread(5 * time.Millisecond), spread(25 * time.Millisecond), longestSpread} {
+func TestContentionDelay(t *testing.T) {
+	for _, s := range []contentionWindow{0, 1, contentionWindow(time.Millisecond), contentionWindow(5 * time.Millisecond), contentionWindow(25 * time.Millisecond), longestWindow} {
 		last := time.Duration(0)
 		for i := range 1000 {
 			d := s.delay(float64(i) / 1000)
 			if d < last || d > time.Duration(s) || i == 0 && d != 0 {
-				t.Fatalf("spread %v: delay %v with luck %d/1000, %v before", time.Duration(s), d, i, last)
+				t.Fatalf("contentionWindow %v: delay %v with luck %d/1000, %v before", time.Duration(s), d, i, last)
 			}
 			last = d
 		}
 		if last < time.Duration(s)*9/10 {
-			t.Errorf("spread %v: delay %v at most", time.Duration(s), last)
+			t.Errorf("contentionWindow %v: delay %v at most", time.Duration(s), last)
 		}
 	}
 	// 27 in 10,000 draw one of the first 12 ms.
-	if got := longestSpread.delay(0.0027); got < 11*time.Millisecond || got > 13*time.Millisecond {
-		t.Errorf("wide spread: delay %v with luck 0.0027, want about 12ms", got)
+	if got := longestWindow.delay(0.0027); got < 11*time.Millisecond || got > 13*time.Millisecond {
+		t.Errorf("wide contentionWindow: delay %v with luck 0.0027, want about 12ms", got)
 	}
-	if got := spread(5 * time.Millisecond).delay(0.5); got < 2400*time.Microsecond || got > 2600*time.Microsecond {
-		t.Errorf("narrow spread: median delay %v, want about 2.5ms", got)
+	if got := contentionWindow(5 * time.Millisecond).delay(0.5); got < 2400*time.Microsecond || got > 2600*time.Microsecond {
+		t.Errorf("narrow contentionWindow: median delay %v, want about 2.5ms", got)
 	}
 }
 
@@ -60,13 +60,13 @@ func TestSpreadDelay(t *testing.T) {
 // 1 ms until the others see that; each write that the server must refuse delays that by 400 µs.
 type fleetModel struct {
 	*rand.Rand
-	spreads []spread
+	spreads []contentionWindow
 	wins    []int
 	leader  int
 }
 
 func newFleetModel(candidates int) *fleetModel {
-	return &fleetModel{Rand: rand.New(rand.NewPCG(1, 2)), spreads: make([]spread, candidates), wins: make([]int, candidates)}
+	return &fleetModel{Rand: rand.New(rand.NewPCG(1, 2)), spreads: make([]contentionWindow, candidates), wins: make([]int, candidates)}
 }
 
 // release returns how many candidates write until one is seen to lead, and when that is.
@@ -96,7 +96,7 @@ func (f *fleetModel) release() (writes int, led time.Duration) {
 			writes++
 			*s = s.lost(I)
 		default:
-			*s = s.beaten()
+			*s = s.preempted()
 		}
 	}
 	f.leader = first.candidate
@@ -132,7 +132,7 @@ func TestNobodyStarvesModel(t *testing.T) {
 	for _, n := range []int{3, 4, 10} {
 		f := newFleetModel(n)
 		for i := range f.spreads {
-			f.spreads[i] = longestSpread
+			f.spreads[i] = longestWindow
 		}
 		f.spreads[0], f.spreads[1] = 0, 0
 		for range 1000 * n {
@@ -149,7 +149,7 @@ func TestNobodyStarvesModel(t *testing.T) {
 // after if it has.
 func TestLoneStandbyModel(t *testing.T) {
 	f := newFleetModel(2)
-	f.spreads[1] = longestSpread
+	f.spreads[1] = longestWindow
 	for range 15 {
 		f.release()
 	}

@@ -1,0 +1,184 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// Errors to compare with errors.Is.
+var (
+	// ErrLost is how a session ends that did not end itself. The text says why: the renew deadline
+	// passed, another holder took the lease (it is named), the Lease was deleted, its content was
+	// changed by hand, or the machine slept.
+	ErrLost = errors.New("lease lost")
+	// ErrReleased is how a session ends whose work is done: the loop body returned, or Release was
+	// called.
+	ErrReleased = errors.New("lease released")
+	// ErrHeld is why TryAcquire failed. The text names the holder.
+	ErrHeld = errors.New("lease held")
+	// ErrExists is how a campaign with CreateNew ends when the Lease exists.
+	ErrExists = errors.New("lease exists")
+	// ErrNotFound is how a campaign with UseExisting ends when the Lease does not exist.
+	ErrNotFound = errors.New("lease not found")
+)
+
+// A loss is why a lease was lost. It matches ErrLost.
+type loss struct {
+	reason string // one of the following, for metrics
+	text   string
+}
+
+const (
+	expired = "expired" // not renewed in time
+	slept   = "slept"   // not renewed in time because the machine slept
+	taken   = "taken"   // another holder has the lease
+	deleted = "deleted" // the Lease does not exist any more
+	emptied = "emptied" // the holder was removed from the Lease
+	edited  = "edited"  // what the holder relies on was changed
+)
+
+// lossReasons are the reasons of losses, as metrics count them.
+var lossReasons = [...]string{expired, slept, taken, deleted, emptied, edited}
+
+func lostBecause(reason, format string, args ...any) error {
+	return &loss{reason, fmt.Sprintf(format, args...)}
+}
+
+func (l *loss) Error() string { return ErrLost.Error() + ": " + l.text }
+func (l *loss) Unwrap() error { return ErrLost }
+
+// The classes of API errors. What a request's error means is decided here and nowhere else.
+
+// outcomeUnknown reports whether a write that failed with err may have taken effect all the same. Only an
+// answer of the server that refuses the write rules that out.
+func outcomeUnknown(err error) bool {
+	var status apierrors.APIStatus
+	ok := errors.As(err, &status)
+	return !ok || status.Status().Code >= http.StatusInternalServerError ||
+		apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) // from a proxy
+}
+
+// answered reports whether err, nil included, is the reply of a server: the request is not under way any
+// more, so that it takes no effect later.
+func answered(err error) bool {
+	var status apierrors.APIStatus
+	return err == nil || errors.As(err, &status)
+}
+
+// conflicts reports whether a write failed with err because the Lease is not as it was any more.
+func conflicts(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || leaseNotFound(err)
+}
+
+// leaseNotFound reports whether err says that the Lease does not exist. A 404 about something else, or from
+// something else than an API server, says nothing about the Lease.
+func leaseNotFound(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {
+		return false
+	}
+	details := status.Status().Details
+	return details != nil && details.Kind == leasesResource && details.Name != "" &&
+		!apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+}
+
+const leasesResource = "leases"
+
+// refused reports whether the server will refuse the request again until somebody changes something.
+func refused(err error) bool {
+	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsMethodNotSupported(err)
+}
+
+// versionExpired reports whether a watch cannot begin where it was asked to, but can begin elsewhere.
+func versionExpired(err error) bool {
+	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
+		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
+}
+
+// missingRight reports whether err is RBAC's refusal of verb. Admission and a namespace that is being
+// deleted refuse with 403 too, and no Role helps against those.
+func missingRight(err error, verb string) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), " cannot "+verb+" resource ")
+}
+
+// missingRule returns err with the rule that gives the right that is missing. names is "" where the rule
+// cannot be restricted to one Lease.
+func missingRule(err error, namespace, names, verb string) error {
+	return fmt.Errorf("%w; a Role in namespace %q needs the rule {apiGroups: [%q], resources: [%q],%s verbs: [%q]}",
+		err, namespace, coordinationv1.GroupName, leasesResource, names, verb)
+}
+
+// watchError returns the error that a watch event carries.
+func watchError(event watch.Event) error {
+	status, ok := event.Object.(*metav1.Status)
+	if !ok || status == nil {
+		return fmt.Errorf("an error event without a Status: %v", event.Object)
+	}
+	return apierrors.FromObject(status)
+}
+
+// A pauseError is a failure after which the server asked for a pause, by the header Retry-After.
+type pauseError struct {
+	error
+	pause time.Duration
+}
+
+func (e *pauseError) Unwrap() error { return e.error }
+
+// withPause returns err with the pause that the server asked for, if it did.
+func withPause(err error, pause time.Duration) error {
+	if pause > 0 {
+		return &pauseError{err, pause}
+	}
+	return err
+}
+
+// retryAfter returns the pause that the server asked for with err, or 0.
+func retryAfter(err error) time.Duration {
+	var asked *pauseError
+	if errors.As(err, &asked) {
+		return asked.pause
+	}
+	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
+		return time.Duration(seconds) * time.Second
+	}
+	return 0
+}
+
+// retryAfterKey finds in a request's context where to store the pause that its reply asks for.
+type retryAfterKey struct{}
+
+// withRetryAfter returns a context for one request, and where the pause is stored that its reply asks for.
+func withRetryAfter(ctx context.Context) (context.Context, *time.Duration) {
+	pause := new(time.Duration)
+	return context.WithValue(ctx, retryAfterKey{}, pause), pause
+}
+
+// noRetry keeps client-go from repeating requests by itself: it answers a Retry-After up to ten times,
+// unseen by the budget and by what is known of a write's outcome. The pause goes to the request's context
+// instead.
+type noRetry struct{ next http.RoundTripper }
+
+func (n noRetry) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := n.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
+		if pause, ok := req.Context().Value(retryAfterKey{}).(*time.Duration); ok {
+			*pause = time.Duration(max(0, min(seconds, 3600))) * time.Second
+		}
+	}
+	resp.Header.Del("Retry-After")
+	return resp, nil
+}

@@ -1,0 +1,84 @@
+package leasehold
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// A leaseMemory is what TryAcquire saw of leases in this process, by the uid of the Lease, and the terms that
+// sessions of Acquire and TryAcquire hold.
+type leaseMemory struct {
+	mu   sync.Mutex // protects following
+	seen map[types.UID]memorized
+	held map[term]bool
+}
+
+// A memorized lease is a state of a Lease, and when it was read last.
+type memorized struct {
+	observation
+	read time.Time
+}
+
+// maxMemorized bounds how many leases are remembered.
+const maxMemorized = 1000
+
+// processMemory is that of the process.
+var processMemory leaseMemory
+
+// recall gives the reflector, which has just read its Lease, the time since which its holder has done nothing, and
+// remembers what it has read.
+func (m *leaseMemory) recall(r *reflector) {
+	o := r.latest()
+	if !o.held() {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if before, ok := m.seen[o.uid]; ok {
+		o = r.backdate(before.observation)
+	}
+	if m.seen == nil {
+		m.seen = map[types.UID]memorized{}
+	}
+	m.seen[o.uid] = memorized{o, time.Now()}
+	if len(m.seen) > maxMemorized {
+		m.forgetOldestLocked()
+	}
+}
+
+// forgetOldestLocked forgets the lease that was read the longest time ago. The caller holds mu.
+func (m *leaseMemory) forgetOldestLocked() {
+	var oldest types.UID
+	for uid, s := range m.seen {
+		if oldest == "" || s.read.Before(m.seen[oldest].read) {
+			oldest = uid
+		}
+	}
+	delete(m.seen, oldest)
+}
+
+// setHeldHere records that a session of this process holds t.
+func (m *leaseMemory) setHeldHere(t term) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.held == nil {
+		m.held = map[term]bool{}
+	}
+	m.held[t] = true
+}
+
+// forgetHeldHere records that the session of t has ended.
+func (m *leaseMemory) forgetHeldHere(t term) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.held, t)
+}
+
+// heldHere reports whether a session of this process holds t.
+func (m *leaseMemory) heldHere(t term) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.held[t]
+}

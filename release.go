@@ -1,0 +1,146 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// errNotOurs is why a lease is not freed.
+var errNotOurs = errors.New("not ours")
+
+// free writes that nobody holds the lease, and tries again until ctx ends, at most for releaseBudget after its first
+// permit. It gives up when refuse, which is asked about the newest record before each try, returns an error. Nil
+// means that the lease was freed.
+func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
+	r := release{campaign: c, refuse: refuse}
+	c.releaseDelays.reset()
+	for first := true; ; first = false {
+		if over := r.over(ctx, c.reflector.latest().record); over != nil {
+			return over.err
+		}
+		done, err := c.client.permit(ctx)
+		// Judged again, because others may have had their permits first.
+		latest := c.reflector.latest().record
+		if over := r.over(ctx, latest); over != nil {
+			if err == nil {
+				done()
+			}
+			return over.err
+		}
+		if err != nil {
+			return err
+		}
+		if first {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, c.clock.wait(c.releaseBudget()))
+			defer cancel()
+		}
+		freed, err := r.try(ctx, latest)
+		done()
+		if err == nil {
+			r.remove(ctx, freed)
+			return nil
+		}
+		sleep(ctx, c.clock, c.releaseDelays.next(err, c.options.renewInterval))
+		if ctx.Err() != nil && refuse(c.reflector.latest().record) == nil {
+			return err
+		}
+	}
+}
+
+// releaseBudget bounds how long the end of a session waits for a server that does not answer.
+func (c *campaign) releaseBudget() time.Duration { return c.options.renewDeadline / 4 }
+
+// A release is what is known of one attempt to free the lease.
+type release struct {
+	campaign *campaign
+	refuse   func(record) error
+	inDoubt  bool // a write whose outcome is unknown may have freed the lease
+}
+
+// An outcome is how a release ended.
+type outcome struct{ err error }
+
+// over returns how the release has ended, if the Lease as it is in rec may not, or need not, be freed.
+func (r *release) over(ctx context.Context, rec record) *outcome {
+	err := r.refuse(rec)
+	if err == nil {
+		return nil
+	}
+	if !r.inDoubt {
+		return &outcome{err}
+	}
+	// An earlier write did it.
+	if rec.exists() && !rec.held() {
+		r.remove(ctx, rec)
+	}
+	return &outcome{nil}
+}
+
+// try sends one write. After one whose outcome is unknown it reads, unless the watch has told.
+func (r *release) try(ctx context.Context, on record) (record, error) {
+	c := r.campaign
+	freed, err := c.write(ctx, "release", func(ctx context.Context) (record, error) { return c.lease.release(ctx, on) })
+	if err != nil && outcomeUnknown(err) {
+		r.inDoubt = true
+		if r.refuse(c.reflector.latest().record) == nil {
+			c.reflector.readPermitted(ctx) // logs its own failure
+		}
+	}
+	return freed, err
+}
+
+// remove deletes the Lease that was just freed, if the options say so. It is left where another has acquired it
+// meanwhile, and where somebody has deleted it already.
+func (r *release) remove(ctx context.Context, free record) {
+	c := r.campaign
+	if !c.options.deleteOnRelease || free.deleting {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	_, err := c.lease.request(ctx, "delete", c.renewTimeout.current(), func(ctx context.Context) (record, error) {
+		return record{}, c.lease.delete(ctx, free)
+	})
+	switch {
+	case err != nil:
+		c.log.debug("the Lease was not deleted", "error", err)
+	case free.finalizers:
+		c.log.debug("the Lease is deleted once its finalizers are removed")
+	default:
+		c.reflector.storeDeletion(free)
+	}
+}
+
+// release frees the lease if it is still ours, in bounded time: not beyond the trust in it, because
+// it expires then. Where thousands are released at once, most of that may pass until there is a permit.
+func (s *session) release() error {
+	c := s.campaign
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), c.clock.wait(max(s.trustLeft(), 0)))
+	defer cancel()
+	known := s.loss() != nil
+	err := c.free(ctx, func(r record) error {
+		s.checkTrust()
+		if err := s.loss(); err != nil {
+			return err
+		}
+		return s.term.over(r, c.lease.duration)
+	})
+	if errors.Is(err, ErrLost) {
+		s.lose(err)
+	}
+	switch loss := s.loss(); {
+	case known:
+		return loss // as the renewer reported
+	case loss != nil:
+		s.logLoss()
+		return loss
+	case err != nil:
+		c.log.warn("lease not released; it will expire", "error", err, "within", rounded(c.options.duration))
+		return err
+	}
+	c.stats.released()
+	c.log.info("lease released", "fencingToken", s.token)
+	s.event("stopped leading")
+	return nil
+}

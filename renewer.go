@@ -1,0 +1,236 @@
+package leasehold
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// A renewer keeps the term of a session: it renews the lease until the body has returned, and finds out when it is
+// lost. Its goroutine, run, owns all of it but the group and the two channels that others wait on.
+type renewer struct {
+	session   *session
+	clock     clock
+	lease     *leaseClient
+	reflector *reflector
+	delays    *delays
+
+	due      instant   // when to renew next
+	pending  []renewal // those that may have taken effect after the last one known to have
+	inFlight bool      // a renewal is under way
+	altered  bool      // the last renewal succeeded, but the server stored another time
+	replies  chan reply
+
+	group  errgroup.Group // run, and the renewal under way
+	ended  chan struct{}  // closed when run has returned
+	flight chan struct{}  // has room for the renewal under way
+}
+
+// A renewal is one try to renew.
+type renewal struct {
+	stamp time.Time // as it is written: no other renewal of the term has the same
+	sent  instant   // when it was begun
+}
+
+type reply struct {
+	record record
+	err    error
+	sent   instant
+}
+
+// startRenewer starts to renew the term of s, which was acquired by a write sent at sent.
+func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
+	c := s.campaign
+	r := &renewer{
+		session:   s,
+		clock:     c.clock,
+		lease:     c.lease,
+		reflector: c.reflector,
+		delays:    c.renewDelays,
+		due:       sent.add(firstRenewal(c.options)),
+		replies:   make(chan reply, 1),
+		ended:     make(chan struct{}),
+		flight:    make(chan struct{}, 1),
+	}
+	r.delays.reset()
+	r.group.Go(func() error {
+		defer close(r.ended)
+		r.run(context.WithoutCancel(ctx))
+		return nil
+	})
+	return r
+}
+
+// firstRenewal returns how long after the start of the write that acquired the lease it is first renewed.
+// Leases that were acquired together, as by a standby of a process with many, are not renewed together.
+func firstRenewal(o *options) time.Duration { return o.between(o.renewInterval/4, o.renewInterval) }
+
+// nextRenewal returns how long after the start of a renewal the next one begins. Chance keeps the
+// renewals of many leases from coming all at once.
+func nextRenewal(o *options) time.Duration { return o.between(o.renewInterval*9/10, o.renewInterval) }
+
+// run returns when the body has returned and no renewal is under way, or when the lease is lost and that was
+// reported.
+func (r *renewer) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	s := r.session
+	stop, stopping := s.stop, false
+	for {
+		if s.checkTrust(); s.loss() != nil {
+			cancel()
+			r.reportLoss(timer)
+			return
+		}
+		now := r.clock.now()
+		wake := s.until.Load().left(now)
+		switch {
+		case r.inFlight:
+		case stopping:
+			return
+		case r.due.left(now) <= 0:
+			r.renew(ctx, now)
+		default:
+			wake = min(wake, r.due.left(now))
+		}
+		timer.Reset(r.clock.wait(max(wake, 0)))
+		select {
+		case <-timer.C:
+		case <-r.reflector.changed:
+			s.checkTrust()
+			r.absorb(r.reflector.latest().record)
+		case reply := <-r.replies:
+			r.inFlight = false
+			s.checkTrust()
+			r.handleReply(reply)
+		case <-s.lost:
+		case <-stop:
+			stop, stopping = nil, true
+		}
+	}
+}
+
+// renew begins a renewal. Its time of sending, now, was taken before anything else happens, because trust is
+// counted from it.
+func (r *renewer) renew(ctx context.Context, now instant) {
+	s, on := r.session, r.reflector.latest().record
+	if r.absorb(on); s.loss() != nil {
+		return
+	}
+	r.reflector.expectVersion(on.version)
+	stamp := s.campaign.claims.stamps.forRenewal(on)
+	r.pending = append(r.pending, renewal{stamp, now})
+	r.inFlight = true
+	r.flight <- struct{}{}
+	r.group.Go(func() error {
+		defer func() { <-r.flight }()
+		answer, err := s.campaign.write(ctx, "renew", func(ctx context.Context) (record, error) {
+			if err := s.loss(); err != nil {
+				return record{}, err
+			}
+			return r.lease.renew(ctx, on, stamp)
+		})
+		r.replies <- reply{answer, err, now}
+		return nil
+	})
+}
+
+// handleReply plans the next renewal by how the last one ended. One that was answered, but with another time than
+// was sent, counts as failed.
+func (r *renewer) handleReply(reply reply) {
+	s := r.session
+	if reply.err == nil {
+		r.absorb(reply.record)
+	}
+	r.absorb(r.reflector.latest().record)
+	if reply.err == nil && len(r.pending) == 0 {
+		r.altered = false
+		r.delays.reset()
+		s.campaign.stats.renewed(-reply.sent.left(r.clock.now()))
+		return
+	}
+	if reply.err == nil && s.loss() == nil {
+		r.reportAltered()
+	}
+	now := r.clock.now()
+	// Leaves room for one more try, and for a few once there is none.
+	timeout := s.campaign.renewTimeout
+	limit := max(s.until.Load().left(now)-timeout.current(), timeout.least/4)
+	if next := now.add(r.delays.next(reply.err, limit)); r.due.left(next) < 0 {
+		r.due = next
+	}
+}
+
+// reportAltered logs, once in a row, that renewals succeed but are not stored as they were sent.
+func (r *renewer) reportAltered() {
+	s := r.session
+	if !r.altered {
+		s.campaign.log.warn("lease renewed, but the API server stored another renewTime than was sent: " +
+			"an admission webhook or policy changes it; retrying")
+	}
+	r.altered = true
+	s.altered.Store(true)
+}
+
+// absorb draws conclusions from what the Lease says: that another has it, or that a renewal took effect, even
+// one whose reply never came.
+func (r *renewer) absorb(rec record) {
+	s := r.session
+	if s.loss() != nil {
+		return
+	}
+	if err := s.term.over(rec, r.lease.duration); err != nil {
+		s.lose(err)
+		return
+	}
+	for i, p := range r.pending {
+		if p.stamp == rec.renewed {
+			until := p.sent.add(s.campaign.options.renewDeadline)
+			s.until.Store(&until)
+			s.altered.Store(false)
+			r.due = p.sent.add(nextRenewal(s.campaign.options))
+			r.pending = append(r.pending[:0], r.pending[i+1:]...)
+			signal(s.renewed)
+			return
+		}
+	}
+}
+
+// reportLoss logs the loss and waits for the body to return. If it does not before the lease may be another's by
+// the clock alone, the function of WithOverrun is called, and waited for.
+func (r *renewer) reportLoss(timer *time.Timer) {
+	s := r.session
+	s.logLoss()
+	o := s.campaign.options
+	end := s.until.Load().add(o.duration - o.renewDeadline)
+	timer.Reset(r.clock.wait(max(0, end.left(r.clock.now()))))
+	select {
+	case <-s.stop:
+		return
+	case <-timer.C:
+	}
+	select {
+	case <-s.stop: // even if both came at once, after a stall
+		return
+	default:
+	}
+	if s.yielded.Load() {
+		s.overran.Store(true)
+		s.callOverrun()
+	}
+}
+
+// awaitRenewal waits for the renewal under way of a lost lease, which is cut short, but not for long if that does
+// not help.
+func (r *renewer) awaitRenewal() {
+	timer := time.NewTimer(r.clock.wait(r.session.campaign.renewTimeout.current()))
+	defer timer.Stop()
+	select {
+	case r.flight <- struct{}{}:
+		<-r.flight
+	case <-timer.C:
+	}
+}

@@ -1,0 +1,475 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+)
+
+// A sharedWatch follows all Leases of a namespace by one watch, for the campaigns that share a client. It begins
+// when there are many of them: a program with few leases needs no right to watch a whole namespace.
+//
+// Every reflector of the namespace subscribes from its start to its end, so that it hears of each event as
+// long as the watch is open, on the watch's goroutine: a reflector only stores the event, and nothing is
+// queued or dropped in between. The goroutine owns the watch. mu protects what others ask for; a reflector's
+// mutex may be taken under it, never the other way round. A reflector that the shared watch serves needs no
+// goroutine.
+//
+// A watch that ends is opened again after version, the newest that it brought, so that it misses nothing, and no
+// subscriber is told. Where that cannot be, because the server has forgotten that version (410), the watch is
+// opened afresh, at any state: an epoch begins. In it each subscriber reads its Lease once, after the watch was
+// opened: what came before is in the answer, and what came after is on its way. So a subscriber knows all from
+// its read on,
+//
+//   - however old the state is at which the watch was opened: versions that the reflector knows are old news;
+//   - also if the watch ends while it still lists what exists: the version to go on from is then one
+//     of a state before the subscriber's read.
+//
+// A subscriber whose Lease turns out to have news that the watch did not bring reports that. If the watch
+// has brought nothing newer of other Leases either, it is silent, and opened again after its version;
+// else it has left something out, which others may have missed too: an epoch begins.
+//
+// Where the namespace may not be watched, reflectors have their own watches, and the shared one is tried again
+// rarely. While it cannot be opened for another reason, subscribers read from time to time, but only once that
+// has lasted for a renew interval: most outages are over by then.
+type sharedWatch struct {
+	client    *sharedClient
+	namespace string
+	leases    coordinationv1client.LeaseInterface
+	clock     clock
+	user      *userCode
+	log       *campaignLog
+	failures  *failureLog
+	delays    *delays        // owned by run
+	timeout   requestTimeout // for the watch to open
+	interval  time.Duration
+	threshold int // from how many subscribers on it watches
+	stop      context.CancelFunc
+	done      chan struct{} // closed when its goroutine has ended; nil before it has begun
+	distrust  chan struct{} // has room for one: a subscriber missed news
+
+	mu      sync.Mutex                 // protects following
+	byName  map[string][]*subscription // by the name of the Lease
+	count   int                        // of subscriptions
+	state   sharedState
+	skipped bool      // the watch left something out
+	version uint64    // the newest that the watch brought
+	opened  time.Time // when the watch was
+}
+
+// A sharedState is what subscribers need to know of the shared watch.
+type sharedState struct {
+	used    bool   // subscribers follow by the shared watch
+	serving bool   // it brings the news, or will soon
+	epoch   uint64 // in which each subscriber reads once
+	opened  int    // how often the watch was opened
+}
+
+// A subscription is one reflector's part in the shared watch.
+type subscription struct {
+	watch     *sharedWatch
+	reflector *reflector
+	epoch     uint64 // in which the Lease was last read; protected by the watch's mu
+}
+
+// fewLeases is up to how many campaigns in a namespace each have their own watch.
+const fewLeases = 16
+
+// subscribe adds r to the shared watch of its namespace.
+func (s *sharedClient) subscribe(r *reflector, o *options) *subscription {
+	namespace := r.lease.namespace
+	made := s.newSharedWatch(r, o) // it runs the user's code, so that no other campaign waits for it
+	clients.Lock()
+	defer clients.Unlock()
+	w := s.watches[namespace]
+	if w == nil {
+		w = made
+		s.watches[namespace] = w
+	}
+	sub := &subscription{watch: w, reflector: r}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.byName[r.lease.name] = append(w.byName[r.lease.name], sub)
+	w.count++
+	if w.count >= w.threshold && w.done == nil {
+		var ctx context.Context
+		ctx, w.stop = context.WithCancel(context.Background())
+		w.done = make(chan struct{})
+		w.state.used = true
+		go w.run(ctx)
+	}
+	return sub
+}
+
+// newSharedWatch returns a shared watch that has not begun, as the first subscriber's options say.
+func (s *sharedClient) newSharedWatch(r *reflector, o *options) *sharedWatch {
+	w := &sharedWatch{
+		client:    s,
+		namespace: r.lease.namespace,
+		leases:    s.leases.Leases(r.lease.namespace),
+		clock:     r.clock,
+		timeout:   r.timeout,
+		interval:  r.interval,
+		threshold: o.hooks.shareFrom,
+		distrust:  make(chan struct{}, 1),
+		byName:    map[string][]*subscription{},
+	}
+	w.user = &userCode{clock: w.clock, abort: w.abort}
+	w.log = &campaignLog{w.user, o.log, []slog.Attr{slog.String("namespace", w.namespace)}}
+	w.failures = &failureLog{log: w.log, failing: &s.failing, recent: o.duration}
+	w.delays = newDelays(o.newBackOff, w.user)
+	return w
+}
+
+// abort ends the campaigns of all subscribers after a panic in the program's code.
+func (w *sharedWatch) abort(p *userPanic) {
+	for _, sub := range w.subscriptions() {
+		sub.reflector.lease.user.fail(p)
+	}
+}
+
+func (w *sharedWatch) subscriptions() (all []*subscription) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, subs := range w.byName {
+		all = append(all, subs...)
+	}
+	return all
+}
+
+// close removes the subscription. The last one ends the shared watch.
+func (s *subscription) close() {
+	w, name := s.watch, s.reflector.lease.name
+	clients.Lock()
+	w.mu.Lock()
+	if i := slices.Index(w.byName[name], s); i >= 0 {
+		w.byName[name] = slices.Delete(w.byName[name], i, i+1)
+		w.count--
+	}
+	if len(w.byName[name]) == 0 {
+		delete(w.byName, name)
+	}
+	last := w.count == 0
+	if last && w.client.watches[w.namespace] == w {
+		delete(w.client.watches, w.namespace)
+	}
+	w.mu.Unlock()
+	clients.Unlock()
+	if last && w.done != nil {
+		w.stop()
+		<-w.done
+		w.user.wait()
+	}
+}
+
+// used reports whether the reflector follows by the shared watch.
+func (s *subscription) used() bool { return s.watch.current().used }
+
+// serves reports whether the shared watch brings the news.
+func (s *subscription) serves() bool {
+	state := s.watch.current()
+	return state.used && state.serving
+}
+
+// follow makes sure that the reflector knows all that the shared watch does not bring, and reports whether it does
+// now, so that the reflector needs no goroutine. It ends early where the reflector should pause and begin again.
+func (s *subscription) follow(ctx context.Context) (served bool, err error) {
+	r := s.reflector
+	for ctx.Err() == nil {
+		state, read := s.look()
+		overdue := r.takeOverdue()
+		switch {
+		case !state.used:
+			return false, nil
+		case !state.serving:
+			s.poll(ctx, overdue)
+		case !read:
+			err = s.readInEpoch(ctx, state.epoch)
+		case overdue:
+			err = s.verify(ctx, state.opened)
+		case r.sleepUntilWoken():
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// look returns the state of the shared watch, and whether the Lease was read in its epoch.
+func (s *subscription) look() (state sharedState, read bool) {
+	s.watch.mu.Lock()
+	defer s.watch.mu.Unlock()
+	return s.watch.state, s.epoch == s.watch.state.epoch
+}
+
+func (s *subscription) setEpoch(epoch uint64) {
+	s.watch.mu.Lock()
+	defer s.watch.mu.Unlock()
+	s.epoch = epoch
+}
+
+// poll waits while the shared watch cannot be opened, and reads.
+func (s *subscription) poll(ctx context.Context, overdue bool) {
+	r := s.reflector
+	wait, following := r.interval, "poll"
+	if !r.latest().known { // perhaps the watch opens just now; then one read is enough
+		wait, following = min(longestDelay, wait), ""
+	}
+	r.setFollowing(following)
+	if overdue || r.pause(ctx, wait) {
+		r.read(ctx) // logs its own failure
+	}
+}
+
+// readInEpoch reads the Lease after the watch was opened afresh.
+func (s *subscription) readInEpoch(ctx context.Context, epoch uint64) error {
+	r := s.reflector
+	if r.latest().known { // other subscribers read now too
+		longest := min(r.interval/2, time.Duration(s.watch.size())*2*time.Millisecond)
+		sleep(ctx, r.clock, r.between(0, longest))
+	}
+	s.setEpoch(epoch) // before the read, so that an event that cannot be read in the meantime is not forgotten
+	if _, err := r.read(ctx); err != nil {
+		s.setEpoch(0)
+		r.setFollowing("")
+		return err
+	}
+	return nil
+}
+
+// verify reads the Lease because news is overdue, and reports what the watch missed.
+func (s *subscription) verify(ctx context.Context, opened int) error {
+	r := s.reflector
+	missed, err := r.missedNews(ctx)
+	if err != nil {
+		r.doubt() // still
+		return err
+	}
+	for missed && ctx.Err() == nil && !s.watch.reportMissed(r, opened) {
+		r.pause(ctx, r.interval)
+	}
+	return nil
+}
+
+// late reports that the watch did not bring a version that was written long ago.
+func (s *subscription) late(version uint64) {
+	w := s.watch
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !s.reflector.brought(version) {
+		w.suspectLocked(version)
+	}
+}
+
+// current returns the state.
+func (w *sharedWatch) current() sharedState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state
+}
+
+// size returns how many subscriptions there are.
+func (w *sharedWatch) size() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.count
+}
+
+// run watches until ctx ends.
+func (w *sharedWatch) run(ctx context.Context) {
+	defer close(w.done)
+	defer w.failures.close()
+	served := w.clock.now().mono
+	for ctx.Err() == nil {
+		began := w.clock.now().mono
+		opened, err := w.follow(ctx)
+		now := w.clock.now().mono
+		if opened {
+			served = now
+		}
+		if opened && err == nil && now.Sub(began) >= w.interval {
+			w.delays.reset()
+			continue
+		}
+		pause := w.delays.next(err, w.interval)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case refused(err):
+			w.update(func(s *sharedState) { s.used, s.serving = false, false })
+			pause = refusedWatchPause(w.interval)
+		case now.Sub(served) >= w.interval:
+			w.update(func(s *sharedState) { s.serving = false })
+		}
+		sleep(ctx, w.clock, pause)
+	}
+}
+
+// follow opens the watch, and hands out what it brings until it ends.
+func (w *sharedWatch) follow(ctx context.Context) (opened bool, err error) {
+	events, err := w.open(ctx)
+	w.failures.record("watch", err)
+	if err != nil {
+		return false, err
+	}
+	defer events.Stop()
+	for progress := false; ; progress = true {
+		select {
+		case event, open := <-events.ResultChan():
+			if !open {
+				return true, nil
+			}
+			if err := w.handOut(event); err != nil {
+				w.log.debug("the shared watch ended", "error", err)
+				if !progress {
+					w.forgetVersion() // it would fail there again
+				}
+				return true, err
+			}
+		case <-w.distrust:
+			return true, errMissedEvents
+		case <-ctx.Done():
+			return true, nil
+		}
+	}
+}
+
+// errMissedEvents is why a watch is closed.
+var errMissedEvents = errors.New("the watch missed events")
+
+// open opens the watch in bounded time, and an epoch if it does not go on where the last one ended.
+func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
+	opts := metav1.ListOptions{AllowWatchBookmarks: true}
+	w.mu.Lock()
+	if w.skipped {
+		w.version = 0
+	}
+	if w.version > 0 {
+		opts.ResourceVersion = strconv.FormatUint(w.version, 10)
+	}
+	w.mu.Unlock()
+	events, err := openWatch(ctx, w.user, w.clock, w.timeout.current(), func(ctx context.Context) (watch.Interface, error) {
+		ctx, pause := withRetryAfter(ctx)
+		events, err := w.leases.Watch(ctx, opts)
+		return events, w.describe(err, *pause)
+	})
+	if err != nil {
+		if versionExpired(err) {
+			w.forgetVersion()
+		}
+		return nil, err
+	}
+	w.update(func(s *sharedState) {
+		s.opened++
+		s.used, s.serving = true, true
+		w.opened = w.clock.now().mono
+		if opts.ResourceVersion == "" {
+			s.epoch++
+			w.skipped = false
+		}
+		if !w.skipped { // else it turned out while this watch was opened
+			select {
+			case <-w.distrust: // of the watch before
+			default:
+			}
+		}
+	})
+	return events, nil
+}
+
+// forgetVersion makes the next watch open afresh.
+func (w *sharedWatch) forgetVersion() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.version = 0
+}
+
+// update changes the state, and wakes the subscribers if that matters to them.
+func (w *sharedWatch) update(change func(*sharedState)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := w.state
+	change(&w.state)
+	after := w.state
+	before.opened, after.opened = 0, 0
+	if before == after {
+		return
+	}
+	for _, subs := range w.byName {
+		for _, sub := range subs {
+			sub.reflector.wake()
+		}
+	}
+}
+
+// handOut hands an event to the reflectors of its Lease.
+func (w *sharedWatch) handOut(event watch.Event) error {
+	if event.Type == watch.Error {
+		return fmt.Errorf("watch leases in namespace %s: %w", w.namespace, watchError(event))
+	}
+	lease, ok := event.Object.(*coordinationv1.Lease)
+	if !ok || lease == nil {
+		return nil // nothing that was asked for
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, sub := range w.byName[lease.Name] {
+		if err := sub.reflector.storeEvent(event, true); err != nil {
+			sub.epoch = 0 // the event cannot be read: the Lease is read again
+			sub.reflector.wake()
+		}
+	}
+	if version, err := strconv.ParseUint(lease.ResourceVersion, 10, 64); err == nil {
+		w.version = max(w.version, version)
+	}
+	return nil
+}
+
+// reportMissed records that the watch did not bring r what it has read, while the watch was the last one of so many
+// opened. It returns false if it is too early to tell.
+func (w *sharedWatch) reportMissed(r *reflector, opened int) bool {
+	rec := r.latest().record
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.opened != opened || rec.exists() && r.brought(rec.version) {
+		return true // it will, or has by now
+	}
+	if !rec.exists() {
+		return w.suspectLocked(math.MaxUint64) // the version of a deletion is not in an answer
+	}
+	return w.suspectLocked(rec.version)
+}
+
+// suspectLocked opens the watch again that did not bring version, unless that was just done. The caller holds mu.
+func (w *sharedWatch) suspectLocked(version uint64) bool {
+	if w.clock.now().mono.Sub(w.opened) < w.interval {
+		return false
+	}
+	w.skipped = w.skipped || version <= w.version
+	signal(w.distrust)
+	return true
+}
+
+// describe adds to an API error what its reader needs.
+func (w *sharedWatch) describe(err error, pause time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	if missingRight(err, "watch") {
+		err = missingRule(fmt.Errorf("%w; each Lease is followed by a watch of its own instead", err), w.namespace, "", "watch")
+	}
+	return withPause(fmt.Errorf("watch leases in namespace %s: %w", w.namespace, err), pause)
+}

@@ -1,0 +1,263 @@
+package leasehold
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+)
+
+// userCode runs all code of a campaign that is the user's, or that a user may have wrapped: requests, whose
+// transport and dialler may be theirs, the logger, the event recorder, a BackOff, the function of
+// WithOverrun. Each call runs on a goroutine of its own, so that code that blocks holds up nothing but
+// itself, and code that panics or exits its goroutine takes nothing with it: the campaign ends as if its
+// context had, gives the lease back, and the panic goes on where the user ranges over the loop.
+//
+// What is under way here is also all that can keep a campaign from going on. Monitor.Check looks at it.
+type userCode struct {
+	clock clock
+	abort func(*userPanic) // ends the campaign
+
+	mu       sync.Mutex // protects following
+	calls    []*call
+	idle     chan struct{} // closed when there are no calls; nil while nobody waits for that
+	queue    []func()      // what is to be run one after the other
+	draining bool          // a call runs the queue
+	dropped  int           // calls that found the queue full
+	panicked *userPanic
+}
+
+// A call is code of the user's that runs now.
+type call struct {
+	what  string
+	since time.Time     // by the monotonic clock
+	limit time.Duration // how long it may take
+}
+
+const (
+	// maxQueue bounds how many log lines and events wait while an earlier one blocks.
+	maxQueue = 128
+	// maxOverdue bounds how many requests of a kind may be under way that did not end with their contexts.
+	maxOverdue = 4
+	// userCodeGrace is how long the end of a loop, or Release, waits for the user's code to return.
+	userCodeGrace = time.Second
+	// answerGrace is how long a request may take to end after its context did.
+	answerGrace = 50 * time.Millisecond
+	// noLimit is the limit of a call that may take as long as it likes.
+	noLimit = time.Duration(1<<63 - 1)
+)
+
+// A userPanic is a panic of the user's code, and where it was.
+type userPanic struct {
+	value any
+	stack []byte
+}
+
+func (p *userPanic) Error() string {
+	return fmt.Sprintf("leasehold: panic in the program's code: %v", p.value)
+}
+
+// start runs f on a goroutine of its own. ended is called when that has ended, in whatever way.
+func (u *userCode) start(what string, limit time.Duration, f, ended func()) {
+	c := &call{what, u.clock.now().mono, limit}
+	u.mu.Lock()
+	u.calls = append(u.calls, c)
+	u.mu.Unlock()
+	go func() {
+		defer ended()
+		defer u.end(c)
+		defer func() {
+			if r := recover(); r != nil {
+				u.fail(&userPanic{r, debug.Stack()})
+			}
+		}()
+		f()
+	}()
+}
+
+func (u *userCode) end(c *call) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	i := slices.Index(u.calls, c)
+	u.calls = slices.Delete(u.calls, i, i+1)
+	if len(u.calls) == 0 && u.idle != nil {
+		close(u.idle)
+		u.idle = nil
+	}
+}
+
+// fail ends the campaign because of p.
+func (u *userCode) fail(p *userPanic) {
+	u.mu.Lock()
+	first := u.panicked == nil
+	if first {
+		u.panicked = p
+	}
+	u.mu.Unlock()
+	if first {
+		u.abort(p)
+	}
+}
+
+// repanic goes on with the panic that ended the campaign, if one did. It is called on the goroutine that ranges
+// over the loop, or that called Acquire or Release.
+func (u *userCode) repanic() {
+	u.mu.Lock()
+	p := u.panicked
+	u.panicked = nil
+	u.mu.Unlock()
+	if p != nil {
+		panic(p.value)
+	}
+}
+
+// post runs f after all that was posted before. It does not wait for it.
+func (u *userCode) post(f func()) {
+	u.mu.Lock()
+	if len(u.queue) == maxQueue {
+		u.dropped++
+		u.mu.Unlock()
+		return
+	}
+	u.queue = append(u.queue, f)
+	begin := !u.draining
+	u.draining = true
+	u.mu.Unlock()
+	if begin {
+		u.drain()
+	}
+}
+
+// drain runs the queue until it is empty, also after code that exited its goroutine.
+func (u *userCode) drain() {
+	u.start("log line or event", 0, func() {
+		for f := u.next(); f != nil; f = u.next() {
+			f()
+		}
+	}, func() {
+		u.mu.Lock()
+		again := len(u.queue) > 0
+		u.draining = again
+		u.mu.Unlock()
+		if again {
+			u.drain()
+		}
+	})
+}
+
+// next takes the first of the queue, or returns nil.
+func (u *userCode) next() func() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.queue) == 0 {
+		return nil
+	}
+	f := u.queue[0]
+	u.queue = u.queue[1:]
+	return f
+}
+
+// takeDropped returns how many calls were dropped since it was called last.
+func (u *userCode) takeDropped() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	defer func() { u.dropped = 0 }()
+	return u.dropped
+}
+
+// wait returns when no call is under way, at the latest after the grace.
+func (u *userCode) wait() {
+	u.mu.Lock()
+	if len(u.calls) == 0 {
+		u.mu.Unlock()
+		return
+	}
+	if u.idle == nil {
+		u.idle = make(chan struct{})
+	}
+	idle := u.idle
+	u.mu.Unlock()
+	timer := time.NewTimer(u.clock.wait(userCodeGrace))
+	defer timer.Stop()
+	select {
+	case <-idle:
+	case <-timer.C:
+	}
+}
+
+// underWay reports whether any call is.
+func (u *userCode) underWay() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.calls) > 0
+}
+
+// stuck returns the call that is the longest over its limit, and for how long. It is nil if there is none.
+func (u *userCode) stuck() (*call, time.Duration) {
+	now := u.clock.now().mono
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var worst *call
+	var over time.Duration
+	for _, c := range u.calls {
+		if late := now.Sub(c.since) - c.limit; c.limit != noLimit && late > over {
+			worst, over = c, late
+		}
+	}
+	return worst, over
+}
+
+// busy reports whether so many calls of a kind are over their limit that none may be added.
+func (u *userCode) busy(what string) bool {
+	now := u.clock.now().mono
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for _, c := range u.calls {
+		if c.what == what && now.Sub(c.since) > c.limit {
+			n++
+		}
+	}
+	return n >= maxOverdue
+}
+
+// ask returns what f returns. It gives up when ctx has ended and f does not return soon; discard, unless it is
+// nil, then gets what f returns later. The limit says when f is late.
+func ask[T any](
+	ctx context.Context, u *userCode, what string, limit time.Duration, f func(context.Context) (T, error), discard func(T),
+) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	if u.busy(what) {
+		return *new(T), fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts", what, maxOverdue)
+	}
+	a := answer{err: fmt.Errorf("%s: the program's code exited its goroutine", what)}
+	answers, abandoned := make(chan answer), make(chan struct{})
+	defer close(abandoned)
+	u.start(what, limit, func() { a.value, a.err = f(ctx) }, func() {
+		select {
+		case answers <- a:
+		case <-abandoned:
+			if a.err == nil && discard != nil {
+				discard(a.value)
+			}
+		}
+	})
+	select {
+	case a := <-answers:
+		return a.value, a.err
+	case <-ctx.Done():
+	}
+	timer := time.NewTimer(u.clock.wait(answerGrace))
+	defer timer.Stop()
+	select {
+	case a := <-answers:
+		return a.value, a.err
+	case <-timer.C:
+		return *new(T), fmt.Errorf("%s: no answer: %w", what, ctx.Err())
+	}
+}
