@@ -54,6 +54,10 @@ const pace = 15 * time.Millisecond
 const (
 	freeze = "freeze" // stop this process when a body has looked and is about to write
 	thaw   = "thaw"   // do not, if it has not happened
+
+	gatewayPage   = "gateway page"   // answer all requests with 404 and a page
+	gatewayStatus = "gateway status" // answer all requests as if there were no such Lease
+	gatewayOpen   = "gateway open"   // pass requests on to the API server
 )
 
 // A candidate is a process that campaigns for a lease, and whose bodies write to the store.
@@ -63,6 +67,7 @@ type candidate struct {
 	journal  *journal
 	store    *rpc.Client
 	freeze   atomic.Bool
+	gateway  gateway
 	sessions atomic.Int64
 	started  time.Duration
 	since    atomic.Int64 // when it could begin to campaign for its next session, a time.Duration
@@ -91,7 +96,12 @@ func runCandidate(arg string) int {
 // obey does what the harness says. The end of standard input tells that the harness is gone.
 func (c *candidate) obey() {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		c.freeze.Store(lines.Text() == freeze)
+		switch line := lines.Text(); line {
+		case freeze, thaw:
+			c.freeze.Store(line == freeze)
+		case gatewayPage, gatewayStatus, gatewayOpen:
+			c.gateway.mode.Store(line)
+		}
 	}
 	os.Exit(1)
 }
@@ -114,6 +124,7 @@ func (c *candidate) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cfg.Wrap(c.gateway.wrap)
 	opts := []leasehold.Option{
 		leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(c.Namespace), leasehold.WithLease(c.Lease),
 		leasehold.WithIdentity(c.identity), leasehold.WithDuration(c.Duration), leasehold.WithRenewDeadline(c.Deadline),

@@ -39,6 +39,7 @@ var kinds = []struct {
 	{"delay", 5, (*harness).delay},
 	{"swallow", 4, (*harness).swallow},
 	{"cut", 16, (*harness).cut},
+	{"not found", 4, (*harness).notFound},
 	{"partition", 3, (*harness).partition},
 	{"stop", 10, (*harness).stop},
 	{"freeze", 14, (*harness).freezeWriter},
@@ -79,6 +80,62 @@ func draw(chance *rand.Rand, leases int) drawn {
 	return d
 }
 
+// links are how slow the networks of all candidates are during a storm.
+type links struct {
+	kind   string    // "" if they are as fast as ever
+	share  []float64 // by candidate: the longest round trip, of its renew deadline
+	oneWay []int     // by candidate: which direction is slow if only one is
+}
+
+// What links can be beside fast.
+const (
+	slow       = "slow"
+	jittery    = "jittery"
+	asymmetric = "slow in one direction"
+)
+
+// drawLinks draws the links of n candidates for a storm. It takes as many numbers from the generator whatever it draws.
+func drawLinks(chance *rand.Rand, n int) links {
+	l := links{kind: []string{slow, jittery, asymmetric, "", "", ""}[chance.IntN(6)]}
+	for range n {
+		l.share, l.oneWay = append(l.share, chance.Float64()/5), append(l.oneWay, chance.IntN(2))
+	}
+	return l
+}
+
+// rules are what a link does to the bytes of each direction, for a candidate with that renew deadline.
+func (l links) rules(i int, deadline time.Duration) (rules [2]proxy.Rule) {
+	roundTrip := time.Duration(l.share[i] * float64(deadline))
+	switch l.kind {
+	case slow:
+		rules[0].Delay, rules[1].Delay = roundTrip/2, roundTrip/2
+	case jittery:
+		rules[0].Jitter, rules[1].Jitter = roundTrip/2, roundTrip/2
+	case asymmetric:
+		rules[l.oneWay[i]].Delay = roundTrip
+	}
+	return rules
+}
+
+// slowLinks makes links slow; the function that it returns makes them fast again.
+func (h *harness) slowLinks(l links) (over func()) {
+	if l.kind == "" {
+		return func() {}
+	}
+	noted := h.begin(drawn{kind: "links " + l.kind}, "", "", "all links %s", l.kind)
+	for i, m := range h.members {
+		m.link = l.rules(i, m.Deadline)
+		m.restoreLink()
+	}
+	return func() {
+		for _, m := range h.members {
+			m.link = [2]proxy.Rule{}
+			m.restoreLink()
+		}
+		noted()
+	}
+}
+
 // length is how long a fault lasts that is about a lease: well below its duration, just under it, about it, or longer.
 func (d drawn) length(duration time.Duration) time.Duration {
 	share := 0.0
@@ -98,8 +155,9 @@ func (d drawn) length(duration time.Duration) time.Duration {
 // atATime is how many faults there are at a time, at most.
 const atATime = 6
 
-// disturb injects faults until ctx ends, and returns when all are undone.
+// disturb injects faults until ctx ends, and returns when all are undone. In half of the storms all links are slow as well.
 func (h *harness) disturb(ctx context.Context) {
+	defer h.slowLinks(drawLinks(h.chance, len(h.members)))()
 	var group sync.WaitGroup
 	defer group.Wait()
 	places := make(chan struct{}, atATime)
@@ -226,7 +284,7 @@ func (h *harness) delay(ctx context.Context, d drawn) error {
 		defer h.begin(d, m.Name, "", "%s: %s delayed by %v and more for %v", m.Name, what, short(rule.Delay), short(length))()
 		m.network.Set(toServer, toClient)
 		sleep(ctx, length)
-		m.network.Set(proxy.Rule{}, proxy.Rule{})
+		m.restoreLink()
 		return nil
 	})
 }
@@ -256,8 +314,26 @@ func (h *harness) cut(ctx context.Context, d drawn) error {
 		defer h.begin(d, m.Name, "", "%s: %s %s for %v", m.Name, which, what, short(length))()
 		m.network.Set(toServer, toClient)
 		sleep(ctx, length)
-		m.network.Set(proxy.Rule{}, proxy.Rule{})
+		m.restoreLink()
 		return nil
+	})
+}
+
+// notFound puts a gateway between a candidate and the API server that answers all requests with 404 for a moment: by a page
+// of its own, or as if there were no such Lease.
+func (h *harness) notFound(ctx context.Context, d drawn) error {
+	return h.onNetwork(d, func(m *member) error {
+		length := 200*time.Millisecond + time.Duration(d.y*float64(600*time.Millisecond))
+		answer, what := gatewayPage, "a gateway's page"
+		if d.z < 0.5 {
+			answer, what = gatewayStatus, "no such Lease"
+		}
+		defer h.begin(d, m.Name, "", "%s: all requests answered by 404, %s, for %v", m.Name, what, short(length))()
+		if err := m.tell(answer); err != nil {
+			return gone(err)
+		}
+		sleep(ctx, length)
+		return gone(m.tell(gatewayOpen))
 	})
 }
 
@@ -278,7 +354,7 @@ func (h *harness) partition(ctx context.Context, d drawn) error {
 			defer h.begin(d, m.Name, "", "%s: everything %s for %v, beside others'", m.Name, what, short(length))()
 			m.network.Set(rule, rule)
 			sleep(ctx, length)
-			m.network.Set(proxy.Rule{}, proxy.Rule{})
+			m.restoreLink()
 		})
 	}
 	group.Wait()

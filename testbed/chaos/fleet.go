@@ -68,6 +68,7 @@ func leasesOf(specs []spec) []string {
 type member struct {
 	spec
 	network *proxy.Proxy
+	link    [2]proxy.Rule // of the network during this storm, when no fault is there
 	dir     string
 	log     io.Writer
 	runs    int
@@ -86,6 +87,9 @@ type process struct {
 	asked bool          // to end
 	done  chan struct{} // closed when it is gone
 }
+
+// restoreLink ends what a fault did to the candidate's network.
+func (m *member) restoreLink() { m.network.Set(m.link[0], m.link[1]) }
 
 // start starts a candidate's next process.
 func (m *member) start() error {

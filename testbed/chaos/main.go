@@ -26,6 +26,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -84,9 +85,12 @@ type config struct {
 	out        io.Writer
 }
 
+// silence makes the watch that follows the leases write no log.
+var silence = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) })
+
 // run plays faults for as long as c says, and judges what happened. It returns an error if it could not.
 func run(ctx context.Context, c config) (v *verdict, err error) {
-	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // of the watch that follows the leases
+	silence()
 	fmt.Fprintf(c.out, "chaos: seed %d, fleet %s, %v; building and starting kube-apiserver and etcd takes minutes the first time\n", c.seed, c.fleet, c.duration)
 	h := &harness{config: c, chance: rand.New(rand.NewPCG(c.seed, 0))}
 	defer func() {
