@@ -101,7 +101,10 @@ func (c *cli) startCmd(cmd *exec.Cmd) *call {
 		}
 	}
 	a := &call{cli: c, cmd: cmd, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &a.stdout, io.MultiWriter(&a.stderr, &c.log)
+	cmd.Stdout = &a.stdout
+	if cmd.Stderr == nil {
+		cmd.Stderr = io.MultiWriter(&a.stderr, &c.log)
+	}
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Start(); err != nil {
 		c.Fatal(err)

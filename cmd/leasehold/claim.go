@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -22,14 +24,17 @@ func claimCommand() *command {
 		args:  "LEASE [FLAGS]",
 		short: "Take a lease and hold it until interrupted",
 		long: `
-It waits for the lease, says so when it holds it, renews it, and gives it back when it is interrupted. If the lease is lost
-meanwhile, the exit code is 123. To keep something from running while you look at it, claim its lease.`,
+It waits for the lease, prints a line when it holds it, renews it, and releases it when it is interrupted. If the lease is
+lost meanwhile, the exit code is 123. To keep a workload from running while you look at it, claim its lease.`,
 		examples: `
 # Keep the reconciler from running
 leasehold claim reconciler --identity "$USER"
 
-# Only if nobody has it
-leasehold claim reconciler --no-wait`,
+# Only if the lease has no holder
+leasehold claim reconciler --no-wait
+
+# Also if its holder crashed
+leasehold claim reconciler --wait 1s`,
 		flags: func(flags *pflag.FlagSet) { h.flags(flags) },
 		run: func(t *tool, args []string, _ int) error {
 			lease, err := oneLease(args)
@@ -50,32 +55,35 @@ func (t *tool) claim(h *holding, opts []leasehold.Option) error {
 	defer stop()
 	ctx, cancel := context.WithCancelCause(interrupted)
 	defer cancel(nil)
+	// Output that blocks must not keep the lease, nor a reader that goes away end the process.
+	out := newLogWriter(t.out)
+	defer out.flush()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+
 	s, err := h.acquire(ctx, cancel, opts)
 	if err != nil {
 		return h.notAcquired(err)
 	}
 	defer s.Release()
 	who := s.Holder()
-	fmt.Fprintf(t.out, "holding %s/%s as %q, fencing token %d; interrupt to release it\n", who.Namespace, who.Name, who.Identity, s.FencingToken())
+	fmt.Fprintf(out, "holding %s/%s as %q, fencing token %d; interrupt to release it\n", who.Namespace, who.Name, who.Identity, s.FencingToken())
 	<-s.Done()
 	if err := s.Release(); errors.Is(err, leasehold.ErrLost) {
 		return exitWith(exitLost, err)
 	} else if err != nil {
 		return err
 	}
-	fmt.Fprintf(t.out, "released %s/%s\n", who.Namespace, who.Name)
+	fmt.Fprintf(out, "released %s/%s\n", who.Namespace, who.Name)
 	return nil
 }
 
-// acquire returns a session, or why there is none in time. It may cancel ctx, whose cancel this is, until it returns.
+// acquire returns a session, or the error of an attempt that --no-wait or --wait ended. Until it returns it may cancel ctx
+// by cancel.
 func (h *holding) acquire(ctx context.Context, cancel context.CancelCauseFunc, opts []leasehold.Option) (leasehold.Session, error) {
 	if h.noWait {
 		return leasehold.TryAcquire(ctx, opts...)
 	}
-	if h.wait > 0 {
-		timer := time.AfterFunc(h.wait, func() { cancel(errNotInTime) })
-		defer timer.Stop()
-	}
+	defer h.limit(cancel)()
 	return leasehold.Acquire(ctx, opts...)
 }
 
@@ -85,21 +93,25 @@ func releaseCommand() *command {
 	return &command{
 		name:  "release",
 		args:  "LEASE [FLAGS]",
-		short: "Give a lease back",
+		short: "Release a lease that another process left behind",
 		long: `
-It frees the lease if --identity holds it; nobody may be working under it any more. It is done too if nobody holds it.
-With --force --holder=IDENTITY it takes the lease away from somebody else, who may still be working: one that uses this
-library stops when it sees that, others at their next renewal. Prefer to stop that process, which releases the lease.`,
-		examples: `
-# In a preStop hook of a process whose identity is its pod's name
-leasehold release reconciler --identity "$POD_NAME"
+It frees the lease if --identity holds it, for a process that ended without doing so. It succeeds if nobody holds the
+lease. Do not use it in a preStop hook: run and claim release the lease on SIGTERM, after the work has ended, and so does
+a program that ends its context. If the process still runs, its work ends at once, without grace, and it competes for the
+lease again.
 
-# Take it away from a holder that is known to be gone, rather than wait until its lease expires
+With --force --holder=IDENTITY it takes the lease away from a holder that may still be working: a program with this
+library stops when it sees the change, others at their next renewal. Prefer to stop that process with SIGTERM.`,
+		examples: `
+# The process that held it was killed; others need not wait until the lease expires
+leasehold release reconciler --identity node-7_1d4f
+
+# Take it away from a holder that may still be working
 leasehold release reconciler --force --holder=node-7_1d4f`,
 		flags: func(flags *pflag.FlagSet) {
-			flags.StringVarP(&identity, "identity", "i", "", "whose lease to give back (default $LEASEHOLD_IDENTITY, as run sets it)")
+			flags.StringVarP(&identity, "identity", "i", "", "the holder whose lease to release (default $LEASEHOLD_IDENTITY, which run sets)")
 			flags.BoolVar(&force, "force", false, "take the lease away from the holder that --holder names")
-			flags.StringVar(&holder, "holder", "", "with --force: who must hold the lease for it to be taken away")
+			flags.StringVar(&holder, "holder", "", "with --force: the holder to take the lease away from")
 		},
 		run: func(t *tool, args []string, _ int) error {
 			lease, err := oneLease(args)
@@ -109,14 +121,14 @@ leasehold release reconciler --force --holder=node-7_1d4f`,
 			who := identity
 			switch {
 			case force != (holder != ""):
-				return usagef("want --force and --holder together: they say from whom the lease is taken away")
+				return usagef("--force and --holder are required together: --holder names the holder that loses the lease")
 			case force && identity != "":
-				return usagef("--force and --identity: want one of them")
+				return usagef("--force and --identity are mutually exclusive")
 			case force:
 				who = holder
 			case who == "":
 				if who = os.Getenv("LEASEHOLD_IDENTITY"); who == "" {
-					return usagef("whose lease? want --identity, or $LEASEHOLD_IDENTITY as run sets it")
+					return usagef("--identity is required, or $LEASEHOLD_IDENTITY, which run sets")
 				}
 			}
 			return t.release(lease, who, force)
@@ -147,15 +159,15 @@ func (t *tool) release(lease, who string, force bool) error {
 	case now != who:
 		return fmt.Errorf("%s not released: %q holds it, not %q", is, now, who)
 	case force:
-		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Anybody may take it from now on, and if that "+
-			"holder is alive, it goes on until it sees this.\n", is, now, age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now()))
+		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Any candidate may acquire it now; "+
+			"if that holder is alive, it goes on until it sees the change.\n", is, now, age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now()))
 	}
 	freed, err := leasehold.Vacate(ctx, opts...)
 	if err != nil {
 		return err
 	}
 	if !freed {
-		return fmt.Errorf("%s not released: another holds it by now", is)
+		return fmt.Errorf("%s not released: another holds it now", is)
 	}
 	fmt.Fprintf(t.out, "released %s\n", is)
 	return nil
@@ -176,14 +188,14 @@ func (t *tool) get(ctx context.Context, lease string) (*coordinationv1.Lease, er
 
 func createCommand() *command {
 	var labels map[string]string
-	output := format("table")
+	out := output{kind: "table", text: "table"}
 	return &command{
 		name:  "create",
 		args:  "LEASE [FLAGS]",
 		short: "Create a Lease that nobody holds",
 		long: `
-With it there, programs need no right to create Leases, which RBAC cannot restrict to a name: run and claim with
---create=never, and Go programs with UseExisting.`,
+Programs then need no right to create Leases, which RBAC cannot restrict to a name: run and claim with --create=never, and
+Go programs with UseExisting.`,
 		examples: `
 leasehold create reconciler --labels team=storage
 
@@ -191,7 +203,7 @@ leasehold create reconciler --labels team=storage
 leasehold create reconciler -o yaml`,
 		flags: func(flags *pflag.FlagSet) {
 			flags.StringToStringVar(&labels, "labels", nil, "labels to give the Lease, as team=storage,tier=1")
-			flags.TextVarP(&output, "output", "o", output, "`format` of what is shown: table (a sentence), json, yaml or name")
+			flags.TextVarP(&out, "output", "o", out, outputHelp)
 		},
 		run: func(t *tool, args []string, _ int) error {
 			lease, err := oneLease(args)
@@ -217,11 +229,11 @@ leasehold create reconciler -o yaml`,
 			if err != nil {
 				return advise(err, "create", ns, lease)
 			}
-			if output == "table" {
+			if out.kind == "table" {
 				_, err := fmt.Fprintf(t.out, "%s%s created\n", resource, l.Name)
 				return err
 			}
-			return printLeases(t.out, output, []coordinationv1.Lease{*l}, time.Now(), false, false)
+			return (&printer{output: out}).print(t.out, []coordinationv1.Lease{*l}, time.Now())
 		},
 	}
 }

@@ -31,7 +31,7 @@ leasehold explain --duration 30s --renew-deadline 20s --replicas 10`,
 		flags: func(flags *pflag.FlagSet) {
 			times.flags(flags)
 			flags.IntVar(&replicas, "replicas", replicas, "how many candidates there are")
-			flags.TextVarP(&output, "output", "o", output, "`format` of what is shown: table, json or yaml")
+			flags.TextVarP(&output, "output", "o", output, "output `format`: table, json or yaml")
 		},
 		run: func(t *tool, args []string, _ int) error {
 			if len(args) > 0 {
@@ -132,5 +132,5 @@ func (e explanation) print(w io.Writer) error {
 	row("Requests of the leader", fmt.Sprintf("%d an hour", e.LeaderRequestsPerHour), "")
 	row("Requests of a standby", fmt.Sprintf("%d an hour", e.StandbyRequestsPerHour), fmt.Sprintf("to follow the Lease; without the right to watch %d", e.StandbyPollsPerHourWithoutWatch))
 	row(fmt.Sprintf("Requests of all %d", e.Replicas), fmt.Sprintf("%d an hour", e.RequestsPerHour), fmt.Sprintf("and %d watch events", e.WatchEventsPerHour))
-	return printTable(w, rows)
+	return new(table).print(w, rows)
 }

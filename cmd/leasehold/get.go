@@ -18,14 +18,20 @@ import (
 )
 
 func getCommand() *command {
-	s := selection{output: "table"}
+	var s selection
+	out := output{kind: "table", text: "table"}
+	var watch, noHeaders bool
 	return &command{
 		name:  "get",
 		args:  "[LEASE...] [FLAGS]",
 		short: "Show who holds leases",
 		long: `
 SINCE and RENEWED are how long ago the holder wrote that it acquired and last renewed the lease. The status is expired when
-it has not renewed it for the lease's duration. All three compare the holder's clock with this machine's.`,
+the holder has not renewed the lease for its duration. All three compare the holder's clock with this machine's. With
+--watch each change is shown too: another holder, none, or an expiry; "leasehold watch" explains them. Renewals are none.
+A lease may also be named as lease/NAME.
+
+-o wide adds when the lease expires, the age of the Lease, and the field manager that wrote its holder.`,
 		examples: `
 # All leases of the namespace
 leasehold get
@@ -37,9 +43,11 @@ leasehold get reconciler
 leasehold get -A -l team=storage
 
 # The holder alone, for a script
-leasehold get reconciler -o json | jq -r .spec.holderIdentity`,
+leasehold get reconciler -o jsonpath='{.spec.holderIdentity}'`,
 		flags: func(flags *pflag.FlagSet) {
-			flags.TextVarP(&s.output, "output", "o", s.output, "`format` of what is shown: table, json, yaml or name")
+			flags.TextVarP(&out, "output", "o", out, outputHelp)
+			flags.BoolVarP(&watch, "watch", "w", false, "show the leases, then each change of a holder")
+			flags.BoolVar(&noHeaders, "no-headers", false, "leave out the headers of a table")
 			s.flags(flags)
 		},
 		run: func(t *tool, args []string, _ int) error {
@@ -49,24 +57,52 @@ leasehold get reconciler -o json | jq -r .spec.holderIdentity`,
 			if err != nil {
 				return err
 			}
+			p := &printer{output: out, namespaces: s.all, noHeaders: noHeaders, list: len(args) != 1}
+			if watch {
+				return t.getWatch(ctx, sel, p)
+			}
 			leases, failed := sel.list(ctx)
 			switch {
 			case len(leases) == 0 && failed != nil:
-			case len(leases) == 0 && s.output == "table":
+			case len(leases) == 0 && (out.kind == "table" || out.kind == "wide"):
 				fmt.Fprintln(t.err, "No leases found"+sel.where()+".")
 			default:
-				err = printLeases(t.out, s.output, leases, time.Now(), s.all, len(args) != 1)
+				err = p.print(t.out, leases, time.Now())
 			}
 			return errors.Join(failed, err)
 		},
 	}
 }
 
-// A selection is which leases to show, and how.
+// getWatch prints the leases as they are, and each one that changes.
+func (t *tool) getWatch(ctx context.Context, sel selection, p *printer) error {
+	if _, err := sel.list(ctx); err != nil {
+		return err // a lease that is named must exist
+	}
+	p.list = false
+	var failed error
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := sel.observe(ctx, t, func(e event) {
+		if e.lease == nil {
+			return // deleted before it was seen
+		}
+		l := *e.lease
+		if e.Status == missing {
+			l.Spec.HolderIdentity, l.Spec.AcquireTime, l.Spec.RenewTime = nil, nil, nil
+		}
+		if err := p.printRows(t.out, []row{{l, e.Status}}, time.Now()); err != nil && failed == nil {
+			failed = err
+			cancel()
+		}
+	})
+	return errors.Join(err, failed)
+}
+
+// A selection is which leases to show.
 type selection struct {
 	all      bool
 	selector string
-	output   format
 
 	client    coordinationv1client.LeasesGetter
 	namespace string   // "" for all
@@ -74,18 +110,25 @@ type selection struct {
 }
 
 func (s *selection) flags(flags *pflag.FlagSet) {
-	flags.BoolVarP(&s.all, "all-namespaces", "A", false, "the leases of all namespaces")
-	flags.StringVarP(&s.selector, "selector", "l", "", "the leases with these labels, as team=storage,tier!=1")
+	flags.BoolVarP(&s.all, "all-namespaces", "A", false, "select the leases of all namespaces")
+	flags.StringVarP(&s.selector, "selector", "l", "", "select the leases with these labels, as team=storage,tier!=1")
 }
 
-// resolve returns the selection with what args and the common flags say.
+// resolve returns the selection with the names in args, and the client and namespace of the common flags.
 func (s selection) resolve(t *tool, args []string) (selection, error) {
-	s.names = args
 	switch {
 	case s.all && len(args) > 0:
-		return s, usagef("--all-namespaces and the name of a lease: want one of them")
+		return s, usagef("--all-namespaces and the name of a lease are mutually exclusive")
 	case s.selector != "" && len(args) > 0:
-		return s, usagef("--selector and the name of a lease: want one of them")
+		return s, usagef("--selector and the name of a lease are mutually exclusive")
+	}
+	s.names = nil
+	for _, arg := range args {
+		name, err := leaseName(arg)
+		if err != nil {
+			return s, err
+		}
+		s.names = append(s.names, name)
 	}
 	if _, err := labels.Parse(s.selector); err != nil {
 		return s, usagef("--selector: %w", err)
@@ -103,7 +146,7 @@ func (s selection) resolve(t *tool, args []string) (selection, error) {
 	return s, nil
 }
 
-// where says in which namespace.
+// where returns the namespace as part of a sentence.
 func (s selection) where() string {
 	if s.namespace == "" {
 		return ""
@@ -111,7 +154,7 @@ func (s selection) where() string {
 	return " in namespace " + s.namespace
 }
 
-// list returns the leases, ordered by namespace and name. Those that could be read are returned with an error too.
+// list returns the leases, ordered by namespace and name. With an error it returns those that could be read.
 func (s selection) list(ctx context.Context) ([]coordinationv1.Lease, error) {
 	var leases []coordinationv1.Lease
 	var errs []error
@@ -136,7 +179,7 @@ func (s selection) list(ctx context.Context) ([]coordinationv1.Lease, error) {
 	return leases, errors.Join(errs...)
 }
 
-// advise adds to an error what its reader can do about it.
+// advise adds to an error the remedy, if there is one.
 func advise(err error, verb, namespace, name string) error {
 	switch {
 	case err == nil:

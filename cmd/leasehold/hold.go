@@ -4,29 +4,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/apimachinery/pkg/util/duration"
 
 	"github.com/leasehold-go/leasehold"
 )
 
-// timing is the times of a lease.
+// timing holds the times of a lease.
 type timing struct {
 	duration, renewDeadline, renewInterval time.Duration
 }
 
 func (t *timing) flags(flags *pflag.FlagSet) {
-	flags.DurationVar(&t.duration, "duration", 15*time.Second, "how long others leave the lease to a holder that does not renew it, in whole seconds")
-	flags.DurationVar(&t.renewDeadline, "renew-deadline", 0, "how long a holder trusts its lease after it was renewed (default 0.8 of the duration)")
-	flags.DurationVar(&t.renewInterval, "renew-interval", 0, "how often the lease is renewed (default a fifth of the duration)")
+	flags.DurationVar(&t.duration, "duration", 15*time.Second, "how long others wait before they acquire a lease that its holder does not renew, in whole seconds")
+	flags.DurationVar(&t.renewDeadline, "renew-deadline", 0, "how long a holder trusts its lease after a renewal (default 0.8 of the duration)")
+	flags.DurationVar(&t.renewInterval, "renew-interval", 0, "how often to renew the lease (default a fifth of the duration)")
 }
 
-// complete fills in the defaults, those of the library.
+// complete sets what was not given to the defaults of the library.
 func (t *timing) complete() {
 	if t.renewDeadline == 0 {
 		t.renewDeadline = t.duration / 10 * 8
@@ -42,7 +43,7 @@ func (t *timing) options() []leasehold.Option {
 	}
 }
 
-// holding is how run and claim hold a lease.
+// holding is how run and claim wait for a lease and hold it.
 type holding struct {
 	timing
 	identity        string
@@ -52,22 +53,27 @@ type holding struct {
 	deleteOnRelease bool
 	wait            time.Duration
 	noWait          bool
+	heldExitCode    int
 	listen          string
+
+	monitor *leasehold.Monitor
+	look    func(context.Context) (*coordinationv1.Lease, error) // reads the Lease
 }
 
 func (h *holding) flags(flags *pflag.FlagSet) {
 	h.timing.flags(flags)
-	flags.StringVarP(&h.identity, "identity", "i", "", "who the Lease names as its holder (default <$POD_NAME or host name>_<uuid>)")
-	flags.DurationVar(&h.wait, "wait", 0, "how long to wait for the lease; then the exit code is 124 (default for ever)")
-	flags.BoolVar(&h.noWait, "no-wait", false, "do not wait for a lease that somebody holds; the exit code is 124 then")
-	flags.TextVar(&h.create, "create", createMode(leasehold.AutoCreate), "`when` to create the Lease: auto (where there is none), new (or fail), never")
+	flags.StringVarP(&h.identity, "identity", "i", "", "the holder to write into the Lease (default <$POD_NAME or host name>_<uuid>)")
+	flags.DurationVar(&h.wait, "wait", 0, "how long to wait for the lease; if its holder stopped renewing it, until it expires, at most its duration longer (default no limit)")
+	flags.BoolVar(&h.noWait, "no-wait", false, "fail if the lease has a holder; to acquire it after a crash of the holder, use --wait")
+	flags.IntVarP(&h.heldExitCode, "held-exit-code", "E", exitNotAcquired, "the exit code when another holds the lease and --no-wait or --wait ends the attempt")
+	flags.TextVar(&h.create, "create", createMode(leasehold.AutoCreate), "`when` to create the Lease: auto (if there is none), new (fail if there is one), never")
 	flags.StringToStringVar(&h.labels, "labels", nil, "labels to give the Lease, as team=storage,tier=1")
-	flags.StringVar(&h.fieldManager, "field-manager", "leasehold", "under which name the API server keeps track of changes")
-	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after it was released")
-	flags.StringVar(&h.listen, "listen", "", "address of an HTTP server with /healthz, for a liveness probe, and /leases, the state as JSON")
+	flags.StringVar(&h.fieldManager, "field-manager", "leasehold", "the name under which the API server tracks our changes")
+	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after releasing it")
+	flags.StringVar(&h.listen, "listen", "", "address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases, the state as JSON")
 }
 
-// complete returns the options for the library, checked, and starts the HTTP server.
+// complete checks the flags, starts the HTTP server, and returns the options for the library.
 func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 	h.timing.complete()
 	opts := append(h.timing.options(), leasehold.WithLease(lease), leasehold.WithCreateMode(leasehold.CreateMode(h.create)),
@@ -82,7 +88,9 @@ func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 	case h.wait < 0:
 		return nil, usagef("--wait %v: want a positive time", h.wait)
 	case h.wait > 0 && h.noWait:
-		return nil, usagef("--wait and --no-wait: want one of them")
+		return nil, usagef("--wait and --no-wait are mutually exclusive")
+	case h.heldExitCode < 0 || h.heldExitCode > 255:
+		return nil, usagef("--held-exit-code %d: want 0 to 255", h.heldExitCode)
 	}
 	if err := check(opts); err != nil {
 		return nil, usageError{err}
@@ -91,17 +99,17 @@ func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.monitor = new(leasehold.Monitor)
+	h.look = func(ctx context.Context) (*coordinationv1.Lease, error) { return t.get(ctx, lease) }
 	if h.listen != "" {
-		monitor := new(leasehold.Monitor)
-		opts = append(opts, leasehold.WithMonitor(monitor))
-		if err := serve(h.listen, monitor); err != nil {
+		if err := serve(h.listen, h.monitor); err != nil {
 			return nil, err
 		}
 	}
-	return append(opts, where...), nil
+	return append(append(opts, leasehold.WithMonitor(h.monitor)), where...), nil
 }
 
-// check returns what is wrong with opts. Sessions panics with it, and does nothing else before it is ranged over.
+// check returns the error about invalid opts. Sessions panics with it, and does nothing else before it is ranged over.
 func check(opts []leasehold.Option) (err error) {
 	defer func() {
 		switch fault := recover().(type) {
@@ -113,26 +121,6 @@ func check(opts []leasehold.Option) (err error) {
 		}
 	}()
 	leasehold.Sessions(context.Background(), opts...)
-	return nil
-}
-
-// serve shows the state of the leases until the process ends.
-func serve(address string, monitor *leasehold.Monitor) error {
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/leases", monitor)
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, req *http.Request) {
-		if err := monitor.Check(req); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go server.Serve(listener)
 	return nil
 }
 
@@ -153,30 +141,128 @@ func (m *createMode) UnmarshalText(text []byte) error {
 	return errors.New("want auto, new or never")
 }
 
-// errNotInTime is why the wait for a lease ended.
+// errNotInTime is the cause of a wait for a lease that --wait ended.
 var errNotInTime = errors.New("not acquired in time")
 
-// A stopped is why a campaign ended: the tool was asked to stop.
+// A stopped is the cause of a campaign that ended because the tool was asked to stop.
 type stopped struct{ signal os.Signal }
 
 func (s stopped) Error() string { return "stopped: " + s.signal.String() }
 
-// exit is the code of a process that the signal ended.
+// exit returns the exit code of a process that the signal ended.
 func (s stopped) exit() error {
 	number, _ := s.signal.(syscall.Signal)
 	return exitWith(exitSignal+int(number), nil)
 }
 
-// notAcquired returns how the tool ends that did not get the lease because of err.
+// limit cancels a wait for the lease after --wait, until the function that it returns is called. If the holder has stopped
+// renewing the lease by then, it waits until the lease expires: this process has to see it unchanged for its duration.
+func (h *holding) limit(cancel context.CancelCauseFunc) (stop func()) {
+	if h.wait == 0 {
+		return func() {}
+	}
+	ctx, end := context.WithCancel(context.Background())
+	var over sync.Once // either the wait is cancelled or it is not
+	go func() {
+		select {
+		case <-time.After(h.wait):
+			h.awaitExpiry(ctx)
+			over.Do(func() { cancel(errNotInTime) })
+		case <-ctx.Done():
+		}
+	}()
+	return func() {
+		over.Do(func() {})
+		end()
+	}
+}
+
+// awaitExpiry returns at once if the lease is not expired by its own times, else when it is renewed, or acquired by
+// another, or could have been acquired by this process.
+func (h *holding) awaitExpiry(ctx context.Context) {
+	l := h.read(ctx)
+	if l == nil || status(l.Spec, time.Now()) != expired {
+		return
+	}
+	end := time.Now().Add(h.durationOf(l.Spec) + expirySlack)
+	for ctx.Err() == nil && time.Now().Before(end) {
+		seen := h.monitor.Leases()
+		if len(seen) == 0 || seen[0].Holder == nil || !seen[0].Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time) {
+			return
+		}
+		sleep(ctx, 50*time.Millisecond)
+	}
+}
+
+// expirySlack is how long after the expiry of a lease the attempt to acquire it may take.
+const expirySlack = time.Second
+
+// read returns the Lease, nil if it cannot be read soon.
+func (h *holding) read(ctx context.Context) *coordinationv1.Lease {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	l, err := h.look(ctx)
+	if err != nil {
+		return nil
+	}
+	return l
+}
+
+// durationOf returns for how long others must see a lease unchanged before they may acquire it.
+func (h *holding) durationOf(s coordinationv1.LeaseSpec) time.Duration {
+	if seconds := valueOf(s.LeaseDurationSeconds); seconds > 0 {
+		return time.Duration(seconds) * time.Second
+	}
+	return h.duration
+}
+
+// sleep returns after d, or when ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// notAcquired returns the error and exit code of the tool if it did not acquire the lease because of err.
 func (h *holding) notAcquired(err error) error {
 	var asked stopped
 	switch {
 	case errors.As(err, &asked):
 		return asked.exit()
-	case errors.Is(err, errNotInTime):
-		return exitWith(exitNotAcquired, fmt.Errorf("the lease was not acquired within %v", h.wait))
 	case errors.Is(err, leasehold.ErrHeld):
-		return exitWith(exitNotAcquired, err)
+		if who := h.heldBy(); who != "" {
+			err = fmt.Errorf("leasehold: lease %s", who)
+		}
+		return exitWith(h.heldExitCode, err)
+	case errors.Is(err, errNotInTime):
+		err = fmt.Errorf("the lease was not acquired within %v", h.wait)
+		who := h.heldBy()
+		if who == "" {
+			return exitWith(exitNotAcquired, err)
+		}
+		return exitWith(h.heldExitCode, fmt.Errorf("%w: %s", err, who))
 	}
 	return err
+}
+
+// heldBy returns a sentence about the holder of the lease and when the lease can be acquired; "" if it has none.
+func (h *holding) heldBy() string {
+	l := h.read(context.Background())
+	if l == nil || holderOf(l.Spec) == "" {
+		return ""
+	}
+	now := time.Now()
+	text := fmt.Sprintf("held by %q", holderOf(l.Spec))
+	if l.Spec.RenewTime == nil {
+		return text
+	}
+	silent := max(0, now.Sub(l.Spec.RenewTime.Time))
+	if status(l.Spec, now) != expired {
+		return fmt.Sprintf("%s, renewed %s ago", text, duration.HumanDuration(silent))
+	}
+	d := h.durationOf(l.Spec)
+	return fmt.Sprintf("%s, not renewed for %s; free in at most %v with --wait %v", text, duration.HumanDuration(silent), d, d+expirySlack)
 }

@@ -3,13 +3,15 @@
 package main
 
 import (
+	"errors"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Without a way to adopt them, the system's first process gets what a command leaves behind, and collects it.
+// These systems cannot make us the parent of orphans: the first process of the system adopts and collects them. A process
+// that leaves the command's process group is out of reach.
 
 func adopt() error { return nil }
 
@@ -17,9 +19,18 @@ func sysProcAttr(foreground bool) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Foreground: foreground}
 }
 
-func strays(...int) []int { return nil }
+func started(group, watchdog int) []process { return nil }
 
-func reapStrays(...int) int { return 0 }
+func reapOrphans(...int) int { return 0 }
+
+// killSurvivors kills the process group, and reports whether it is gone, except perhaps for processes that have ended.
+func killSurvivors(tool, group int, mark string) bool {
+	if group == 0 {
+		return true
+	}
+	err := syscall.Kill(-group, syscall.SIGKILL)
+	return err == nil || errors.Is(err, syscall.ESRCH)
+}
 
 // clock reads a clock that all processes share; on macOS it goes on while the machine sleeps.
 func clock() time.Duration {

@@ -12,23 +12,23 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// run needs process groups: here it is refused, and everything else works.
+// run needs process groups. Without them it is refused; all other commands work.
 
 type host struct{}
 
 func newHost(*slog.Logger) (*host, error) {
-	return nil, errors.New("run needs process groups, which " + runtime.GOOS + " has not; Linux and macOS have")
+	return nil, errors.New("run needs process groups, which " + runtime.GOOS + " does not have; Linux and macOS have them")
 }
 
-func (*host) close()                                                      {}
-func (*host) sleep(time.Duration) error                                   { return nil }
-func (*host) attend(context.CancelCauseFunc, time.Duration) (stop func()) { return func() {} }
+func (*host) close()                                       {}
+func (*host) sleep(time.Duration) error                    { return nil }
+func (*host) attend(context.CancelCauseFunc) (stop func()) { return func() {} }
 
 func (*runner) term(leasehold.Session) outcome { return outcome{} }
 
-func watching() bool { return false }
+func isWatchdog() bool { return false }
 
-func watchdog() {}
+func watchdogMain() {}
 
-// terminalSize knows no terminal here: a timeline is shown once, at its end.
+// terminalSize finds no terminal: a timeline is shown once, at its end.
 func terminalSize(int) (width, height int, ok bool) { return 0, 0, false }

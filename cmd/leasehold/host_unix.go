@@ -14,27 +14,38 @@ import (
 	"time"
 )
 
-// A host is what the processes of run live in: it hears signals, and collects what has ended.
+// A host is the environment of the processes that run starts: it receives signals, and collects processes that have ended.
 type host struct {
 	log      *slog.Logger
-	signals  chan os.Signal // that the tool was sent
+	signals  chan os.Signal // sent to the tool
 	children chan os.Signal // has room for one: a child has ended or stopped
-	dog      *dog
+	pipe     chan os.Signal // never read: a log that nobody reads any more must not end the tool
+	watchdog *watchdog
 }
 
-// What asks the tool to stop, and what is only passed on. SIGHUP asks it to stop while there is no command.
+// A process is one that the command started.
+type process struct {
+	pid, parent, group int
+	name               string
+	ended              bool // but not collected yet
+}
+
+func (p process) String() string { return fmt.Sprintf("%d (%s)", p.pid, p.name) }
+
+// Signals that ask the tool to stop, and those that are only passed on. SIGHUP asks it to stop while there is no command.
 var (
 	stopSignals = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT}
 	passSignals = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}
 )
 
 func newHost(log *slog.Logger) (*host, error) {
-	h := &host{log: log, signals: make(chan os.Signal, 16), children: make(chan os.Signal, 1)}
+	h := &host{log: log, signals: make(chan os.Signal, 16), children: make(chan os.Signal, 1), pipe: make(chan os.Signal, 1)}
 	signal.Notify(h.signals, slices.Concat(stopSignals, passSignals)...)
 	signal.Notify(h.children, syscall.SIGCHLD)
+	signal.Notify(h.pipe, syscall.SIGPIPE)
 	var err error
 	if err = adopt(); err == nil {
-		h.dog, err = startDog()
+		h.watchdog, err = startWatchdog()
 	}
 	if err != nil {
 		h.close()
@@ -45,25 +56,20 @@ func newHost(log *slog.Logger) (*host, error) {
 func (h *host) close() {
 	signal.Stop(h.signals)
 	signal.Stop(h.children)
-	if h.dog != nil {
-		h.dog.close()
+	signal.Stop(h.pipe)
+	if h.watchdog != nil {
+		h.watchdog.close()
 	}
 }
 
 func stops(sig os.Signal) bool { return slices.Contains(stopSignals, sig) }
 
-// attend cancels a wait when the tool is asked to stop, or after wait if that is not 0. A second request to stop ends the
-// process. It lasts until the function that it returns is called.
-func (h *host) attend(cancel context.CancelCauseFunc, wait time.Duration) (stop func()) {
+// attend cancels a wait when the tool is asked to stop, until the function that it returns is called. A second request to
+// stop ends the process.
+func (h *host) attend(cancel context.CancelCauseFunc) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		var late <-chan time.Time
-		if wait > 0 {
-			timer := time.NewTimer(wait)
-			defer timer.Stop()
-			late = timer.C
-		}
 		for asked := false; ; {
 			select {
 			case sig := <-h.signals:
@@ -75,10 +81,8 @@ func (h *host) attend(cancel context.CancelCauseFunc, wait time.Duration) (stop 
 				}
 				asked = true
 				cancel(stopped{sig})
-			case <-late:
-				cancel(errNotInTime)
 			case <-h.children:
-				reapStrays(h.dog.pid())
+				reapOrphans(h.watchdog.pid())
 			case <-quit:
 				return
 			}
@@ -90,11 +94,11 @@ func (h *host) attend(cancel context.CancelCauseFunc, wait time.Duration) (stop 
 	})
 }
 
-// sleep waits for d, or returns why not.
+// sleep returns after d, or when the tool is asked to stop, with the error that says so.
 func (h *host) sleep(d time.Duration) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	defer h.attend(cancel, 0)()
+	defer h.attend(cancel)()
 	select {
 	case <-time.After(d):
 		return nil
@@ -103,8 +107,7 @@ func (h *host) sleep(d time.Duration) error {
 	}
 }
 
-// A group is a command, the processes it started that stayed in its process group, and the strays: those that left the
-// group and whose parents have ended.
+// A group is a command and all that it started: the processes in its process group, and on Linux those that left it.
 type group struct {
 	id         int // of the process group, and of the command itself
 	host       *host
@@ -123,18 +126,29 @@ func (h *host) start(path string, argv, env []string) (*group, error) {
 	return g, nil
 }
 
-// signal sends sig to the group. It fails where the group is gone already.
+// signal sends sig to the process group. It does nothing where the group is gone.
 func (g *group) signal(sig syscall.Signal) { syscall.Kill(-g.id, sig) }
 
-// signalAll sends sig to the group and to all strays.
+// signalAll sends sig to the process group, and to the processes that left it.
 func (g *group) signalAll(sig syscall.Signal) {
 	g.signal(sig)
-	for _, pid := range strays(g.host.dog.pid(), g.id) {
-		syscall.Kill(pid, sig)
+	for _, p := range started(g.id, g.host.watchdog.pid()) {
+		if p.group != g.id {
+			syscall.Kill(p.pid, sig)
+		}
 	}
 }
 
-// reap collects what has ended, and tells whether nothing is left. Once it is, the group must not be signalled any more.
+// left returns the processes that the command started and that have not ended, as people read them.
+func (g *group) left() []string {
+	var names []string
+	for _, p := range started(g.id, g.host.watchdog.pid()) {
+		names = append(names, p.String())
+	}
+	return names
+}
+
+// reap collects processes that have ended, and reports whether none is left. Then the group must not be signalled any more.
 func (g *group) reap() bool {
 	for {
 		var status syscall.WaitStatus
@@ -147,7 +161,7 @@ func (g *group) reap() bool {
 		}
 		switch {
 		case status.Stopped():
-			// Nobody but us sees that Ctrl-Z stopped a command that has the terminal, and a shell does not get it back.
+			// Ctrl-Z stops only the command, which has the terminal: our shell does not see it, and could not continue it.
 			if g.foreground && status.StopSignal() == syscall.SIGTSTP {
 				syscall.Kill(-g.id, syscall.SIGCONT)
 			}
@@ -158,7 +172,7 @@ func (g *group) reap() bool {
 	if g.status == nil {
 		return false
 	}
-	left := reapStrays(g.host.dog.pid(), g.id)
+	left := reapOrphans(g.host.watchdog.pid(), g.id)
 	return left == 0 && syscall.Kill(-g.id, 0) == syscall.ESRCH
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 )
 
 // The exit codes that are not a command's own; doc.go explains them.
@@ -30,30 +32,34 @@ const (
 )
 
 func init() {
-	// A process that run starts dies with the thread that started it (see start), so that must be the thread that
-	// lasts as long as the process: main's.
+	// The command of run dies with the thread that started it (see start). The main thread lasts as long as the process.
 	runtime.LockOSThread()
 }
 
 func main() {
-	if watching() {
-		watchdog()
+	if isWatchdog() {
+		watchdogMain()
 		return
+	}
+	args := os.Args[1:]
+	if calledForCompletion() {
+		args = append([]string{completeArg}, args...)
 	}
 	os.Exit((&tool{
 		name: filepath.Base(os.Args[0]),
 		in:   os.Stdin,
 		out:  os.Stdout,
 		err:  os.Stderr,
-	}).main(os.Args[1:]))
+	}).main(args))
 }
 
-// A tool is one call of leasehold: where it reads and writes, and what its common flags say.
+// A tool is one call of leasehold: its input and output, and the values of the common flags.
 type tool struct {
 	name     string
 	in       io.Reader
 	out, err io.Writer
 
+	logs      *logWriter // to err, without blocking
 	cluster   cluster
 	logLevel  slog.Level
 	logFormat string
@@ -86,6 +92,7 @@ func commands() []*command {
 // main runs the command that args name and returns the exit code.
 func (t *tool) main(args []string) int {
 	t.name = strings.Replace(strings.TrimSuffix(t.name, ".exe"), "kubectl-", "kubectl ", 1)
+	t.logs = newLogWriter(t.err)
 	err := t.dispatch(args)
 	var exit *exitError
 	code := 0
@@ -95,13 +102,21 @@ func (t *tool) main(args []string) int {
 	if errors.As(err, &exit) {
 		code, err = exit.code, exit.err
 	}
-	if err != nil && !errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprintln(t.err, "error:", err)
+	switch {
+	case err == nil || errors.Is(err, pflag.ErrHelp):
+	case code == 0: // --held-exit-code=0
+		fmt.Fprintln(t.logs, err)
+	default:
+		fmt.Fprintln(t.logs, "error:", err)
 	}
+	t.logs.flush()
 	return code
 }
 
 func (t *tool) dispatch(args []string) error {
+	if len(args) > 0 && args[0] == completeArg {
+		return t.complete(args[1:])
+	}
 	args = t.commandFirst(args)
 	if len(args) == 0 {
 		t.usage(t.err)
@@ -109,11 +124,13 @@ func (t *tool) dispatch(args []string) error {
 	}
 	switch args[0] {
 	case "-h", "--help", "help":
-		if len(args) > 1 {
-			if c := find(args[1]); c != nil {
-				t.help(t.out, c, t.flagSet(c))
-				return nil
+		if len(args) > 1 && !strings.HasPrefix(args[1], "-") {
+			c := find(args[1])
+			if c == nil {
+				return t.noCommand(args[1])
 			}
+			t.help(t.out, c, t.flagSet(c))
+			return nil
 		}
 		t.usage(t.out)
 		return nil
@@ -122,7 +139,7 @@ func (t *tool) dispatch(args []string) error {
 	}
 	c := find(args[0])
 	if c == nil {
-		return exitWith(exitUsage, fmt.Errorf("no command %q: see %q", args[0], t.name+" help"))
+		return t.noCommand(args[0])
 	}
 	flags := t.flagSet(c)
 	err := flags.Parse(args[1:])
@@ -141,8 +158,12 @@ func (t *tool) dispatch(args []string) error {
 	return c.exit(err)
 }
 
-// commandFirst returns args with the common flags that come before the command, as in kubectl leasehold -n web get,
-// behind it.
+func (t *tool) noCommand(name string) error {
+	return exitWith(exitUsage, fmt.Errorf("unknown command %q: see %q", name, t.name+" help"))
+}
+
+// commandFirst returns args with the common flags that come before the command moved behind it, as in kubectl leasehold
+// -n web get.
 func (t *tool) commandFirst(args []string) []string {
 	if len(args) == 0 || !strings.HasPrefix(args[0], "-") {
 		return args
@@ -157,7 +178,7 @@ func (t *tool) commandFirst(args []string) []string {
 	return slices.Concat(flags.Args()[:1], leading, flags.Args()[1:])
 }
 
-// exit gives err the exit code of its kind, unless it has one.
+// exit returns err with the exit code of its kind, unless it has one.
 func (c *command) exit(err error) error {
 	var exit *exitError
 	var usage usageError
@@ -181,7 +202,7 @@ func find(name string) *command {
 	return nil
 }
 
-// flagSet returns the flags of c, which set what c and t remember.
+// flagSet returns the flags of c, which set fields of c and t.
 func (t *tool) flagSet(c *command) *pflag.FlagSet {
 	flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
 	flags.SetOutput(io.Discard) // errors are shown once, by main
@@ -204,21 +225,36 @@ func (t *tool) commonFlags() *pflag.FlagSet {
 	return flags
 }
 
+// openLog makes t.log a logger that writes to t.logs.
 func (t *tool) openLog() error {
-	options := &slog.HandlerOptions{Level: t.logLevel}
-	switch t.logFormat {
-	case "text", "":
-		t.log = slog.New(slog.NewTextHandler(t.err, options))
-	case "json":
-		t.log = slog.New(slog.NewJSONHandler(t.err, options))
-	default:
-		return fmt.Errorf("--log-format %q: want text or json", t.logFormat)
+	handler, err := t.logHandler(t.logs)
+	if err != nil {
+		return err
 	}
+	t.log = slog.New(handler)
+	t.logs.lost = func(lines int) []byte {
+		var line bytes.Buffer
+		handler, _ := t.logHandler(&line) // the format is known by now
+		slog.New(handler).Error("log lines dropped: standard error was blocked", "lines", lines)
+		return line.Bytes()
+	}
+	klog.SetSlogLogger(t.log) // client-go's own messages
 	return nil
 }
 
-// interruptible returns a context that ends when the tool is asked to stop; its cause is a stopped. A second request ends
-// the process.
+func (t *tool) logHandler(w io.Writer) (slog.Handler, error) {
+	options := &slog.HandlerOptions{Level: t.logLevel}
+	switch t.logFormat {
+	case "text", "":
+		return slog.NewTextHandler(w, options), nil
+	case "json":
+		return slog.NewJSONHandler(w, options), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", t.logFormat)
+}
+
+// interruptible returns a context that ends when the tool is asked to stop, with a stopped as its cause. A second request
+// ends the process.
 func interruptible() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -246,20 +282,38 @@ func exitWith(code int, err error) error { return &exitError{code, err} }
 func (e *exitError) Error() string { return fmt.Sprintf("exit code %d: %v", e.code, e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
-// A usageError is one that the reader of the help would not have made.
+// A usageError is a mistake in the arguments, which the help explains.
 type usageError struct{ error }
 
 func (u usageError) Unwrap() error { return u.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// oneLease returns the only argument.
+// oneLease returns the name of the lease that is the only argument.
 func oneLease(args []string) (string, error) {
 	switch len(args) {
 	case 0:
-		return "", usagef("which lease? want its name as the argument")
+		return "", usagef("missing LEASE: its name is required")
 	case 1:
-		return args[0], nil
+		return leaseName(args[0])
 	}
 	return "", usagef("want one lease, not %d: %s", len(args), strings.Join(args, " "))
+}
+
+// leaseResources are the names by which kubectl knows the resource.
+var leaseResources = []string{"lease", "leases", "lease.coordination.k8s.io", "leases.coordination.k8s.io", "lease.v1.coordination.k8s.io",
+	"leases.v1.coordination.k8s.io"}
+
+// leaseName returns the name in an argument that may be of the form lease/NAME.
+func leaseName(arg string) (string, error) {
+	kind, name, found := strings.Cut(arg, "/")
+	switch {
+	case !found:
+		return arg, nil
+	case !slices.Contains(leaseResources, strings.ToLower(kind)):
+		return "", usagef("%q: want NAME or lease/NAME; the namespace is given by --namespace", arg)
+	case name == "":
+		return "", usagef("%q: missing the name after lease/", arg)
+	}
+	return name, nil
 }

@@ -3,9 +3,10 @@ package main
 import (
 	"bytes"
 	"flag"
-	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,30 +81,43 @@ func TestUsage(t *testing.T) {
 		want string
 	}{
 		{"", 2, "Usage:"},
-		{"bogus", 2, `no command "bogus": see "leasehold help"`},
-		{"-n web bogus", 2, `no command "bogus"`},
-		{"--bogus get", 2, `no command "--bogus"`},
+		{"bogus", 2, `unknown command "bogus": see "leasehold help"`},
+		{"help bogus", 2, `unknown command "bogus": see "leasehold help"`},
+		{"-n web bogus", 2, `unknown command "bogus"`},
+		{"--bogus get", 2, `unknown command "--bogus"`},
 		{"get --bogus", 2, `unknown flag: --bogus: see "leasehold get --help"`},
-		{"get -o wide", 2, "want table, json, yaml or name"},
-		{"get -A web", 2, "--all-namespaces and the name of a lease"},
-		{"get -l a=b web", 2, "--selector and the name of a lease"},
+		{"get -o bogus", 2, "want table, wide, json, yaml, name, jsonpath="},
+		{"get -o jsonpath=", 2, `missing the template after "jsonpath="`},
+		{"get -o jsonpath={", 2, "unclosed action"},
+		{"get -o go-template={{", 2, "unclosed action"},
+		{"get -o custom-columns", 2, "want custom-columns=HEADER:PATH"},
+		{"get -o custom-columns=A", 2, `custom column "A": want HEADER:PATH`},
+		{"get -o jsonpath-file=missing", 2, "no such file"},
+		{"watch -o wide", 2, "want table, json, yaml or name"},
+		{"get -A web", 2, "--all-namespaces and the name of a lease are mutually exclusive"},
+		{"get -l a=b web", 2, "--selector and the name of a lease are mutually exclusive"},
 		{"get -l =", 2, "--selector: "},
 		{"get --log-format xml", 2, "want text or json"},
 		{"get --log-level loud", 2, "--log-level"},
 		{"get", 1, "no API server: not in a cluster, and no kubeconfig"},
 		{"watch --for -1s", 2, "want a positive time"},
-		{"watch --timeline -o json", 2, "--timeline and --output json"},
-		{"claim", 2, "which lease?"},
+		{"watch --timeline -o json", 2, "--timeline and --output json are mutually exclusive"},
+		{"claim", 2, "missing LEASE"},
 		{"claim a b", 2, "want one lease, not 2: a b"},
 		{"claim A", 2, `lease name "A"`},
-		{"claim a --wait 1s --no-wait", 2, "--wait and --no-wait"},
+		{"claim pod/a", 2, `"pod/a": want NAME or lease/NAME`},
+		{"claim lease/", 2, `missing the name after lease/`},
+		{"get lease/a pod/b", 2, `"pod/b": want NAME or lease/NAME`},
+		{"claim a -E 256", 2, "--held-exit-code 256: want 0 to 255"},
+		{"claim Lease/a", 1, "no API server"},
+		{"claim a --wait 1s --no-wait", 2, "--wait and --no-wait are mutually exclusive"},
 		{"claim a --create sometimes", 2, "want auto, new or never"},
 		{"claim a", 1, "no API server"},
-		{"release a", 2, "whose lease?"},
-		{"release a --force", 2, "want --force and --holder together"},
-		{"release a --holder b", 2, "want --force and --holder together"},
-		{"release a --force --holder b -i c", 2, "--force and --identity"},
-		{"create", 2, "which lease?"},
+		{"release a", 2, "--identity is required"},
+		{"release a --force", 2, "--force and --holder are required together"},
+		{"release a --holder b", 2, "--force and --holder are required together"},
+		{"release a --force --holder b -i c", 2, "--force and --identity are mutually exclusive"},
+		{"create", 2, "missing LEASE"},
 		{"explain a", 2, "no arguments wanted: a"},
 		{"explain --duration 1500ms", 2, "in whole seconds"},
 		{"explain --duration 10s --renew-deadline 9500ms", 2, "want renew deadline (9.5s) <= 0.9 x duration (10s)"},
@@ -112,10 +126,10 @@ func TestUsage(t *testing.T) {
 		{"report --from missing", 1, "no such file"},
 		{"report --from -", 1, "nothing recorded"},
 		{"completion fish", 2, "want bash or zsh"},
-		{"run", 125, `want "--"`},
-		{"run a true", 125, `want "--"`},
-		{"run a --", 125, "which command?"},
-		{"run -- true", 125, "which lease?"},
+		{"run", 125, `missing "--" before COMMAND`},
+		{"run a true", 125, `missing "--" before COMMAND`},
+		{"run a --", 125, `missing COMMAND after "--"`},
+		{"run -- true", 125, "missing LEASE"},
 		{"run a b -- true", 125, "want one lease"},
 		{"run a --bogus -- true", 125, "unknown flag: --bogus"},
 		{"run a --duration 0s -- true", 125, "want 1s <= duration (0s)"},
@@ -141,10 +155,10 @@ func TestRunOptions(t *testing.T) {
 		{"--duration 30s --renew-deadline 20s", "5s"},
 		{"--stop-timeout 2999ms", "2.999s"},
 		{"--stop-timeout 0s", "0s"},
-		{"--stop-timeout 3s", "want 0 <= stop timeout (3s) < duration (15s) - renew deadline (12s) = 3s: the lease can be somebody else's after that; a longer --duration or an earlier --renew-deadline makes room"},
+		{"--stop-timeout 3s", "want 0 <= stop timeout (3s) < duration (15s) - renew deadline (12s) = 3s, after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room"},
 		{"--stop-timeout -1s", "want 0 <= stop timeout (-1s) < duration (15s)"},
-		{"--grace-period -1s", "want no negative time"},
-		{"--once --restart", "--once and --restart"},
+		{"--grace-period -1s", "want 0s or more"},
+		{"--once --restart", "--once and --restart are mutually exclusive"},
 		{"--restart --wait 1s", "--restart waits"},
 		{"--restart --no-wait", "--restart waits"},
 	} {
@@ -175,7 +189,8 @@ func ago(d time.Duration) *metav1.MicroTime { return &metav1.MicroTime{Time: now
 func lease(namespace, name, holder string, acquired, renewed time.Duration, transitions int32) coordinationv1.Lease {
 	l := coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
 		Namespace: namespace, Name: name, Labels: map[string]string{"team": "storage"}, ResourceVersion: "7",
-		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "leasehold"}},
+		ManagedFields:     []metav1.ManagedFieldsEntry{{Manager: "leasehold", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:holderIdentity":{}}}`)}}},
+		CreationTimestamp: metav1.Time{Time: now.Add(-100 * time.Hour)},
 	}}
 	if holder != "" {
 		l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15)), AcquireTime: ago(acquired), RenewTime: ago(renewed)}
@@ -193,35 +208,122 @@ func TestPrintLeases(t *testing.T) {
 		lease("web", "future", "ahead", -5*time.Second, -5*time.Second, 0),
 		odd,
 	}
-	for _, f := range []format{"table", "json", "yaml", "name"} {
-		var b bytes.Buffer
-		if err := printLeases(&b, f, leases[:3], now, false, true); err != nil {
+	printed := func(p printer, leases []coordinationv1.Lease, output string) string {
+		t.Helper()
+		if err := p.output.UnmarshalText([]byte(output)); err != nil {
 			t.Fatal(err)
 		}
-		golden(t, "get."+string(f), b.String())
+		var b bytes.Buffer
+		if err := p.print(&b, slices.Clone(leases), now); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
 	}
-	var b bytes.Buffer
-	if err := printLeases(&b, "table", leases, now, true, true); err != nil {
-		t.Fatal(err)
+	for _, f := range []string{"table", "json", "yaml", "name"} {
+		golden(t, "get."+f, printed(printer{list: true}, leases[:3], f))
 	}
-	golden(t, "get-A.table", b.String())
-	b.Reset()
-	if err := printLeases(&b, "yaml", leases[1:2], now, false, false); err != nil {
-		t.Fatal(err)
+	golden(t, "get-A.table", printed(printer{list: true, namespaces: true}, leases, "table"))
+	golden(t, "get-A-wide.table", printed(printer{list: true, namespaces: true}, leases, "wide"))
+	golden(t, "get-one.yaml", printed(printer{}, leases[1:2], "yaml"))
+	for _, tt := range []struct {
+		printer printer
+		output  string
+		want    string
+	}{
+		{printer{list: true}, "jsonpath={.items[*].spec.holderIdentity}", "reconciler-7d9f_3e096a27 warmer-0"},
+		{printer{}, "jsonpath={.spec.holderIdentity}{.nothing}", "reconciler-7d9f_3e096a27"},
+		{printer{}, "jsonpath-as-json={.spec.leaseTransitions}", "[\n    12\n]\n"},
+		{printer{}, "go-template={{.metadata.name}} {{.spec.leaseTransitions}}", "reconciler 12"},
+		{printer{list: true}, `go-template={{range .items}}{{.metadata.name}},{{end}}`, "backup,reconciler,cache-warmer,"},
+		{printer{list: true}, "custom-columns=LEASE:.metadata.name,HOLDER:{.spec.holderIdentity},L:metadata.labels.team",
+			"LEASE          HOLDER                     L\nbackup         <none>                     storage\n" +
+				"reconciler     reconciler-7d9f_3e096a27   storage\ncache-warmer   warmer-0                   storage\n"},
+		{printer{noHeaders: true}, "custom-columns=LEASE:.metadata.name", "reconciler\n"},
+		{printer{noHeaders: true}, "table", "reconciler   held   reconciler-7d9f_3e096a27   90m   2s    15s   12\n"},
+	} {
+		some := leases[1:2]
+		if tt.printer.list {
+			some = leases[:3]
+		}
+		if got := printed(tt.printer, some, tt.output); got != tt.want {
+			t.Errorf("-o %s: %q, want %q", tt.output, got, tt.want)
+		}
 	}
-	golden(t, "get-one.yaml", b.String())
 }
 
-func TestCompletion(t *testing.T) {
-	for _, shell := range []string{"bash", "zsh"} {
+// A printer that is called for each change goes on with its table.
+func TestPrintAgain(t *testing.T) {
+	var b bytes.Buffer
+	p := printer{output: output{kind: "table"}}
+	p.print(&b, []coordinationv1.Lease{lease("default", "reconciler", "reconciler-7d9f_3e096a27", time.Hour, 0, 1)}, now)
+	p.print(&b, []coordinationv1.Lease{lease("default", "reconciler", "b", time.Minute, 0, 2)}, now)
+	want := "NAME         STATUS   HOLDER                     SINCE   RENEWED   DURATION   TRANSITIONS\n" +
+		"reconciler   held     reconciler-7d9f_3e096a27   60m     0s        15s        1\n" +
+		"reconciler   held     b                          60s     0s        15s        2\n"
+	if b.String() != want {
+		t.Errorf("printed\n%swant\n%s", b.String(), want)
+	}
+}
+
+func TestCompletionScript(t *testing.T) {
+	for _, shell := range shells {
 		code, script, _ := call(t, "completion", shell)
 		if code != 0 || !strings.Contains(script, "complete -o default -F _leasehold leasehold\n") {
 			t.Errorf("%s: exit code %d\n%s", shell, code, script)
 		}
-		for _, c := range commands() {
-			if !strings.Contains(script, fmt.Sprintf("\t%s) flags=", c.name)) {
-				t.Errorf("%s does not complete %s", shell, c.name)
-			}
+	}
+}
+
+// Candidates that need no API server, for words as a shell passes them.
+func TestComplete(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(kubeconfig, []byte(`{apiVersion: v1, kind: Config, contexts: [{name: "eks:prod"}, {name: "eks:test"}, {name: local}]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		words []string
+		want  string
+	}{
+		{[]string{""}, "run get watch claim release create explain report completion help version :4"},
+		{[]string{"re"}, "release report :4"},
+		{[]string{"-n", "web", "cl"}, "claim :4"},
+		{[]string{"help", "ex"}, "explain :4"},
+		{[]string{"nosuch", ""}, ":4"},
+		{[]string{"run", "--stop-t"}, "--stop-timeout :4"},
+		{[]string{"run", "job", "--", ""}, ":0"},
+		{[]string{"run", "job", "--", "get", "-"}, ":0"},
+		{[]string{"completion", ""}, "bash zsh :4"},
+		{[]string{"get", "-o", "js"}, "json jsonpath= jsonpath-file= jsonpath-as-json= :6"},
+		{[]string{"get", "--output=ya"}, "--output=yaml :4"},
+		{[]string{"get", "--output", "=", "ya"}, "yaml :4"},
+		{[]string{"get", "--output", "="}, "table wide json yaml name jsonpath= jsonpath-file= jsonpath-as-json= go-template= go-template-file= custom-columns= custom-columns-file= :6"},
+		{[]string{"watch", "-o", ""}, "table json yaml name :4"},
+		{[]string{"explain", "-o", ""}, "table json yaml :4"},
+		{[]string{"claim", "--create", ""}, "auto new never :4"},
+		{[]string{"get", "--log-level=d"}, "--log-level=debug :4"},
+		{[]string{"report", "--html", ""}, ":0"},
+		{[]string{"get", "--kubeconfig", kubeconfig, "--context", ""}, "eks:prod eks:test local :4"},
+		{[]string{"get", "--kubeconfig", "=", kubeconfig, "--context", "=", "eks", ":", "p"}, "prod :4"},
+		{[]string{"get", "--for"}, ":4"},
+		{[]string{"get", "-n"}, ":4"},
+	} {
+		code, out, stderr := call(t, append([]string{completeArg}, tt.words...)...)
+		if got := strings.Join(strings.Fields(out), " "); code != 0 || got != tt.want || stderr != "" {
+			t.Errorf("%q: exit code %d, %s, want %s (%s)", tt.words, code, got, tt.want, stderr)
 		}
+	}
+}
+
+// An API server that does not answer delays a completion for no longer than two seconds.
+func TestCompleteNeverHangs(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	began := time.Now()
+	code, out, _ := call(t, completeArg, "get", "--server=https://"+silent.Addr().String(), "")
+	if took := time.Since(began); took > 30*time.Second || code != 0 || out != ":4\n" {
+		t.Errorf("exit code %d after %v: %s", code, took, out)
 	}
 }

@@ -3,7 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -16,15 +16,16 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// A change is that a lease was seen to be held by another, or by nobody. Renewals are none. Its JSON is stable: report
+// A change of a lease: another holder, none, or one that stopped renewing it. A renewal is none. The JSON is stable: report
 // records it.
 type change struct {
-	Time        time.Time `json:"time"` // when it was seen
-	Namespace   string    `json:"namespace"`
-	Name        string    `json:"name"`
-	Status      string    `json:"status"` // one of the following
-	Holder      string    `json:"holder,omitempty"`
-	Transitions int32     `json:"transitions"`
+	Time            time.Time `json:"time"` // when it was seen
+	Namespace       string    `json:"namespace"`
+	Name            string    `json:"name"`
+	Status          string    `json:"status"` // one of the following
+	Holder          string    `json:"holder,omitempty"`
+	Transitions     int32     `json:"transitions"`
+	DurationSeconds int32     `json:"durationSeconds,omitempty"` // of the lease; 0 if it has no holder
 }
 
 const (
@@ -32,12 +33,18 @@ const (
 	free    = "free"
 	expired = "expired" // not seen to be renewed for the duration
 	missing = "missing" // there is no such Lease
-	ended   = "ended"   // the last change of a recording, of no lease: nothing was watched any more
+	ended   = "ended"   // the last change of a recording, of no lease: the watch ended
 )
 
-// observe follows the leases of a selection and calls emit for how each is at first and for each change, on one goroutine.
-// It returns when ctx ends, or the first read fails.
-func (s selection) observe(ctx context.Context, t *tool, emit func(change)) error {
+// An event is a change with the Lease as it was last seen; nil if it never was.
+type event struct {
+	change
+	lease *coordinationv1.Lease
+}
+
+// observe follows the leases of a selection. It calls emit for the first state of each and for each change, on one
+// goroutine. It returns when ctx ends, or the first read fails.
+func (s selection) observe(ctx context.Context, t *tool, emit func(event)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	followers := []follower{{selection: s}}
@@ -75,25 +82,25 @@ func (s selection) observe(ctx context.Context, t *tool, emit func(change)) erro
 	}
 }
 
-// A sight is a Lease as it was seen; without spec it is gone.
+// A sight is a Lease as it was seen; nil if it is missing.
 type sight struct {
-	key  types.NamespacedName
-	spec *coordinationv1.LeaseSpec
+	key   types.NamespacedName
+	lease *coordinationv1.Lease
 }
 
 // An observer tells changes from renewals.
 type observer struct {
 	leases map[types.NamespacedName]*observed
-	emit   func(change)
+	emit   func(event)
 }
 
 type observed struct {
-	spec coordinationv1.LeaseSpec
-	last change    // as it was emitted
-	due  time.Time // when it expires; zero if it does not
+	lease *coordinationv1.Lease // as it was last seen
+	last  change                // as it was emitted
+	due   time.Time             // when it expires; zero if it does not
 }
 
-// see takes note of s.
+// see records s, and emits it if it is a change.
 func (o *observer) see(s sight, now time.Time) {
 	l, known := o.leases[s.key]
 	if !known {
@@ -102,31 +109,32 @@ func (o *observer) see(s sight, now time.Time) {
 	}
 	next := change{Namespace: s.key.Namespace, Name: s.key.Name, Status: missing, Transitions: l.last.Transitions}
 	l.due = time.Time{}
-	if s.spec != nil {
-		next.Status, next.Holder, next.Transitions = free, holderOf(*s.spec), valueOf(s.spec.LeaseTransitions)
+	if s.lease != nil {
+		spec := s.lease.Spec
+		next.Status, next.Holder, next.Transitions = free, holderOf(spec), valueOf(spec.LeaseTransitions)
 		if next.Holder != "" {
-			next.Status = held
-			if seconds := valueOf(s.spec.LeaseDurationSeconds); seconds > 0 {
-				l.due = now.Add(time.Duration(seconds) * time.Second)
+			next.Status, next.DurationSeconds = held, valueOf(spec.LeaseDurationSeconds)
+			if next.DurationSeconds > 0 {
+				l.due = now.Add(time.Duration(next.DurationSeconds) * time.Second)
 			}
 		}
-		l.spec = *s.spec
+		l.lease = s.lease
 	}
-	o.tell(l, next, now)
+	o.emitChange(l, next, now)
 }
 
-// tell emits next if it is a change.
-func (o *observer) tell(l *observed, next change, now time.Time) {
+// emitChange emits next unless it equals the last change but for its time.
+func (o *observer) emitChange(l *observed, next change, now time.Time) {
 	next.Time = l.last.Time
 	if next == l.last {
 		return
 	}
 	next.Time = now.Round(0) // as a recording has it
 	l.last = next
-	o.emit(next)
+	o.emit(event{next, l.lease})
 }
 
-// expire emits what has expired at now, and returns how long until the next may.
+// expire emits the leases that have expired at now, and returns how long until the next may.
 func (o *observer) expire(now time.Time) time.Duration {
 	wake := time.Hour
 	keys := slices.SortedFunc(maps.Keys(o.leases), func(a, b types.NamespacedName) int { return cmp.Compare(a.String(), b.String()) })
@@ -142,12 +150,12 @@ func (o *observer) expire(now time.Time) time.Duration {
 		l.due = time.Time{}
 		next := l.last
 		next.Status = expired
-		o.tell(l, next, now)
+		o.emitChange(l, next, now)
 	}
 	return wake
 }
 
-// A follower reads leases, all that are selected or one by its name, and watches them.
+// A follower reads and watches leases: all that are selected, or one by its name.
 type follower struct {
 	selection
 	name  string
@@ -156,7 +164,7 @@ type follower struct {
 	known map[types.NamespacedName]bool
 }
 
-// follow reports until ctx ends. Only a first read that fails ends it before.
+// follow reports the leases until ctx ends, or the first read fails.
 func (f *follower) follow(ctx context.Context) error {
 	f.known = map[types.NamespacedName]bool{}
 	for first, failing := true, false; ctx.Err() == nil; first = false {
@@ -169,7 +177,7 @@ func (f *follower) follow(ctx context.Context) error {
 		}
 		if err != nil && !failing && ctx.Err() == nil {
 			failing = true
-			f.tool.log.Warn("the leases are read every two seconds", "error", err)
+			f.tool.log.Warn("the watch failed: the leases are read every two seconds", "error", err)
 		}
 		pause := 100 * time.Millisecond
 		if err != nil {
@@ -183,7 +191,7 @@ func (f *follower) follow(ctx context.Context) error {
 	return nil
 }
 
-// read reports how all leases are, and which are gone.
+// read reports the present state of all leases, and which are gone.
 func (f *follower) read(ctx context.Context) (version string, err error) {
 	var leases []coordinationv1.Lease
 	if f.name != "" {
@@ -191,7 +199,7 @@ func (f *follower) read(ctx context.Context) (version string, err error) {
 		switch {
 		case err == nil:
 			leases, version = append(leases, *l), l.ResourceVersion
-		case apierrors.IsNotFound(err): // it may come
+		case apierrors.IsNotFound(err): // it may be created later
 			f.known[types.NamespacedName{Namespace: f.namespace, Name: f.name}] = true
 		default:
 			return "", advise(err, "get", f.namespace, f.name)
@@ -220,7 +228,7 @@ func (f *follower) read(ctx context.Context) (version string, err error) {
 }
 
 func see(l *coordinationv1.Lease) sight {
-	return sight{types.NamespacedName{Namespace: l.Namespace, Name: l.Name}, &l.Spec}
+	return sight{types.NamespacedName{Namespace: l.Namespace, Name: l.Name}, l}
 }
 
 func (f *follower) report(ctx context.Context, sights ...sight) error {
@@ -232,7 +240,7 @@ func (f *follower) report(ctx context.Context, sights ...sight) error {
 	}
 }
 
-// watch reports what happens after version, until the API server ends the watch.
+// watch reports the changes after version, until the API server ends the watch.
 func (f *follower) watch(ctx context.Context, version string) error {
 	opts := metav1.ListOptions{LabelSelector: f.selector, ResourceVersion: version}
 	if f.name != "" {
@@ -252,12 +260,12 @@ func (f *follower) watch(ctx context.Context, version string) error {
 		}
 		l, ok := event.Object.(*coordinationv1.Lease)
 		if !ok {
-			return errors.New("the server sent what was not asked for")
+			return fmt.Errorf("the watch returned a %T instead of a Lease", event.Object)
 		}
 		s := see(l)
 		f.known[s.key] = true
 		if event.Type == watch.Deleted {
-			s.spec = nil
+			s.lease = nil
 			delete(f.known, s.key)
 		}
 		if err := f.report(ctx, s); err != nil {

@@ -5,19 +5,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"sigs.k8s.io/yaml"
 )
 
-// A format is how to show results.
+// A format is a value of --output that needs no template.
 type format string
 
 func (f format) MarshalText() ([]byte, error) { return []byte(f), nil }
@@ -47,67 +49,196 @@ func (f format) marshal(w io.Writer, v any) error {
 
 const resource = "lease.coordination.k8s.io/"
 
-// printLeases shows leases as they are at now. As kubectl does, JSON and YAML are a List unless one was asked for by name.
-func printLeases(w io.Writer, f format, leases []coordinationv1.Lease, now time.Time, namespaces, list bool) error {
-	for i := range leases {
-		leases[i].TypeMeta = metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"}
-		leases[i].ManagedFields = nil
+// A printer prints Leases as kubectl does. It may be called again and again: headers are printed once.
+type printer struct {
+	output
+	namespaces bool // a column of the table
+	noHeaders  bool
+	list       bool // JSON, YAML and templates get a List also of one Lease
+
+	table table
+}
+
+// print prints leases as they are at now.
+func (p *printer) print(w io.Writer, leases []coordinationv1.Lease, now time.Time) error {
+	var rows []row
+	for _, l := range leases {
+		rows = append(rows, row{l, status(l.Spec, now)})
 	}
-	switch f {
+	return p.printRows(w, rows, now)
+}
+
+// A row is a Lease with its status.
+type row struct {
+	lease  coordinationv1.Lease
+	status string
+}
+
+func (p *printer) printRows(w io.Writer, rows []row, now time.Time) error {
+	switch p.kind {
+	case "table", "wide":
+		return p.printTable(w, rows, now)
 	case "name":
-		for _, l := range leases {
-			fmt.Fprintln(w, resource+l.Name)
+		for _, r := range rows {
+			fmt.Fprintln(w, resource+r.lease.Name)
 		}
 		return nil
-	case "json", "yaml":
-		if !list && len(leases) == 1 {
+	}
+	var leases []coordinationv1.Lease
+	for _, r := range rows {
+		l := r.lease
+		l.TypeMeta = metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"}
+		l.ManagedFields = nil
+		leases = append(leases, l)
+	}
+	if p.kind == "json" || p.kind == "yaml" {
+		f := format(p.kind)
+		if !p.list && len(leases) == 1 {
 			return f.marshal(w, leases[0])
+		}
+		if leases == nil {
+			leases = []coordinationv1.Lease{}
 		}
 		return f.marshal(w, map[string]any{"apiVersion": "v1", "kind": "List", "items": leases, "metadata": map[string]any{"resourceVersion": ""}})
 	}
-	rows := [][]string{{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION", "TRANSITIONS"}}
-	for _, l := range leases {
-		s := l.Spec
-		rows = append(rows, []string{l.Namespace, l.Name, status(s, now), or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
-			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions)))})
-	}
-	if !namespaces {
-		for i := range rows {
-			rows[i] = rows[i][1:]
-		}
-	}
-	return printTable(w, rows)
-}
-
-// printTable aligns the columns of rows, without blanks at the ends of lines.
-func printTable(w io.Writer, rows [][]string) error {
-	var text bytes.Buffer
-	t := tabwriter.NewWriter(&text, 6, 4, 3, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(t, strings.Join(row, "\t"))
-	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	for line := range strings.Lines(text.String()) {
-		if _, err := fmt.Fprintln(w, strings.TrimRight(line, " \n")); err != nil {
+	objects := []any{}
+	for i := range leases {
+		object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&leases[i])
+		if err != nil {
 			return err
 		}
+		objects = append(objects, object)
 	}
-	return nil
+	if p.columns != nil {
+		return p.printColumns(w, objects)
+	}
+	if !p.list && len(objects) == 1 {
+		return p.template(w, objects[0])
+	}
+	return p.template(w, map[string]any{"apiVersion": "v1", "kind": "List", "items": objects, "metadata": map[string]any{"resourceVersion": ""}})
 }
 
-// status is what a Lease says about itself, by this machine's clock, which need not be its holder's.
+func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
+	var lines [][]string
+	if !p.noHeaders && !p.table.begun() {
+		lines = append(lines, []string{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION", "TRANSITIONS", "EXPIRES", "AGE", "MANAGER"})
+	}
+	for _, r := range rows {
+		s := r.lease.Spec
+		lines = append(lines, []string{r.lease.Namespace, r.lease.Name, r.status, or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
+			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions))), expiry(s, now), age(created(r.lease), now), or(manager(r.lease))})
+	}
+	for i, line := range lines {
+		if p.kind != "wide" {
+			line = line[:8]
+		}
+		if !p.namespaces {
+			line = line[1:]
+		}
+		lines[i] = line
+	}
+	return p.table.print(w, lines)
+}
+
+func (p *printer) printColumns(w io.Writer, objects []any) error {
+	var lines [][]string
+	if !p.noHeaders && !p.table.begun() {
+		var headers []string
+		for _, c := range p.columns {
+			headers = append(headers, c.header)
+		}
+		lines = append(lines, headers)
+	}
+	for _, object := range objects {
+		var line []string
+		for _, c := range p.columns {
+			value, err := c.value(object)
+			if err != nil {
+				return err
+			}
+			line = append(line, value)
+		}
+		lines = append(lines, line)
+	}
+	return p.table.print(w, lines)
+}
+
+// A table aligns columns, also of lines that are printed later, and leaves no blanks at the ends of lines.
+type table struct{ widths []int }
+
+const (
+	columnGap   = 3
+	columnWidth = 6 // at least, with the gap
+)
+
+func (t *table) begun() bool { return t.widths != nil }
+
+func (t *table) print(w io.Writer, lines [][]string) error {
+	for _, line := range lines {
+		for i, cell := range line {
+			if i == len(t.widths) {
+				t.widths = append(t.widths, columnWidth)
+			}
+			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell)+columnGap)
+		}
+	}
+	var text bytes.Buffer
+	for _, line := range lines {
+		var b strings.Builder
+		for i, cell := range line {
+			fmt.Fprintf(&b, "%-*s", t.widths[i], cell)
+		}
+		fmt.Fprintln(&text, strings.TrimRight(b.String(), " "))
+	}
+	_, err := w.Write(text.Bytes())
+	return err
+}
+
+// status returns what a Lease says about itself, by this machine's clock, which may differ from its holder's.
 func status(s coordinationv1.LeaseSpec, now time.Time) string {
 	switch {
 	case holderOf(s) == "":
-		return "free"
+		return free
 	case s.RenewTime == nil || s.LeaseDurationSeconds == nil:
-		return "held"
-	case now.Sub(s.RenewTime.Time) > time.Duration(*s.LeaseDurationSeconds)*time.Second:
-		return "expired"
+		return held
+	case now.After(expiryTime(s)):
+		return expired
 	}
-	return "held"
+	return held
+}
+
+// expiryTime returns when the lease expires by the times in it.
+func expiryTime(s coordinationv1.LeaseSpec) time.Time {
+	return s.RenewTime.Add(time.Duration(*s.LeaseDurationSeconds) * time.Second)
+}
+
+// expiry returns how long it takes until the lease expires, or how long ago it did.
+func expiry(s coordinationv1.LeaseSpec, now time.Time) string {
+	if holderOf(s) == "" || s.RenewTime == nil || s.LeaseDurationSeconds == nil {
+		return "<none>"
+	}
+	left := expiryTime(s).Sub(now)
+	if left < 0 {
+		return duration.HumanDuration(-left) + " ago"
+	}
+	return "in " + duration.HumanDuration(left)
+}
+
+// manager returns who wrote the holder of a Lease, as the API server tracks it.
+func manager(l coordinationv1.Lease) string {
+	for _, m := range slices.Backward(l.ManagedFields) {
+		if m.FieldsV1 != nil && bytes.Contains(m.FieldsV1.Raw, []byte(`"f:holderIdentity"`)) {
+			return m.Manager
+		}
+	}
+	return ""
+}
+
+func created(l coordinationv1.Lease) *metav1.MicroTime {
+	if l.CreationTimestamp.IsZero() {
+		return nil
+	}
+	return &metav1.MicroTime{Time: l.CreationTimestamp.Time}
 }
 
 func holderOf(s coordinationv1.LeaseSpec) string { return valueOf(s.HolderIdentity) }
@@ -126,7 +257,7 @@ func valueOf[T any](p *T) (v T) {
 	return v
 }
 
-// or returns s for a terminal, and what kubectl shows where there is nothing.
+// or returns s for a terminal, and kubectl's word for an empty value.
 func or(s string) string {
 	if s == "" {
 		return "<none>"
@@ -134,7 +265,7 @@ func or(s string) string {
 	return printable(s)
 }
 
-// printable returns s without what would steer a terminal: an identity may be any text.
+// printable returns s without characters that could control a terminal: an identity may be any text.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -90,7 +90,7 @@ func (t *tool) record(s selection, args []string, path string, lasts time.Durati
 			cancel()
 		}
 	}
-	err = sel.observe(ctx, t, add)
+	err = sel.observe(ctx, t, func(e event) { add(e.change) })
 	add(change{Time: time.Now(), Status: ended})
 	return changes, errors.Join(err, failed)
 }
@@ -174,12 +174,12 @@ type leasePage struct {
 	Name                   string
 	Terms                  int
 	Leaderless, LongestGap time.Duration
-	Rows                   []row
+	Lanes                  []lane
 	Spans                  []bar
 }
 
-// A row is one holder's, or nobody's.
-type row struct {
+// A lane is the line of one holder, or of nobody.
+type lane struct {
 	Name, Colour string
 	Share        string
 	Bars         []bar
@@ -212,9 +212,9 @@ func renderPage(w io.Writer, changes []change) error {
 	for _, h := range histories(changes, end) {
 		l := leasePage{Name: h.String(), Leaderless: h.led("")}
 		names := append(h.holders(), "")
-		rows := map[string]*row{}
+		rows := map[string]*lane{}
 		for i, name := range names {
-			r := &row{Name: name, Colour: palette[i%len(palette)].html, Share: percent(h.led(name), h)}
+			r := &lane{Name: name, Colour: palette[i%len(palette)].html, Share: percent(h.led(name), h)}
 			if name == "" {
 				r.Name, r.Colour = nobody, ""
 			}
@@ -240,7 +240,7 @@ func renderPage(w io.Writer, changes []change) error {
 		}
 		for _, name := range names {
 			if r := rows[name]; len(r.Bars) > 0 {
-				l.Rows = append(l.Rows, *r)
+				l.Lanes = append(l.Lanes, *r)
 			}
 		}
 		p.Leases = append(p.Leases, l)

@@ -25,37 +25,47 @@ func runCommand() *command {
 		args:  "LEASE [FLAGS] -- COMMAND [ARGUMENT...]",
 		short: "Run a command only while holding a lease",
 		long: `
-The command is started when the lease is acquired, in a process group of its own. When it ends, the tool ends with its
-exit code; with --restart it campaigns for the lease again. The lease is released only when every process that the
-command started is gone; those that outlive it are stopped.
+The command starts when the lease is acquired, in a process group of its own. When it ends, the tool exits with its exit
+code; with --restart it campaigns for the lease again. The lease is released only when every process that the command
+started has ended; those that outlive it are stopped.
 
-When the lease was not renewed in time, the processes are sent SIGTERM, and after --stop-timeout SIGKILL: before
-anybody else can have the lease. If somebody else has it already, or the Lease was deleted or edited, they are
-sent SIGKILL at once. When the tool is asked to stop, by SIGTERM, SIGINT or SIGQUIT, it passes the signal on; the lease
-is renewed until the command has ended, at the latest by SIGKILL after --grace-period. A second signal kills at once.
-Other signals are passed on. If the tool itself is killed or does not run, the processes are killed.
+If the lease is not renewed in time, the processes receive SIGTERM, and SIGKILL after --stop-timeout, before another
+process can hold the lease. If another holds it already, or the Lease was deleted or edited, they receive SIGKILL at once.
+SIGTERM, SIGINT and SIGQUIT ask the tool to stop: it passes the signal on, renews the lease until the command has ended,
+sends SIGKILL after --grace-period or on a second signal, and releases the lease. A preStop hook is not needed. Other
+signals are passed on.
 
-The command finds in its environment LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and
-LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes.
+On Linux this covers all descendants of the command, also those that left its process group, as with timeout(1), "set -m"
+or setsid; elsewhere it covers the process group. A second process, the watchdog, kills them if the tool is killed, or is
+stopped until the lease expires. It cannot kill processes of another user. If the tool was killed by SIGKILL, it cannot
+find a daemon whose environment lacks LEASEHOLD_RUN_ID. Nothing acts if the tool and its watchdog are both killed or
+stopped. Work that the command leaves to a service, as systemd-run and docker run do, is no descendant.
 
-Exit codes: that of the command, 128+n if signal n ended it; 123 the lease was lost; 124 it was not acquired in time;
-125 leasehold failed; 126 the command cannot be executed; 127 it was not found.`,
+The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and LEASEHOLD_FENCING_TOKEN:
+a number that grows with every new holder, by which a store can refuse late writes.
+
+With --no-wait the tool skips the command if the lease has a holder, also one that crashed: a new process has to see a
+lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
+stopped renewing the lease, until the lease expires. A cron job should use --wait.
+
+Exit codes: that of the command, 128+n if signal n ended it; 123 the lease was lost; 124 it was not acquired, or
+--held-exit-code if another holds it; 125 leasehold failed; 126 the command cannot be executed; 127 it was not found.`,
 		examples: `
 # In a Deployment: one of the replicas runs the program, the others stand by
 leasehold run reconciler --restart -- ./reconciler --verbose
 
-# From cron on several machines: one runs the job, the others skip it
-leasehold run nightly-report --no-wait -- ./report.sh
+# From cron on several machines: one runs the job, the others skip it and succeed
+leasehold run nightly-report --wait 1s --held-exit-code 0 -- ./report.sh
 
-# Wait half a minute for the lease, and leave the program five seconds to stop when it is lost
+# Wait half a minute for the lease, and give the program five seconds to stop when it is lost
 leasehold run migrate --wait 30s --duration 30s --stop-timeout 5s -- ./migrate`,
 		flags: o.flags,
 		run: func(t *tool, args []string, dash int) error {
 			switch {
 			case dash < 0:
-				return usagef(`want "--" between the lease and the command, as in: run LEASE -- COMMAND`)
+				return usagef(`missing "--" before COMMAND, as in: run LEASE -- COMMAND`)
 			case dash == len(args):
-				return usagef(`which command? want it after "--"`)
+				return usagef(`missing COMMAND after "--"`)
 			}
 			lease, err := oneLease(args[:dash])
 			if err != nil {
@@ -76,14 +86,14 @@ type runOptions struct {
 
 func (o *runOptions) flags(flags *pflag.FlagSet) {
 	o.changed = flags.Changed
-	flags.BoolVar(&o.once, "once", false, "end when the command does, or when the lease is lost (the default)")
-	flags.BoolVar(&o.restart, "restart", false, "campaign again when the command has ended or the lease was lost, until asked to stop")
-	flags.DurationVar(&o.stopTimeout, "stop-timeout", 0, "how long after SIGTERM the command is killed when the lease was not renewed (default half of what duration - renew deadline leave)")
-	flags.DurationVar(&o.gracePeriod, "grace-period", 25*time.Second, "how long after a signal that asks to stop the command is killed")
+	flags.BoolVar(&o.once, "once", false, "exit when the command ends or the lease is lost (the default)")
+	flags.BoolVar(&o.restart, "restart", false, "campaign again when the command ends or the lease is lost, until asked to stop")
+	flags.DurationVar(&o.stopTimeout, "stop-timeout", 0, "time from SIGTERM to SIGKILL when the lease was not renewed (default half of duration - renew deadline)")
+	flags.DurationVar(&o.gracePeriod, "grace-period", 25*time.Second, "time from a signal that asks to stop to SIGKILL")
 	o.holding.flags(flags)
 }
 
-// complete fills in defaults and refuses times in which the command could outlive the lease.
+// complete sets the defaults, and refuses times with which the command could outlive the lease.
 func (o *runOptions) complete() error {
 	o.timing.complete()
 	room := o.duration - o.renewDeadline
@@ -92,13 +102,13 @@ func (o *runOptions) complete() error {
 	}
 	switch {
 	case o.once && o.restart:
-		return usagef("--once and --restart: want one of them")
+		return usagef("--once and --restart are mutually exclusive")
 	case o.restart && (o.noWait || o.wait > 0):
-		return usagef("--restart waits for the lease again and again: want no --wait or --no-wait with it")
+		return usagef("--restart waits for the lease again and again: it excludes --wait and --no-wait")
 	case o.gracePeriod < 0:
-		return usagef("--grace-period %v: want no negative time", o.gracePeriod)
+		return usagef("--grace-period %v: want 0s or more", o.gracePeriod)
 	case o.stopTimeout < 0 || o.stopTimeout >= room:
-		return usagef("want 0 <= stop timeout (%v) < duration (%v) - renew deadline (%v) = %v: the lease can be somebody else's after that; "+
+		return usagef("want 0 <= stop timeout (%v) < duration (%v) - renew deadline (%v) = %v, after which another can hold the lease; "+
 			"a longer --duration or an earlier --renew-deadline makes room", o.stopTimeout, o.duration, o.renewDeadline, room)
 	}
 	return nil
@@ -135,7 +145,7 @@ func (t *tool) runCommand(o *runOptions, lease string, argv []string) error {
 	return r.run()
 }
 
-// lookPath finds the command as a shell does, with a shell's exit codes where it cannot.
+// lookPath finds the command as a shell does. Its errors have a shell's exit codes.
 func lookPath(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	switch {
@@ -147,13 +157,13 @@ func lookPath(name string) (string, error) {
 	return "", exitWith(exitNotRunnable, err)
 }
 
-// An outcome is how a term of running the command ended.
+// An outcome is how one term of running the command ended.
 type outcome struct {
 	code  int           // exit code of the command
 	asked bool          // the tool was asked to stop
 	lost  error         // why the lease was lost while the command ran
-	err   error         // why it was not started
-	ran   time.Duration // for how long
+	err   error         // why the command did not start
+	ran   time.Duration // how long the command ran
 }
 
 func (e outcome) exit() error {
@@ -170,7 +180,7 @@ func (e outcome) exit() error {
 	return nil
 }
 
-// run runs the command once, or again and again until the tool is asked to stop. The pauses in between grow as long as the
+// run runs the command once, or with --restart until the tool is asked to stop. The pauses in between grow as long as the
 // command ends soon; the lease is free meanwhile, so that another may try.
 func (r *runner) run() error {
 	pauses := backoff.NewExponentialBackOff(backoff.WithInitialInterval(time.Second), backoff.WithMultiplier(2),
@@ -199,12 +209,12 @@ func (r *runner) run() error {
 }
 
 // campaign runs the command when the lease is acquired, and with --restart again after each loss of it. It returns once
-// the lease is released. The error is why the lease was not acquired.
+// the lease is released. The error is the reason why the lease was not acquired.
 func (r *runner) campaign() (end outcome, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	if r.noWait {
-		stop := r.host.attend(cancel, 0)
+		stop := r.host.attend(cancel)
 		s, err := leasehold.TryAcquire(ctx, r.options...)
 		stop()
 		if err != nil {
@@ -216,10 +226,11 @@ func (r *runner) campaign() (end outcome, err error) {
 		}
 		return r.term(s), nil
 	}
-	stop := r.host.attend(cancel, r.wait)
-	defer func() { stop() }()
+	stop, unlimited := r.host.attend(cancel), r.limit(cancel)
+	defer func() { stop(); unlimited() }()
 	for s := range leasehold.Sessions(ctx, append(r.options, leasehold.WithError(&err))...) {
 		stop()
+		unlimited()
 		if ctx.Err() != nil {
 			break
 		}
@@ -228,7 +239,7 @@ func (r *runner) campaign() (end outcome, err error) {
 			return end, nil
 		}
 		r.tool.log.Warn("the command was stopped; campaigning again", "cause", end.lost)
-		stop = r.host.attend(cancel, 0)
+		stop = r.host.attend(cancel)
 	}
 	if err == nil {
 		err = context.Cause(ctx)
@@ -236,14 +247,16 @@ func (r *runner) campaign() (end outcome, err error) {
 	return end, err
 }
 
-// environ returns the environment of a command that runs in session s.
-func environ(s leasehold.Session) []string {
+// environ returns the environment of a command that runs in session s, with mark, by which the watchdog finds its
+// descendants.
+func environ(s leasehold.Session, mark string) []string {
 	h := s.Holder()
 	own := []string{
 		"LEASEHOLD_LEASE=" + h.Name,
 		"LEASEHOLD_NAMESPACE=" + h.Namespace,
 		"LEASEHOLD_IDENTITY=" + h.Identity,
 		"LEASEHOLD_FENCING_TOKEN=" + strconv.FormatUint(s.FencingToken(), 10),
+		mark,
 	}
 	inherited := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")

@@ -11,146 +11,184 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// A leash is what holds a command to a session: it kills the command before the lease can be somebody else's.
-type leash struct {
+// A supervisor binds a command to a session: it kills the command before another process can hold the lease. It acts
+// first and logs afterwards.
+type supervisor struct {
 	*runner
 	session leasehold.Session
 	group   *group
-	trusted time.Duration // until when, by clock(), the lease may be trusted; at least so
+	began   time.Duration // by clock(), as all times here
+	trusted time.Duration // the lease is certainly ours until then, at least
 	killAt  time.Duration // when to kill what is left
-	asked   os.Signal     // to stop
-	lost    error         // why the lease was
-	cut     bool          // it was while the command ran
-	barked  bool          // the watchdog's end was logged
+	killWhy string        // why, for the log
+	killed  bool          // the kill was logged
+	asked   os.Signal     // the signal that asked to stop
+	lost    error         // why the lease was lost
+	cut     bool          // it was lost while the command ran
+
+	watchdogLost bool // it was logged that the watchdog is gone
 }
 
 const (
 	never = math.MaxInt64
 	// look is how often to look at the clock: timers stand still while the machine sleeps.
 	look = 250 * time.Millisecond
-	// again is how soon a kill is repeated that did not reach everything.
+	// again is how soon to repeat a kill that did not reach everything.
 	again = 20 * time.Millisecond
 )
 
-// term runs the command for as long as session s lasts, and returns when all its processes are gone.
+// term runs the command as long as session s lasts, and returns when all its processes are gone.
 func (r *runner) term(s leasehold.Session) (end outcome) {
-	began := clock()
-	l := &leash{runner: r, session: s, killAt: never}
-	if l.check(); l.lost != nil {
-		return outcome{lost: l.lost}
+	sv := &supervisor{runner: r, session: s, killAt: never, began: clock()}
+	if sv.check(); sv.lost != nil {
+		return outcome{lost: sv.lost}
 	}
-	group, err := r.host.start(r.path, r.argv, environ(s))
+	group, err := r.host.start(r.path, r.argv, environ(s, r.host.watchdog.mark))
 	if err != nil {
 		return outcome{code: exitNotRunnable, err: err}
 	}
-	l.group = group
-	l.guard()
+	sv.group = group
+	sv.guard()
 	r.tool.log.Info("command started", "pid", group.id, "fencingToken", s.FencingToken())
-	l.follow()
-	r.host.dog.idle()
+	ran := sv.follow()
+	r.host.watchdog.idle()
 	if group.foreground {
 		takeTerminal()
 		if st := group.status; st.Signaled() && st.Signal() == syscall.SIGINT {
-			l.asked = syscall.SIGINT // Ctrl-C went to the command alone
+			sv.asked = syscall.SIGINT // Ctrl-C went to the command alone
 		}
 	}
-	end = outcome{code: group.code(), asked: l.asked != nil, ran: clock() - began}
-	if l.cut {
-		end.lost = l.lost
+	end = outcome{code: group.code(), asked: sv.asked != nil, ran: ran}
+	if sv.cut {
+		end.lost = sv.lost
 	}
-	r.tool.log.Info("command ended", "exitCode", end.code, "after", end.ran.Round(time.Millisecond))
 	return end
 }
 
-// follow returns when all processes are gone.
-func (l *leash) follow() {
+// follow returns when all processes are gone, with the time that the command itself ran.
+func (sv *supervisor) follow() (ran time.Duration) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	lost := l.session.Done()
+	lost := sv.session.Done()
 	for ended := false; ; {
-		l.check() // before anything else: this process may have been stopped for any time
-		if clock() >= l.killAt {
-			l.group.signalAll(syscall.SIGKILL)
+		sv.check() // before anything else: this process may have been stopped for any time
+		sv.kill()
+		gone := sv.group.reap()
+		if !ended && sv.group.status != nil {
+			ended, ran = true, clock()-sv.began
+			sv.ended(ran, gone)
 		}
-		if l.group.reap() {
-			return
+		if gone {
+			if all := clock() - sv.began; all-ran > again {
+				sv.tool.log.Info("all processes of the command ended", "after", all.Round(time.Millisecond))
+			}
+			return ran
 		}
-		if !ended && l.group.status != nil {
-			ended = true
-			l.tool.log.Debug("command ended, processes that it started go on", "exitCode", l.group.code())
-			l.stop(syscall.SIGTERM, l.gracePeriod)
-		}
-		timer.Reset(max(again, min(look, l.killAt-clock())))
+		timer.Reset(max(again, min(look, sv.killAt-clock())))
 		select {
 		case <-timer.C:
-		case <-l.host.children:
-			reapStrays(l.host.dog.pid(), l.group.id)
+		case <-sv.host.children:
+			reapOrphans(sv.host.watchdog.pid(), sv.group.id)
 		case <-lost:
 			lost = nil
-		case sig := <-l.host.signals:
-			l.pass(sig)
+		case sig := <-sv.host.signals:
+			sv.pass(sig)
 		}
 	}
 }
 
-// check looks whether the lease is still held and until when it may be trusted. When it is lost, nothing may run any
-// more once it can be somebody else's.
-func (l *leash) check() {
-	if l.lost != nil {
+// ended stops the processes that outlive the command, and logs that it ended.
+func (sv *supervisor) ended(ran time.Duration, gone bool) {
+	attrs := []any{"exitCode", sv.group.code(), "after", ran.Round(time.Millisecond)}
+	if !gone {
+		attrs = append(attrs, "waitingFor", sv.group.left(), "gracePeriod", sv.gracePeriod)
+		sv.stop(syscall.SIGTERM)
+	}
+	sv.tool.log.Info("command ended", attrs...)
+}
+
+// check looks whether the lease is still held, and until when it may be trusted. Once it is lost, no process may run any
+// more when another can hold it.
+func (sv *supervisor) check() {
+	if sv.lost != nil {
 		return
 	}
 	now := clock()
-	if left := l.session.ValidFor(); left > 0 {
-		l.trusted = now + left
-		l.guard()
+	if left := sv.session.ValidFor(); left > 0 {
+		sv.trusted = now + left
+		sv.guard()
 		return
 	}
-	l.lost = l.session.Err()
-	if l.group == nil {
+	sv.lost = sv.session.Err()
+	if sv.group == nil {
 		return
 	}
-	l.cut = l.group.status == nil
-	l.tool.log.Warn("the command is stopped", "cause", l.lost)
-	if now < l.trusted {
-		// Trust did not run out: the lease is somebody else's already, or free for anybody.
-		l.killAt = now
-		return
+	sv.cut = sv.group.status == nil
+	if now < sv.trusted {
+		// Its trust had not ended: another holds the lease already, or anybody may take it.
+		sv.killBy(now, "the lease is gone")
+		sv.kill()
+	} else {
+		sv.killBy(sv.trusted+sv.stopTimeout, "the stop timeout ended after the lease was lost")
+		if now < sv.killAt {
+			sv.group.signalAll(syscall.SIGTERM)
+		}
 	}
-	l.killAt = min(l.killAt, l.trusted+l.stopTimeout)
-	if now < l.killAt {
-		l.group.signalAll(syscall.SIGTERM)
-	}
+	sv.tool.log.Warn("the command is stopped", "cause", sv.lost)
 }
 
 // guard tells the watchdog how long the command may run.
-func (l *leash) guard() {
-	if l.group == nil {
+func (sv *supervisor) guard() {
+	if sv.group == nil {
 		return
 	}
-	if err := l.host.dog.guard(l.group.id, l.trusted+l.stopTimeout); err != nil && !l.barked {
-		l.barked = true
-		l.tool.log.Error("the watchdog is gone: nobody stops the command if this process cannot", "error", err)
+	if err := sv.host.watchdog.guard(sv.group.id, sv.trusted+sv.stopTimeout); err != nil && !sv.watchdogLost {
+		sv.watchdogLost = true
+		sv.tool.log.Error("the watchdog is gone: nothing stops the command if this process cannot", "error", err)
 	}
 }
 
-// pass passes a signal on, and sees that one that asks to stop is heeded.
-func (l *leash) pass(sig os.Signal) {
+// pass passes a signal on, and enforces one that asks to stop.
+func (sv *supervisor) pass(sig os.Signal) {
 	s := sig.(syscall.Signal)
 	switch {
 	case !stops(sig):
-		l.group.signal(s)
-	case l.asked == nil:
-		l.asked = sig
-		l.tool.log.Info("stopping the command", "signal", sig, "gracePeriod", l.gracePeriod)
-		l.stop(s, l.gracePeriod)
+		sv.group.signal(s)
+	case sv.asked == nil:
+		sv.asked = sig
+		sv.stop(s)
+		sv.tool.log.Info("stopping the command", "signal", sig, "gracePeriod", sv.gracePeriod)
 	default:
-		l.tool.log.Info("killing the command: asked to stop again", "signal", sig)
-		l.killAt = clock()
+		sv.killBy(clock(), "asked to stop again")
+		sv.kill()
 	}
 }
 
-// stop sends sig, and leaves the processes some time to end.
-func (l *leash) stop(sig syscall.Signal, grace time.Duration) {
-	l.group.signalAll(sig)
-	l.killAt = min(l.killAt, clock()+grace)
+// stop sends sig to all processes, and gives them the grace period to end.
+func (sv *supervisor) stop(sig syscall.Signal) {
+	sv.group.signalAll(sig)
+	sv.killBy(clock()+sv.gracePeriod, "the grace period ended")
+}
+
+// killBy plans to kill the processes at the given time, unless they are to be killed before.
+func (sv *supervisor) killBy(at time.Duration, why string) {
+	if at < sv.killAt {
+		sv.killAt, sv.killWhy = at, why
+	}
+}
+
+// kill kills the processes if the time has come. It may be repeated.
+func (sv *supervisor) kill() {
+	if clock() < sv.killAt {
+		return
+	}
+	var names []string
+	if !sv.killed {
+		names = sv.group.left()
+	}
+	sv.group.signalAll(syscall.SIGKILL)
+	if !sv.killed {
+		sv.killed = true
+		sv.tool.log.Warn("sent SIGKILL", "reason", sv.killWhy, "processes", names)
+	}
 }

@@ -18,7 +18,11 @@ import (
 // story is what happened to two leases within 100 seconds.
 func story() []change {
 	at := func(second int, name, status, holder string, transitions int32) change {
-		return change{now.Add(time.Duration(second) * time.Second), "default", name, status, holder, transitions}
+		c := change{now.Add(time.Duration(second) * time.Second), "default", name, status, holder, transitions, 0}
+		if holder != "" {
+			c.DurationSeconds = 15
+		}
+		return c
 	}
 	return []change{
 		at(0, "reconciler", held, "reconciler-7d9f5c_3e096a27-af50-4e65", 4),
@@ -109,7 +113,7 @@ func TestObserve(t *testing.T) {
 		eyes := server.Client("eyes")
 		go func() {
 			s := selection{client: eyes, namespace: "default", names: []string{"job"}}
-			done <- s.observe(ctx, &tool{log: slog.New(slog.DiscardHandler)}, func(c change) {
+			done <- s.observe(ctx, &tool{log: slog.New(slog.DiscardHandler)}, func(c event) {
 				got = append(got, fmt.Sprint(c.Status, " ", c.Holder, " ", c.Time.Sub(began).Round(time.Second)))
 			})
 		}()

@@ -15,16 +15,18 @@ import (
 )
 
 func watchCommand() *command {
-	s := selection{output: "table"}
-	var drawn bool
+	var s selection
+	out := format("table")
+	var drawn, noHeaders bool
 	var lasts time.Duration
 	return &command{
 		name:  "watch",
 		args:  "[LEASE...] [FLAGS]",
 		short: "Follow who holds leases",
 		long: `
-It shows how the leases are, and then each change: held by another, free, missing, or expired, which is when this machine has
-not seen the holder renew it for its duration. Renewals are not shown. With --timeline it draws who held them when.`,
+It shows the state of the leases, and then each change: another holder, free, missing, or expired, which is when this
+machine has not seen the holder renew the lease for its duration. Renewals are not shown. With --timeline it draws who
+held the leases when.`,
 		examples: `
 leasehold watch reconciler
 leasehold watch -A -l team=storage
@@ -35,13 +37,14 @@ leasehold watch reconciler -o json --for 1m`,
 		flags: func(flags *pflag.FlagSet) {
 			flags.BoolVar(&drawn, "timeline", false, "draw who held the leases over time")
 			flags.DurationVar(&lasts, "for", 0, "how long to watch (default until interrupted)")
-			flags.TextVarP(&s.output, "output", "o", s.output, "`format` of what is shown: table, json (one object a line), yaml or name")
+			flags.TextVarP(&out, "output", "o", out, "output `format`: table, json (one object a line), yaml or name")
+			flags.BoolVar(&noHeaders, "no-headers", false, "leave out the headers of the table")
 			s.flags(flags)
 		},
 		run: func(t *tool, args []string, _ int) error {
 			switch {
-			case drawn && s.output != "table":
-				return usagef("--timeline and --output %s: want one of them", s.output)
+			case drawn && out != "table":
+				return usagef("--timeline and --output %s are mutually exclusive", out)
 			case lasts < 0:
 				return usagef("--for %v: want a positive time", lasts)
 			}
@@ -54,13 +57,13 @@ leasehold watch reconciler -o json --for 1m`,
 			if drawn {
 				return t.watchTimeline(ctx, sel)
 			}
-			header := s.output == "table"
-			return sel.observe(ctx, t, func(c change) {
+			header := out == "table" && !noHeaders
+			return sel.observe(ctx, t, func(e event) {
 				if header {
 					header = false
 					fmt.Fprintln(t.out, changeHeader)
 				}
-				s.output.printChange(t.out, c)
+				out.printChange(t.out, e.change)
 			})
 		},
 	}
@@ -85,7 +88,7 @@ const (
 
 var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", "STATUS", "TRANSITIONS", "HOLDER"), "\n")
 
-// printChange shows c: a line of the table, or an object.
+// printChange prints c: a line of the table, or an object.
 func (f format) printChange(w io.Writer, c change) {
 	switch f {
 	case "name":
@@ -101,24 +104,23 @@ func (f format) printChange(w io.Writer, c change) {
 	}
 }
 
-// watchTimeline draws the timeline again and again on a terminal, else once at the end.
+// watchTimeline draws the timeline every second on a terminal, else once at the end.
 func (t *tool) watchTimeline(ctx context.Context, s selection) error {
 	began := time.Now()
 	var changes []change
 	changed := make(chan change)
 	failed := make(chan error, 1)
 	go func() {
-		failed <- s.observe(ctx, t, func(c change) {
+		failed <- s.observe(ctx, t, func(e event) {
 			select {
-			case changed <- c:
+			case changed <- e.change:
 			case <-ctx.Done():
 			}
 		})
 	}()
 	screen := newScreen(t.out)
 	if screen.terminal {
-		defer func(w io.Writer) { t.err = w }(t.err)
-		t.err = screen.above(t.err)
+		t.logs = newLogWriter(screen.above(t.err))
 		if err := t.openLog(); err != nil {
 			return err
 		}
@@ -144,7 +146,7 @@ func (t *tool) watchTimeline(ctx context.Context, s selection) error {
 	}
 }
 
-// A screen shows a picture in the place of the one before. What is no terminal gets the last one only.
+// A screen draws a picture in the place of the one before. On a file that is no terminal it draws the last one only.
 type screen struct {
 	w        io.Writer
 	fd       int
@@ -152,7 +154,7 @@ type screen struct {
 	colour   bool
 	last     bool // the picture that is drawn next
 
-	mu            sync.Mutex // protects following: what is logged comes from any goroutine
+	mu            sync.Mutex // protects following: any goroutine may log
 	width, height int        // of the terminal when the picture was drawn
 	lines         int        // of the picture
 }
@@ -185,7 +187,7 @@ const (
 	clean  = "\x1b[H\x1b[2J"
 )
 
-// draw shows a picture of the terminal's width as it is now. Until the last one it shows no more than there are lines.
+// draw draws a picture of the terminal's present width. All but the last are cut to its height.
 func (s *screen) draw(picture func(width int) string) {
 	if !s.terminal && !s.last {
 		return
@@ -205,7 +207,7 @@ func (s *screen) draw(picture func(width int) string) {
 	s.width, s.height, s.lines = width, height, len(lines)
 }
 
-// erase returns what takes the picture away. Where its lines are in a terminal of another size, only the terminal knows.
+// erase returns the sequence that erases the picture. After a change of size nobody knows where its lines are: it clears all.
 func (s *screen) erase(width, height int) string {
 	switch {
 	case s.lines == 0:
@@ -216,7 +218,7 @@ func (s *screen) erase(width, height int) string {
 	return fmt.Sprintf(upTo, s.lines)
 }
 
-// above returns a writer that writes to w, of the same terminal, above the picture, which the next one follows.
+// above returns a writer to w, the same terminal, that erases the picture first: the next one follows its text.
 func (s *screen) above(w io.Writer) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		s.mu.Lock()

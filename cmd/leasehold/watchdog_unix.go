@@ -4,40 +4,48 @@ package main
 
 import (
 	"bufio"
-	"errors"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 )
 
-// A dog is a process beside run that kills the command's process group when run cannot: because it was killed or
-// stopped, or gets no time from the machine. It reads lines "GROUP UNTIL": kill GROUP at UNTIL by clock(), unless
-// another line comes before; without a group, 0. At the end of its input it kills at once.
-type dog struct {
+// A watchdog is a process beside run that kills the command when run cannot: because it was killed or stopped, or gets no
+// CPU time. It reads lines "GROUP UNTIL": kill the command at UNTIL by clock(), unless another line comes before; GROUP is
+// its process group, 0 for none. At the end of its input, when run is gone, it kills at once.
+type watchdog struct {
 	cmd  *exec.Cmd
 	pipe *os.File
-	last time.Duration // what it was told
+	mark string        // an environment variable, NAME=VALUE, that the command and its descendants inherit
+	last time.Duration // the UNTIL that was sent last
 }
 
-const watchdogArg = "__watchdog"
+const (
+	watchdogArg = "__watchdog"
+	markName    = "LEASEHOLD_RUN_ID"
+	// killTimeout bounds how long a watchdog without its parent tries to kill processes that do not end.
+	killTimeout = 10 * time.Second
+)
 
-// watching tells whether this process is a watchdog.
-func watching() bool { return len(os.Args) == 2 && os.Args[1] == watchdogArg }
+// isWatchdog reports whether this process is a watchdog.
+func isWatchdog() bool { return len(os.Args) == 4 && os.Args[1] == watchdogArg }
 
-func startDog() (*dog, error) {
+func startWatchdog() (*watchdog, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	r, w, err := os.Pipe() // both ends are closed on exec: the command must not keep the watchdog from seeing ours end
+	r, w, err := os.Pipe() // both ends are closed on exec: the command must not keep the watchdog from seeing the end
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	d := &dog{cmd: exec.Command(self, watchdogArg), pipe: w}
+	mark := markName + "=" + rand.Text()
+	d := &watchdog{cmd: exec.Command(self, watchdogArg, strconv.Itoa(os.Getpid()), mark), pipe: w, mark: mark}
 	d.cmd.Stdin, d.cmd.Stderr = r, os.Stderr
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // out of reach of a terminal's signals
 	if err := d.cmd.Start(); err != nil {
@@ -47,16 +55,16 @@ func startDog() (*dog, error) {
 	return d, nil
 }
 
-// pid returns that of the watchdog's process and its group; 0 is none.
-func (d *dog) pid() int {
+// pid returns the ID of the watchdog's process, which is that of its group; 0 if there is none.
+func (d *watchdog) pid() int {
 	if d == nil {
 		return 0
 	}
 	return d.cmd.Process.Pid
 }
 
-// guard has the watchdog kill group at until. The error says that there is no watchdog any more.
-func (d *dog) guard(group int, until time.Duration) error {
+// guard tells the watchdog to kill group at until. An error means that there is no watchdog any more.
+func (d *watchdog) guard(group int, until time.Duration) error {
 	if moved := until - d.last; moved > -time.Millisecond && moved < time.Millisecond {
 		return nil
 	}
@@ -65,18 +73,24 @@ func (d *dog) guard(group int, until time.Duration) error {
 	return err
 }
 
-// idle tells the watchdog that the group is gone.
-func (d *dog) idle() error { return d.guard(0, 0) }
+// idle tells the watchdog that the command has ended, and all that it started.
+func (d *watchdog) idle() error { return d.guard(0, 0) }
 
 // close ends the watchdog.
-func (d *dog) close() {
+func (d *watchdog) close() {
 	d.pipe.Close()
 	d.cmd.Wait()
 }
 
-// watchdog is the main function of the watchdog's process.
-func watchdog() {
+// watchdogMain is the main function of the watchdog's process.
+func watchdogMain() {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	// Our parent at this moment may be another already: whoever adopts orphans.
+	tool, err := strconv.Atoi(os.Args[2])
+	if err != nil || tool <= 0 {
+		os.Exit(exitUsage)
+	}
+	mark := os.Args[3]
 	type line struct {
 		group int
 		until time.Duration
@@ -101,22 +115,16 @@ func watchdog() {
 		select {
 		case next, open := <-lines:
 			if !open {
-				if now.group != 0 {
-					end(now.group)
+				for end := clock() + killTimeout; !killSurvivors(tool, now.group, mark) && clock() < end; {
+					time.Sleep(again)
 				}
 				return
 			}
 			now = next
 		case <-late:
-			if clock() >= now.until && end(now.group) {
+			if clock() >= now.until && killSurvivors(tool, now.group, mark) {
 				now = line{}
 			}
 		}
 	}
-}
-
-// end kills a process group and tells whether it is gone, perhaps but for being collected.
-func end(group int) bool {
-	err := syscall.Kill(-group, syscall.SIGKILL)
-	return err == nil || errors.Is(err, syscall.ESRCH)
 }

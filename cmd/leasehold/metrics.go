@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+// metrics returns the state of leases in the text format of Prometheus, with the names, help and order of the exposition
+// of leaseprom. TestMetrics in testbed compares the two.
+func metrics(leases []leasehold.LeaseStatus) []byte {
+	var text bytes.Buffer
+	if len(leases) == 0 {
+		return nil
+	}
+	family := func(name, kind, help string) {
+		fmt.Fprintf(&text, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help, kind)
+	}
+	sample := func(name string, value float64, labels ...string) {
+		var pairs []string
+		for i := 0; i < len(labels); i += 2 {
+			pairs = append(pairs, labels[i]+`="`+labelEscaper.Replace(labels[i+1])+`"`)
+		}
+		fmt.Fprintf(&text, "%s{%s} %s\n", name, strings.Join(pairs, ","), number(value))
+	}
+
+	const master = "leader_election_master_status"
+	family(master, "gauge", "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
+		"'name' is the string used to identify the lease. Please make sure to group by name.")
+	leads := map[string]float64{} // by name alone
+	for _, s := range leases {
+		leads[s.Name] = max(leads[s.Name], truth(s.Leading))
+	}
+	for _, name := range slices.Sorted(maps.Keys(leads)) {
+		sample(master, leads[name], "name", name)
+	}
+	leases = slices.Clone(leases)
+	slices.SortFunc(leases, func(a, b leasehold.LeaseStatus) int { // as Prometheus's library orders the labels
+		return strings.Compare(a.Name+"\x00"+a.Namespace, b.Name+"\x00"+b.Namespace)
+	})
+	for _, m := range leaseMetrics {
+		name := "leasehold_" + m.name
+		shown := slices.DeleteFunc(slices.Clone(leases), func(s leasehold.LeaseStatus) bool { return m.without != nil && m.without(s) })
+		if len(shown) == 0 {
+			continue
+		}
+		family(name, m.kind, m.help)
+		for _, s := range shown {
+			labels := []string{"name", s.Name, "namespace", s.Namespace}
+			switch {
+			case m.value != nil:
+				sample(name, m.value(s), labels...)
+			case m.kind == "histogram":
+				h := s.RenewalLatency
+				for _, b := range h.Buckets {
+					sample(name+"_bucket", float64(b.Count), append(labels, "le", number(b.UpToSeconds))...)
+				}
+				sample(name+"_bucket", float64(h.Count), append(labels, "le", "+Inf")...)
+				sample(name+"_sum", h.SumSeconds, labels...)
+				sample(name+"_count", float64(h.Count), labels...)
+			default:
+				for _, reason := range slices.Sorted(maps.Keys(s.Losses)) {
+					sample(name, float64(s.Losses[reason]), append(labels, "reason", reason)...)
+				}
+			}
+		}
+	}
+	return text.Bytes()
+}
+
+// leaseMetrics are the metrics of a lease. One without a value is the histogram, or the losses by reason.
+var leaseMetrics = []struct {
+	name, kind, help string
+	value            func(leasehold.LeaseStatus) float64
+	without          func(leasehold.LeaseStatus) bool // leaves the lease out
+}{
+	{name: "campaigning", kind: "gauge", help: "Whether a campaign for the lease is running.",
+		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Campaigning) }},
+	{name: "changes_total", kind: "counter", help: "Changes of the Lease that were seen, renewals included.",
+		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Updates) }},
+	{name: "claimed", kind: "gauge", help: "Whether anybody held the lease when it was last seen.",
+		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Holder != nil) }},
+	{name: "duration_seconds", kind: "gauge", help: "For how long others leave the lease to a holder that does not renew it.",
+		value: func(s leasehold.LeaseStatus) float64 { return s.LeaseDurationSeconds }},
+	{name: "failures_total", kind: "counter", help: "Requests that failed, other than by meeting somebody else's write.",
+		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Failures) }},
+	{name: "leading", kind: "gauge", help: "Whether this process leads.",
+		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Leading) }},
+	{name: "losses_total", kind: "counter", help: "Sessions that ended because the lease was lost."},
+	{name: "overrun", kind: "gauge", help: "Whether work goes on without the lease.",
+		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Overrun) }},
+	{name: "renewal_latency_seconds", kind: "histogram", help: "How long renewals took that succeeded."},
+	{name: "renewals_total", kind: "counter", help: "Renewals that succeeded.",
+		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Renewals) }},
+	{name: "sessions_total", kind: "counter", help: "Sessions of this process.",
+		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Sessions) }},
+	{name: "transitions", kind: "gauge", help: "How often the lease was acquired by anybody, by its own count; only while it is held.",
+		value:   func(s leasehold.LeaseStatus) float64 { return float64(s.Holder.Transitions) },
+		without: func(s leasehold.LeaseStatus) bool { return s.Holder == nil }},
+	{name: "valid_seconds", kind: "gauge", help: "For how long leadership is certain without another renewal.",
+		value: func(s leasehold.LeaseStatus) float64 { return s.ValidForSeconds }},
+}
+
+var labelEscaper = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
+
+func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
