@@ -131,6 +131,16 @@ func TestListen(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer.Leases) != 1 {
 		t.Fatalf("/leases: %v: %s", err, text)
 	}
+	// What a Prometheus server scrapes is what the alerts of docs/operations.md are about.
+	exposed := get(t, "http://"+address+"/metrics")
+	for _, want := range []string{
+		"# TYPE leasehold_leading gauge\nleasehold_leading{name=\"job\",namespace=\"" + c.ns + "\"} 1\n",
+		"leader_election_master_status{name=\"job\"} 1\n", "leasehold_renewal_latency_seconds_bucket{name=\"job\"",
+	} {
+		if !strings.Contains(exposed, want) {
+			t.Errorf("/metrics lacks %s:\n%s", want, exposed)
+		}
+	}
 	if l := answer.Leases[0]; l.Namespace != c.ns || l.Name != "job" || l.Identity != "me" || !strings.Contains(text, `"leading": true`) {
 		t.Errorf("/leases: %s", text)
 	}

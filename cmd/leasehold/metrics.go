@@ -12,7 +12,7 @@ import (
 )
 
 // metrics returns the state of leases in the text format of Prometheus, with the names, help and order of the exposition
-// of leaseprom. TestMetrics in testbed compares the two.
+// of leaseprom.
 func metrics(leases []leasehold.LeaseStatus) []byte {
 	var text bytes.Buffer
 	if len(leases) == 0 {
@@ -81,28 +81,28 @@ var leaseMetrics = []struct {
 }{
 	{name: "campaigning", kind: "gauge", help: "Whether a campaign for the lease is running.",
 		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Campaigning) }},
-	{name: "changes_total", kind: "counter", help: "Changes of the Lease that were seen, renewals included.",
+	{name: "changes_total", kind: "counter", help: "Changes of the Lease that were seen, including renewals.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Updates) }},
-	{name: "claimed", kind: "gauge", help: "Whether anybody held the lease when it was last seen.",
+	{name: "claimed", kind: "gauge", help: "Whether the lease was held, by any candidate, when it was last seen.",
 		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Holder != nil) }},
-	{name: "duration_seconds", kind: "gauge", help: "For how long others leave the lease to a holder that does not renew it.",
+	{name: "duration_seconds", kind: "gauge", help: "How long other candidates leave the lease to a holder that does not renew it.",
 		value: func(s leasehold.LeaseStatus) float64 { return s.LeaseDurationSeconds }},
-	{name: "failures_total", kind: "counter", help: "Requests that failed, other than by meeting somebody else's write.",
+	{name: "failures_total", kind: "counter", help: "Failed requests, other than conflicts with another writer.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Failures) }},
 	{name: "leading", kind: "gauge", help: "Whether this process leads.",
 		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Leading) }},
 	{name: "losses_total", kind: "counter", help: "Sessions that ended because the lease was lost."},
-	{name: "overrun", kind: "gauge", help: "Whether work goes on without the lease.",
+	{name: "overrun", kind: "gauge", help: "Whether work goes on although its lease is lost.",
 		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Overrun) }},
-	{name: "renewal_latency_seconds", kind: "histogram", help: "How long renewals took that succeeded."},
-	{name: "renewals_total", kind: "counter", help: "Renewals that succeeded.",
+	{name: "renewal_latency_seconds", kind: "histogram", help: "Duration of successful renewals."},
+	{name: "renewals_total", kind: "counter", help: "Successful renewals.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Renewals) }},
 	{name: "sessions_total", kind: "counter", help: "Sessions of this process.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Sessions) }},
-	{name: "transitions", kind: "gauge", help: "How often the lease was acquired by anybody, by its own count; only while it is held.",
+	{name: "transitions", kind: "gauge", help: "How often any candidate has acquired the lease, by the count in the Lease; only while it is held.",
 		value:   func(s leasehold.LeaseStatus) float64 { return float64(s.Holder.Transitions) },
 		without: func(s leasehold.LeaseStatus) bool { return s.Holder == nil }},
-	{name: "valid_seconds", kind: "gauge", help: "For how long leadership is certain without another renewal.",
+	{name: "valid_seconds", kind: "gauge", help: "How long leadership is certain without another renewal.",
 		value: func(s leasehold.LeaseStatus) float64 { return s.ValidForSeconds }},
 }
 

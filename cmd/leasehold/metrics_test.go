@@ -1,0 +1,52 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"testing"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+// /metrics says what leaseprom's collector says about the same leases, byte for byte.
+func TestMetrics(t *testing.T) {
+	want, err := os.ReadFile("../../leaseprom/testdata/metrics.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := func(namespace, name string, set func(*leasehold.LeaseStatus)) leasehold.LeaseStatus {
+		s := leasehold.LeaseStatus{Namespace: namespace, Name: name, LeaseDurationSeconds: 3600, Losses: map[string]uint64{}}
+		for _, reason := range []string{"expired", "slept", "taken", "deleted", "emptied", "edited"} {
+			s.Losses[reason] = 0
+		}
+		for _, bound := range []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10} {
+			s.RenewalLatency.Buckets = append(s.RenewalLatency.Buckets, leasehold.Bucket{UpToSeconds: bound})
+		}
+		set(&s)
+		return s
+	}
+	// As Monitor.Leases orders them: by namespace and name.
+	got := string(metrics([]leasehold.LeaseStatus{
+		status("ns1", "migration", func(s *leasehold.LeaseStatus) { s.Updates, s.Sessions = 3, 1 }),
+		status("ns1", "reconciler", func(s *leasehold.LeaseStatus) {
+			s.Campaigning, s.Leading, s.ValidForSeconds, s.Holder = true, true, 1234.5, &leasehold.HolderStatus{}
+			s.Updates, s.Sessions, s.Renewals, s.Losses["deleted"] = 7, 2, 2, 1
+			s.RenewalLatency.Count, s.RenewalLatency.SumSeconds = 2, 3
+			for i, b := range s.RenewalLatency.Buckets {
+				if b.UpToSeconds >= 1.5 {
+					s.RenewalLatency.Buckets[i].Count = 2
+				}
+			}
+		}),
+		status("ns2", "reconciler", func(s *leasehold.LeaseStatus) {
+			s.Campaigning, s.Holder, s.Updates = true, &leasehold.HolderStatus{}, 1
+		}),
+	}))
+	got = regexp.MustCompile(`(leasehold_valid_seconds\{[^}]*\}) 1234.5`).ReplaceAllString(got, "$1 …")
+	if got != string(want) {
+		t.Errorf("answered\n%s\nwant\n%s", got, want)
+	}
+	if empty := metrics(nil); len(empty) != 0 {
+		t.Errorf("about no lease: %s", empty)
+	}
+}
