@@ -232,3 +232,27 @@ func TestDocumentedAlerts(t *testing.T) {
 		}
 	}
 }
+
+// The types, functions and fields of the core that documents name, as `reflector.read`, exist.
+func TestDocumentedCore(t *testing.T) {
+	core := ""
+	for _, text := range read(t, func(path string) bool { return !strings.Contains(path, "/") && isCode(path) }) {
+		core += text
+	}
+	texts := read(t, func(path string) bool { return path == "docs/architecture.md" || path == "docs/safety.md" })
+	found := 0
+	for name, text := range texts {
+		for _, match := range regexp.MustCompile("`([a-z]\\w*)\\.([a-zA-Z]\\w*)`").FindAllStringSubmatch(text, -1) {
+			found++
+			kind, member := match[1], match[2]
+			method := regexp.MustCompile(`\nfunc \(\w+ \*?` + kind + `\) ` + member + `\(`)
+			fields := regexp.MustCompile(`(?s)\n(?:type|var) ` + kind + ` struct \{\n.*?\n\}`).FindString(core)
+			if !method.MatchString(core) && !regexp.MustCompile(`\n\t(?:\w+, )*`+member+`\b`).MatchString(fields) {
+				t.Errorf("%s: the core has no %s.%s", name, kind, member)
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("%d names found", found)
+	}
+}
