@@ -14,6 +14,7 @@ import (
 
 // TestConformance asks a real API server what leasetest is asked in its own tests, in both encodings.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	server := controlplane.ForTest(t)
 	for _, encoding := range []string{"application/json", "application/vnd.kubernetes.protobuf"} {
 		t.Run(encoding, func(t *testing.T) {
@@ -29,6 +30,7 @@ func TestConformance(t *testing.T) {
 
 // TestExpired is the fact behind leasetest.Server.Compact, which cannot be asked of a server that has just started.
 func TestExpired(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")
 	}

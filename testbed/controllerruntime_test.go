@@ -58,6 +58,7 @@ func manage(ctx context.Context, cfg *rest.Config, namespace string, setUp func(
 // Controllers of controller-runtime start and stop with leadership, as often as it comes and goes in one
 // process, and nowhere else.
 func TestControllerRuntime(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	ctrl.SetLogger(logr.Discard())
 	terms := map[string]*atomic.Int64{"one": {}, "two": {}}

@@ -1,6 +1,7 @@
 package testbed_test
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -10,6 +11,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; the command line may say otherwise
+		panic(err)
+	}
 	goleak.VerifyTestMain(controlplane.StopAfter(m), goleak.Cleanup(func(code int) {
 		removeCLI()
 		os.Exit(code)

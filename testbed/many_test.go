@@ -114,6 +114,7 @@ func (c *crowd) quit() {
 // A hundred leases in one process share a connection and a watch, also after the connection stopped to
 // carry anything, which none of them notices; and leave neither.
 func TestManyLeases(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	c := newCrowd(f, f.server.Config())
 	c.lead(100)
@@ -139,6 +140,7 @@ func TestManyLeases(t *testing.T) {
 
 // Who may watch leases by their names alone has a watch for each, and is told once what would help.
 func TestManyLeasesByName(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	rbac, err := rbacv1client.NewForConfig(f.server.Config())
 	if err != nil {
@@ -181,7 +183,7 @@ func TestManyLeasesByName(t *testing.T) {
 	if n := c.hole.dials.Load(); n > 5 {
 		t.Errorf("%d connections", n)
 	}
-	rule := fmt.Sprintf(`to share one, a Role in namespace \"%s\" needs the rule`, f.ns)
+	rule := fmt.Sprintf(`each Lease is followed by a watch of its own instead; a Role in namespace \"%s\" needs the rule`, f.ns)
 	if n := strings.Count(f.log.String(), rule); n != 1 {
 		t.Errorf("the rule is named %d times", n)
 	}

@@ -51,6 +51,7 @@ func get(t *testing.T, url string) string {
 
 // A handover as the Monitors, and the metrics, of both processes show it.
 func TestMonitorHandover(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	var monitors [2]leasehold.Monitor
 	one, two := observe(t, &monitors[0]), observe(t, &monitors[1])
@@ -105,6 +106,7 @@ func TestMonitorHandover(t *testing.T) {
 
 // Events as the API server keeps them, and kubectl describe shows them.
 func TestEvents(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	core, err := corev1client.NewForConfig(f.server.Config())
 	if err != nil {

@@ -88,19 +88,6 @@ func TestParity(t *testing.T) {
 			}
 			s.Release()
 		}},
-		{"default identity: <name>_<uuid>, another for each campaign", func(f *fleet) {
-			f.Setenv("POD_NAME", "pod-7")
-			seen := map[string]bool{}
-			for range 2 {
-				for s := range leasehold.Sessions(f.Context(), leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), f.asAdmin()) {
-					if id := s.Holder().Identity; !strings.HasPrefix(id, "pod-7_") || len(id) != len("pod-7_")+36 || seen[id] {
-						f.Errorf("identity %q", id)
-					}
-					seen[s.Holder().Identity] = true
-					break
-				}
-			}
-		}},
 		{"watch(): a channel of sessions; ctx ends it and releases", func(f *fleet) {
 			ctx, cancel := context.WithCancel(f.Context())
 			sessions := leasehold.Chan(ctx, leasehold.Sessions(ctx, f.options("one")...))
@@ -440,7 +427,27 @@ func TestParity(t *testing.T) {
 			}
 		}},
 	} {
-		t.Run(row.name, func(t *testing.T) { row.show(newFleet(t, server)) })
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			row.show(newFleet(t, server))
+		})
+	}
+}
+
+// The default identity is <name>_<uuid>, another for each campaign. This test sets a variable of the process, so that it runs
+// alone.
+func TestDefaultIdentity(t *testing.T) {
+	f := newFleet(t, controlplane.ForTest(t))
+	t.Setenv("POD_NAME", "pod-7")
+	seen := map[string]bool{}
+	for range 2 {
+		for s := range leasehold.Sessions(t.Context(), leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), f.asAdmin()) {
+			if id := s.Holder().Identity; !strings.HasPrefix(id, "pod-7_") || len(id) != len("pod-7_")+36 || seen[id] {
+				t.Errorf("identity %q", id)
+			}
+			seen[s.Holder().Identity] = true
+			break
+		}
 	}
 }
 
@@ -474,6 +481,7 @@ func (f *fleet) wantFree() {
 
 // TryAcquire at the same time by many processes' worth of candidates: one has it.
 func TestTryAcquireRace(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	var won atomic.Int64
 	var group sync.WaitGroup

@@ -188,6 +188,7 @@ func (f *fleet) get() *coordinationv1.Lease {
 // The main path, G1, G5 and G7: the lease goes from one candidate to the next when it is released. It lasts so much longer
 // than await that nobody leads who was not told.
 func TestHandover(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	long := leasehold.WithDuration(time.Hour)
 	one := f.run("one", nil, f.asAdmin(), long)
@@ -207,6 +208,7 @@ func TestHandover(t *testing.T) {
 
 // The wire format of section 4 of the design, as the API server gets it and keeps it.
 func TestWire(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	cfg, sent := f.server.Config(), &wire{}
 	cfg.Wrap(sent.wrap)
@@ -359,6 +361,7 @@ func (w *wire) of(kind string) []patch {
 // G4: a takeover and a deletion end the session at once. The former leader then creates the Lease
 // anew.
 func TestPromptLoss_G4(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	var lost []error
 	f.run("one", func(s leasehold.Session) {
@@ -391,6 +394,7 @@ func TestPromptLoss_G4(t *testing.T) {
 // An API server that is killed and comes back costs nobody the lease; one that is gone for longer than
 // the renew deadline does, and its leader leads again once it is back.
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")
 	}
@@ -435,6 +439,7 @@ func TestOutage(t *testing.T) {
 
 // G9: a connection that stops carrying anything, while new ones work, costs nothing.
 func TestBlackHole_G9(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	cfg := f.server.Config()
 	hole := &blackHole{}
@@ -517,6 +522,7 @@ func (c *swallowed) Close() error {
 // G11 and G12: the rights that are missing are named, those that are enough are these, and without
 // the right to watch the lease is polled.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	rbac, err := rbacv1client.NewForConfig(f.server.Config())
 	if err != nil {
@@ -566,6 +572,7 @@ func TestRights(t *testing.T) {
 
 // A fleet in which client-go's electors compete too: they take turns and never lead together.
 func TestMixedFleet(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	var electors sync.WaitGroup
