@@ -2,12 +2,14 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"html/template"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -24,8 +26,9 @@ func reportCommand() *command {
 		short: "Render who held leases as an HTML page",
 		long: `
 It watches leases until it is interrupted, or for the time given by --for, and writes a page that shows who held them, when
-and how long, and when nobody did. The page needs nothing else. With --record it keeps what it sees in a file too, one
-JSON object a line as of watch -o json, from which --from renders the page again without asking an API server.`,
+and how long, how long they were free or expired, and how long each hand-over took. Holders are shown by their pod or host:
+a restarted process keeps its line. The page needs no other files. With --record it also appends what it sees to a file, one
+JSON object a line as of watch -o json; --from renders the page of such a recording, without an API server.`,
 		examples: `
 # What happens to the leader during the upgrade?
 leasehold report reconciler --for 30m --html upgrade.html
@@ -36,7 +39,7 @@ leasehold report --from leases.jsonl --html leases.html`,
 		flags: func(flags *pflag.FlagSet) {
 			flags.DurationVar(&lasts, "for", 0, "how long to watch (default until interrupted)")
 			flags.StringVar(&html, "html", "leases.html", "file to write the page to; - for standard output")
-			flags.StringVar(&record, "record", "", "file to append the changes to as they are seen")
+			flags.StringVar(&record, "record", "", "file to append each change to")
 			flags.StringVar(&from, "from", "", "render this recording; - for standard input")
 			s.flags(flags)
 		},
@@ -45,10 +48,14 @@ leasehold report --from leases.jsonl --html leases.html`,
 			case lasts < 0:
 				return usagef("--for %v: want a positive time", lasts)
 			case from != "" && (record != "" || lasts != 0 || len(args) > 0 || s.all || s.selector != ""):
-				return usagef("--from renders a recording as it is: want --html alone with it")
+				return usagef("--from renders a recording as it is: it excludes all flags but --html")
 			}
+			page, err := t.openPage(html)
+			if err != nil {
+				return err
+			}
+			defer page.close()
 			var changes []change
-			var err error
 			if from != "" {
 				changes, err = t.readRecording(from)
 			} else {
@@ -57,12 +64,12 @@ leasehold report --from leases.jsonl --html leases.html`,
 			if err != nil {
 				return err
 			}
-			return t.writePage(html, changes)
+			return page.write(changes)
 		},
 	}
 }
 
-// record returns the changes of the leases until it is interrupted, or lasts is over.
+// record returns the changes of the leases until it is interrupted, or after lasts.
 func (t *tool) record(s selection, args []string, path string, lasts time.Duration) ([]change, error) {
 	sel, err := s.resolve(t, args)
 	if err != nil {
@@ -124,30 +131,66 @@ func (t *tool) readRecording(path string) ([]change, error) {
 	return changes, lines.Err()
 }
 
-func (t *tool) writePage(path string, changes []change) error {
+// A pageFile is where a page is written to. It is opened before anything is watched, so that a mistake in its name costs
+// nothing, and keeps an older page until the new one is complete.
+type pageFile struct {
+	tool    *tool
+	file    *os.File // nil for standard output
+	created bool     // it was not there before
+	written bool
+}
+
+func (t *tool) openPage(path string) (*pageFile, error) {
+	p := &pageFile{tool: t}
 	if path == "-" {
-		return renderPage(t.out, changes)
+		return p, nil
 	}
-	file, err := os.Create(path)
-	if err != nil {
+	_, err := os.Stat(path)
+	p.created = errors.Is(err, fs.ErrNotExist)
+	p.file, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+	return p, err
+}
+
+func (p *pageFile) write(changes []change) error {
+	if p.file == nil {
+		return renderPage(p.tool.out, changes)
+	}
+	var page bytes.Buffer
+	if err := renderPage(&page, changes); err != nil {
 		return err
 	}
-	if err := errors.Join(renderPage(file, changes), file.Close()); err != nil {
+	p.file.Truncate(0) // fails for what is no file, as /dev/stdout
+	_, err := p.file.Write(page.Bytes())
+	if err := errors.Join(err, p.file.Close()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(t.out, "%s written\n", path)
+	p.written = true
+	_, err = fmt.Fprintf(p.tool.out, "%s written\n", p.file.Name())
 	return err
+}
+
+// close removes the file if it was created for nothing.
+func (p *pageFile) close() {
+	if p.file == nil || p.written {
+		return
+	}
+	p.file.Close()
+	if p.created {
+		os.Remove(p.file.Name())
+	}
 }
 
 //go:embed report.html
 var pageText string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"clock": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
+	"clock": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") },
 	"span":  roundly,
+	"head":  func(s string) string { head, _ := split(s); return head },
+	"tail":  func(s string) string { _, tail := split(s); return tail },
 }).Parse(pageText))
 
-// roundly returns d as people want to read it.
+// roundly returns d with as many digits as people read.
 func roundly(d time.Duration) string {
 	switch {
 	case d < time.Second:
@@ -158,7 +201,15 @@ func roundly(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// A page is what the template shows.
+// split divides a name into a part that may be cut for want of room and the end, in which the names of pods differ.
+func split(s string) (head, tail string) {
+	const end = 14
+	runes := []rune(s)
+	at := max(0, len(runes)-end)
+	return string(runes[:at]), string(runes[at:])
+}
+
+// A page is the input of the template.
 type page struct {
 	From, To time.Time
 	Ticks    []tick
@@ -171,14 +222,15 @@ type tick struct {
 }
 
 type leasePage struct {
-	Name                   string
-	Terms                  int
-	Leaderless, LongestGap time.Duration
-	Lanes                  []lane
-	Spans                  []bar
+	Name       string
+	Facts      []string
+	Leaderless time.Duration
+	LongestGap time.Duration
+	Lanes      []lane
+	Spans      []bar
 }
 
-// A lane is the line of one holder, or of nobody.
+// A lane is the line of one candidate, or of nobody.
 type lane struct {
 	Name, Colour string
 	Share        string
@@ -210,36 +262,33 @@ func renderPage(w io.Writer, changes []change) error {
 		p.Ticks = append(p.Ticks, tick{left(at), at.UTC().Format("15:04:05")})
 	}
 	for _, h := range histories(changes, end) {
-		l := leasePage{Name: h.String(), Leaderless: h.led("")}
-		names := append(h.holders(), "")
-		rows := map[string]*lane{}
+		l := leasePage{Name: h.String(), Facts: h.facts(), Leaderless: h.led("")}
+		names := append(h.candidates(), "")
+		lanes := map[string]*lane{}
 		for i, name := range names {
-			r := &lane{Name: name, Colour: palette[i%len(palette)].html, Share: percent(h.led(name), h)}
-			if name == "" {
-				r.Name, r.Colour = nobody, ""
-			}
-			rows[name] = r
+			lanes[name] = &lane{Name: name, Colour: palette[i%len(palette)].html, Share: percent(h.led(name), h)}
 		}
+		lanes[""].Name, lanes[""].Colour = nobody, ""
 		var gap time.Duration
 		for _, s := range h.Spans {
-			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From), Colour: rows[s.Holder].Colour}
+			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From), Colour: lanes[candidate(s.Holder)].Colour}
 			l.Spans = append(l.Spans, b)
 			if s.leaderless() {
 				gap += s.lasted()
 				nobodys := b
 				nobodys.Colour = ""
-				rows[""].Bars = append(rows[""].Bars, nobodys)
+				lanes[""].Bars = append(lanes[""].Bars, nobodys)
 			} else {
-				l.Terms++
 				gap = 0
 			}
 			if s.Holder != "" {
-				rows[s.Holder].Bars = append(rows[s.Holder].Bars, b)
+				of := lanes[candidate(s.Holder)]
+				of.Bars = append(of.Bars, b)
 			}
 			l.LongestGap = max(l.LongestGap, gap)
 		}
 		for _, name := range names {
-			if r := rows[name]; len(r.Bars) > 0 {
+			if r := lanes[name]; len(r.Bars) > 0 {
 				l.Lanes = append(l.Lanes, *r)
 			}
 		}

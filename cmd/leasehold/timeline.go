@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -11,25 +12,66 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// A history is who held one lease, by what was seen of it.
+// A history is the sequence of holders of one lease, as it was seen.
 type history struct {
 	types.NamespacedName
 	Spans []span
 }
 
-// A span is a time in which nothing about the lease changed.
+// A span is a time without changes of the lease.
 type span struct {
-	Status, Holder string
-	Transitions    int32
-	From, To       time.Time
+	Status, Holder  string
+	Transitions     int32
+	DurationSeconds int32 // of the lease; 0 if unknown
+	From, To        time.Time
+	Reason          string // why it began
 }
 
 func (s span) lasted() time.Duration { return s.To.Sub(s.From) }
 
-// leaderless tells whether nobody led; a holder that does not renew counts as one that does not.
+// leaderless reports whether nobody led. A holder that does not renew the lease does not lead.
 func (s span) leaderless() bool { return s.Status != held }
 
-// histories returns what changes tell about the time until end, by lease, ordered by namespace and name.
+func (s span) duration() time.Duration { return time.Duration(s.DurationSeconds) * time.Second }
+
+// reason returns why s began after the span before; nil if there is none.
+func reason(before *span, s span) string {
+	if before == nil {
+		return "first seen"
+	}
+	sameTerm := before.Holder == s.Holder && before.Transitions == s.Transitions
+	switch s.Status {
+	case held:
+		switch {
+		case sameTerm && before.Status == expired:
+			return "renewed again"
+		case sameTerm && before.Status == held:
+			return fmt.Sprintf("duration changed from %v to %v", before.duration(), s.duration())
+		case before.Status == expired:
+			return "taken over after the expiry"
+		case before.Status == held && before.Holder != s.Holder:
+			return "taken over while it was held"
+		case before.Status == missing:
+			return "created"
+		}
+		return "acquired"
+	case free:
+		if before.Status == missing {
+			return "created"
+		}
+		return "released"
+	case expired:
+		if d := s.duration(); d > 0 {
+			return fmt.Sprintf("not renewed for %v", d)
+		}
+		return "not renewed"
+	case missing:
+		return "deleted"
+	}
+	return ""
+}
+
+// histories returns the histories of the leases in changes until end, ordered by namespace and name.
 func histories(changes []change, end time.Time) []history {
 	byLease := map[types.NamespacedName]*history{}
 	var all []*history
@@ -51,7 +93,13 @@ func histories(changes []change, end time.Time) []history {
 			all = append(all, h)
 		}
 		finish(h, c.Time)
-		h.Spans = append(h.Spans, span{Status: c.Status, Holder: c.Holder, Transitions: c.Transitions, From: c.Time})
+		next := span{Status: c.Status, Holder: c.Holder, Transitions: c.Transitions, DurationSeconds: c.DurationSeconds, From: c.Time}
+		var before *span
+		if n := len(h.Spans); n > 0 {
+			before = &h.Spans[n-1]
+		}
+		next.Reason = reason(before, next)
+		h.Spans = append(h.Spans, next)
 	}
 	slices.SortFunc(all, func(a, b *history) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
@@ -64,34 +112,148 @@ func histories(changes []change, end time.Time) []history {
 	return done
 }
 
-// holders returns those who held the lease, in the order in which they did for the first time.
-func (h history) holders() []string {
+// uuidSuffix is what this library and client-go append to the name of a pod or host, fresh for each campaign or process.
+var uuidSuffix = regexp.MustCompile(`_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+
+// candidate returns the pod or host of a holder, which keeps its lane when its process restarts.
+func candidate(holder string) string {
+	if name := uuidSuffix.ReplaceAllString(holder, ""); name != "" {
+		return name
+	}
+	return holder
+}
+
+// candidates returns those that held the lease, in the order of their first terms.
+func (h history) candidates() []string {
 	var names []string
 	for _, s := range h.Spans {
-		if s.Holder != "" && !slices.Contains(names, s.Holder) {
-			names = append(names, s.Holder)
+		if name := candidate(s.Holder); s.Holder != "" && !slices.Contains(names, name) {
+			names = append(names, name)
 		}
 	}
 	return names
 }
 
-// led returns for how long holder led; "" is nobody.
-func (h history) led(holder string) (total time.Duration) {
+// of reports whether the lane of a candidate shows s; "" is that of nobody, which shows the time without a leader.
+func (s span) of(name string) bool {
+	if name == "" {
+		return s.leaderless()
+	}
+	return s.Holder != "" && candidate(s.Holder) == name
+}
+
+// led returns how long a candidate led; "" is nobody.
+func (h history) led(name string) (total time.Duration) {
 	for _, s := range h.Spans {
-		if holder == "" && s.leaderless() || holder != "" && s.Holder == holder && !s.leaderless() {
+		if s.of(name) && (name == "" || !s.leaderless()) {
 			total += s.lasted()
 		}
 	}
 	return total
 }
 
-// palette is the colours of holders, by their order; those of the terminal are the nearest.
+// spent returns how long the lease had a status.
+func (h history) spent(status string) (total time.Duration) {
+	for _, s := range h.Spans {
+		if s.Status == status {
+			total += s.lasted()
+		}
+	}
+	return total
+}
+
+func (h history) terms() (n int) {
+	for _, s := range h.Spans {
+		if s.Status == held && s.Reason != "renewed again" && !strings.HasPrefix(s.Reason, "duration changed") {
+			n++
+		}
+	}
+	return n
+}
+
+// A handover is the time from the end of a term to the next one.
+type handover struct {
+	after string // how the term ended: released, expired, deleted or taken over
+	took  time.Duration
+}
+
+func (h history) handovers() []handover {
+	var all []handover
+	var open *handover
+	led := false
+	for _, s := range h.Spans {
+		switch {
+		case s.Status == held:
+			switch {
+			case open != nil && s.Reason != "renewed again":
+				all = append(all, *open)
+			case led && strings.HasPrefix(s.Reason, "taken over"):
+				all = append(all, handover{after: "taken over"})
+			}
+			open, led = nil, true
+		case open != nil:
+			open.took += s.lasted()
+		case led:
+			open = &handover{after: map[string]string{free: "released", expired: "expired", missing: "deleted"}[s.Status], took: s.lasted()}
+		}
+	}
+	return all
+}
+
+// facts returns what is worth knowing beside the bars, a sentence each.
+func (h history) facts() []string {
+	terms := "1 term"
+	if n := h.terms(); n != 1 {
+		terms = fmt.Sprint(n, " terms")
+	}
+	first := []string{terms}
+	for _, s := range slices.Backward(h.Spans) {
+		if s.DurationSeconds > 0 {
+			first = append([]string{"duration " + s.duration().String()}, first...)
+			break
+		}
+	}
+	for _, status := range []string{free, expired, missing} {
+		if d := h.spent(status); d > 0 {
+			first = append(first, status+" for "+roundly(d))
+		}
+	}
+	facts := []string{strings.Join(first, ", ")}
+	var handovers []string
+	all := h.handovers()
+	for _, after := range []string{"released", "expired", "deleted", "taken over"} {
+		var took []time.Duration
+		for _, o := range all {
+			if o.after == after {
+				took = append(took, o.took)
+			}
+		}
+		if len(took) == 0 {
+			continue
+		}
+		slices.Sort(took)
+		text := fmt.Sprintf("%d %s", len(took), after)
+		if after != "taken over" {
+			text += ", in " + roundly(took[len(took)/2])
+			if len(took) > 1 {
+				text += fmt.Sprintf(" (median; %s at most)", roundly(took[len(took)-1]))
+			}
+		}
+		handovers = append(handovers, text)
+	}
+	if len(handovers) > 0 {
+		facts = append(facts, "hand-overs: "+strings.Join(handovers, "; "))
+	}
+	return facts
+}
+
+// palette has the colours of candidates, by their order; those of the terminal are the nearest.
 var palette = []struct{ html, terminal string }{
 	{"#4269d0", "\x1b[38;5;68m"}, {"#efb118", "\x1b[38;5;214m"}, {"#3ca951", "\x1b[38;5;71m"}, {"#ff725c", "\x1b[38;5;209m"},
 	{"#a463f2", "\x1b[38;5;135m"}, {"#38b2c5", "\x1b[38;5;73m"}, {"#ff8ab7", "\x1b[38;5;211m"}, {"#9c6b4e", "\x1b[38;5;137m"},
 }
 
-// longestTimeline is what a terminal shows; older changes move out of it.
+// longestTimeline is the time that a terminal shows; older changes move out of it.
 const longestTimeline = 10 * time.Minute
 
 // timeline draws who held which lease from began until now, at most the last ten minutes, in width columns.
@@ -103,7 +265,7 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 	columns := 0
 	hs := histories(changes, now)
 	for _, h := range hs {
-		for _, name := range append(h.holders(), nobody) {
+		for _, name := range append(h.candidates(), nobody) {
 			columns = max(columns, min(most, utf8.RuneCountInString(name)))
 		}
 	}
@@ -111,12 +273,15 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 	var b strings.Builder
 	for _, h := range hs {
 		fmt.Fprintf(&b, "%s\n", h.String())
-		for i, name := range h.holders() {
+		for _, fact := range h.facts() {
+			fmt.Fprintf(&b, " %s\n", cut(fact, columns+bar+6))
+		}
+		for i, name := range h.candidates() {
 			paint, plain := "", ""
 			if colour {
 				paint, plain = palette[i%len(palette)].terminal, "\x1b[0m"
 			}
-			fmt.Fprintf(&b, " %-*s %s%s%s %4s\n", columns, short(name, most), paint, h.bar(name, began, now, bar), plain, percent(h.led(name), h))
+			fmt.Fprintf(&b, " %-*s %s%s%s %4s\n", columns, ending(name, most), paint, h.bar(name, began, now, bar), plain, percent(h.led(name), h))
 		}
 		if gap := h.led(""); gap > 0 {
 			fmt.Fprintf(&b, " %-*s %s %4s\n", columns, nobody, h.bar("", began, now, bar), percent(gap, h))
@@ -132,22 +297,21 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 
 const nobody = "(nobody)"
 
-// bar draws when holder held the lease: a full block for the time it led, a light one for a lease that had expired, and a dot
-// where nobody led.
-func (h history) bar(holder string, from, to time.Time, columns int) string {
+// bar draws the lane of a candidate: a full block for the time it led, a light one for a lease of its that had expired;
+// and in the lane of nobody a dot.
+func (h history) bar(name string, from, to time.Time, columns int) string {
 	cells := []rune(strings.Repeat(" ", columns))
 	total := to.Sub(from)
 	for _, s := range h.Spans {
-		var cell rune
-		switch {
-		case holder == "" && s.leaderless():
-			cell = '·'
-		case holder == "" || s.Holder != holder:
+		if !s.of(name) {
 			continue
+		}
+		cell := '█'
+		switch {
+		case name == "":
+			cell = '·'
 		case s.leaderless():
 			cell = '░'
-		default:
-			cell = '█'
 		}
 		first, last := 0, columns
 		if total > 0 {
@@ -169,13 +333,21 @@ func percent(part time.Duration, h history) string {
 	return fmt.Sprintf("%.0f%%", 100*part.Seconds()/whole.Seconds())
 }
 
-// short returns s for a terminal in at most n columns, without its middle if it is longer.
-func short(s string, n int) string {
-	s = printable(s)
+// ending returns s for a terminal in at most n columns. It leaves out the beginning of a longer one: the names of pods
+// differ in their ends.
+func ending(s string, n int) string {
+	runes := []rune(printable(s))
+	if len(runes) <= n {
+		return string(runes)
+	}
+	return "…" + string(runes[len(runes)-(n-1):])
+}
+
+// cut returns a sentence in at most n columns.
+func cut(s string, n int) string {
 	runes := []rune(s)
 	if len(runes) <= n {
 		return s
 	}
-	head := (n - 1) / 2
-	return string(runes[:head]) + "…" + string(runes[len(runes)-(n-1-head):])
+	return string(runes[:n-1]) + "…"
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,7 +17,7 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// story is what happened to two leases within 100 seconds.
+// story returns the changes of two leases within 100 seconds.
 func story() []change {
 	at := func(second int, name, status, holder string, transitions int32) change {
 		c := change{now.Add(time.Duration(second) * time.Second), "default", name, status, holder, transitions, 0}
@@ -24,16 +26,82 @@ func story() []change {
 		}
 		return c
 	}
+	const (
+		pod   = "reconciler-7d9f5c-x2k4z"
+		other = "reconciler-7d9f5c-b8x2k"
+	)
+	uuid := func(n int) string { return fmt.Sprintf("_3e096a27-af50-4e65-9c1d-%012d", n) }
 	return []change{
-		at(0, "reconciler", held, "reconciler-7d9f5c_3e096a27-af50-4e65", 4),
+		at(0, "reconciler", held, pod+uuid(1), 4),
 		at(0, "backup", free, "", 1),
 		at(30, "reconciler", free, "", 4),
-		at(32, "reconciler", held, "reconciler-b8x2k1_5a117c90-bd1f-4f7a", 5),
+		at(32, "reconciler", held, other+uuid(2), 5),
 		at(40, "backup", held, "<script>alert(1)</script>", 2),
-		at(60, "reconciler", expired, "reconciler-b8x2k1_5a117c90-bd1f-4f7a", 5),
-		at(70, "reconciler", held, "reconciler-7d9f5c_3e096a27-af50-4e65", 6),
+		at(60, "reconciler", expired, other+uuid(2), 5),
+		at(70, "reconciler", held, pod+uuid(3), 6), // the pod's process has restarted
+		at(90, "reconciler", free, "", 6),
+		at(92, "reconciler", held, pod+uuid(4), 7),
 		at(95, "backup", missing, "", 2),
 		{Time: now.Add(100 * time.Second), Status: ended},
+	}
+}
+
+// A holder keeps its lane when its process restarts, and only then.
+func TestCandidate(t *testing.T) {
+	for holder, want := range map[string]string{
+		"reconciler-7d9f5c-x2k4z_3e096a27-af50-4e65-9c1d-0123456789ab": "reconciler-7d9f5c-x2k4z",
+		"node-7_1d4f": "node-7_1d4f", "me": "me", "": "",
+		"_3e096a27-af50-4e65-9c1d-0123456789ab": "_3e096a27-af50-4e65-9c1d-0123456789ab",
+	} {
+		if got := candidate(holder); got != want {
+			t.Errorf("%q: %q, want %q", holder, got, want)
+		}
+	}
+}
+
+// Why each change happened, and what hand-overs there were.
+func TestReasons(t *testing.T) {
+	type seen struct {
+		status, holder string
+		transitions    int32
+		duration       int32
+	}
+	var changes []change
+	want := ""
+	for i, c := range []struct {
+		seen
+		reason string
+	}{
+		{seen{missing, "", 0, 0}, "first seen"},
+		{seen{free, "", 0, 0}, "created"},
+		{seen{held, "a", 1, 15}, "acquired"},
+		{seen{held, "a", 1, 30}, "duration changed from 15s to 30s"},
+		{seen{expired, "a", 1, 30}, "not renewed for 30s"},
+		{seen{held, "a", 1, 30}, "renewed again"},
+		{seen{held, "b", 2, 30}, "taken over while it was held"},
+		{seen{expired, "b", 2, 30}, "not renewed for 30s"},
+		{seen{held, "c", 3, 30}, "taken over after the expiry"},
+		{seen{missing, "", 3, 0}, "deleted"},
+		{seen{held, "d", 0, 30}, "created"},
+		{seen{free, "", 0, 0}, "released"},
+		{seen{held, "d", 1, 30}, "acquired"},
+		{seen{held, "d", 2, 30}, "acquired"}, // too fast to be seen free
+	} {
+		changes = append(changes, change{now.Add(time.Duration(i) * time.Second), "default", "job", c.status, c.holder, c.transitions, c.duration})
+		want += c.reason + "\n"
+	}
+	h := histories(changes, now.Add(14*time.Second))[0]
+	got := ""
+	for _, s := range h.Spans {
+		got += s.Reason + "\n"
+	}
+	if got != want {
+		t.Errorf("reasons:\n%swant:\n%s", got, want)
+	}
+	facts := "duration 30s, 6 terms, free for 2s, expired for 2s, missing for 2s\n" +
+		"hand-overs: 1 released, in 1s; 1 expired, in 1s; 1 deleted, in 1s; 1 taken over"
+	if got := strings.Join(h.facts(), "\n"); got != facts {
+		t.Errorf("facts:\n%s\nwant:\n%s", got, facts)
 	}
 }
 
@@ -42,7 +110,7 @@ func TestTimeline(t *testing.T) {
 	golden(t, "timeline-80", timeline(story(), now, end, 80, false))
 	golden(t, "timeline-120-colour", timeline(story(), now, end, 120, true))
 	golden(t, "timeline-narrow", timeline(story(), now, end, 20, false))
-	golden(t, "timeline-later", timeline(story()[:8], now, now.Add(11*time.Minute), 80, false))
+	golden(t, "timeline-later", timeline(story()[:10], now, now.Add(11*time.Minute), 80, false))
 	golden(t, "timeline-empty", timeline(nil, now, end, 80, false))
 }
 
@@ -59,7 +127,7 @@ func TestPrintChange(t *testing.T) {
 	}
 }
 
-// A page says who led, when and for how long, and quotes what the Leases say.
+// A page says who led, when, for how long and why, and escapes what the Leases contain.
 func TestReport(t *testing.T) {
 	var recording bytes.Buffer
 	for _, c := range story() {
@@ -75,7 +143,9 @@ func TestReport(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
 	golden(t, "report.html", out.String())
-	for _, want := range []string{"3 terms", "without a leader for 12s</span>, at most 10s at a time", "&lt;script&gt;"} {
+	for _, want := range []string{"duration 15s, 4 terms, free for 4s, expired for 10s", "hand-overs: 2 released, in 2s (median; 2s at most); 1 expired, in 10s",
+		"without a leader for 14s</span>, at most 10s at a time", "&lt;script&gt;", "not renewed for 15s", "taken over after the expiry",
+		"<span>reconcile</span><span>r-7d9f5c-x2k4z</span>"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -84,6 +154,30 @@ func TestReport(t *testing.T) {
 		if strings.Contains(out.String(), bad) {
 			t.Errorf("the page contains %q", bad)
 		}
+	}
+}
+
+// A page that cannot be written costs no watch, and an older page stays until there is a new one.
+func TestReportFile(t *testing.T) {
+	dir := t.TempDir()
+	code, _, stderr := call(t, "report", "job", "--html", filepath.Join(dir, "missing", "page.html"))
+	if code != 1 || !strings.Contains(stderr, "no such file or directory") {
+		t.Errorf("exit code %d: %s", code, stderr) // and not that there is no API server
+	}
+	older, fresh := filepath.Join(dir, "older.html"), filepath.Join(dir, "fresh.html")
+	if err := os.WriteFile(older, []byte("older"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{older, fresh} {
+		if code, _, stderr := call(t, "report", "job", "--html", path); code != 1 || !strings.Contains(stderr, "no API server") {
+			t.Errorf("exit code %d: %s", code, stderr)
+		}
+	}
+	if text, err := os.ReadFile(older); string(text) != "older" {
+		t.Errorf("the older page: %q, %v", text, err)
+	}
+	if _, err := os.Stat(fresh); err == nil {
+		t.Error("a page was left that nobody asked for")
 	}
 }
 
