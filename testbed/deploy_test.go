@@ -18,6 +18,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
@@ -28,7 +29,7 @@ import (
 
 const deploy = "../deploy"
 
-// kinds is where the API server keeps what the manifests contain.
+// kinds maps the kinds of the manifests to their resources.
 var kinds = map[string]schema.GroupVersionResource{
 	"ServiceAccount":      {Version: "v1", Resource: "serviceaccounts"},
 	"Role":                {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
@@ -39,8 +40,8 @@ var kinds = map[string]schema.GroupVersionResource{
 	"PodDisruptionBudget": {Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"},
 }
 
-// apply applies a manifest as kubectl apply --server-side does, with the test's namespace in place of the one it names, after
-// edit. It returns the objects as they are then.
+// apply applies a manifest after edit, as kubectl apply --server-side does, in the test's namespace instead of its own. It
+// returns the objects as the API server has them.
 func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstructured.Unstructured {
 	c.Helper()
 	text, err := os.ReadFile(filepath.Join(deploy, name))
@@ -104,21 +105,43 @@ func (c *cli) asPod(args ...string) *call {
 	return c.startCmd(cmd)
 }
 
-// Every manifest is what the API server takes, more than once.
+// The API server accepts every manifest, more than once. When the folder is applied, no manifest overwrites another, and
+// the pods of one Deployment are not selected by another.
 func TestManifests(t *testing.T) {
 	c := newCLI(t)
 	files, err := filepath.Glob(filepath.Join(deploy, "*.yaml"))
 	if err != nil || len(files) == 0 {
 		t.Fatal("no manifests: ", err)
 	}
-	for range 2 {
+	from := map[string]string{} // file by object
+	selectors := map[string]labels.Selector{}
+	pods := map[string]labels.Set{}
+	for round := range 2 {
 		for _, file := range files {
-			c.apply(filepath.Base(file), nil)
+			for _, u := range c.apply(filepath.Base(file), nil) {
+				object := u.GetKind() + " " + u.GetName()
+				if other, taken := from[object]; taken && round == 0 {
+					t.Errorf("%s and %s both define %s", other, file, object)
+				}
+				from[object] = file
+				if u.GetKind() == "Deployment" {
+					selector, _, _ := unstructured.NestedStringMap(u.Object, "spec", "selector", "matchLabels")
+					selectors[object] = labels.SelectorFromSet(selector)
+					pods[object], _, _ = unstructured.NestedStringMap(u.Object, "spec", "template", "metadata", "labels")
+				}
+			}
+		}
+	}
+	for object, selector := range selectors {
+		for other, set := range pods {
+			if matches := selector.Matches(set); matches != (object == other) {
+				t.Errorf("%s selects the pods of %s: %v", object, other, matches)
+			}
 		}
 	}
 }
 
-// The Role of rbac.yaml is enough, and without any verb of it happens what the file says.
+// The Role of rbac.yaml is enough, and the file describes correctly the effect of each missing verb.
 func TestRoleIsMinimal(t *testing.T) {
 	without := func(verb string) func(*unstructured.Unstructured) {
 		return func(u *unstructured.Unstructured) {
@@ -193,8 +216,8 @@ func TestRoleIsMinimal(t *testing.T) {
 	})
 }
 
-// takeTurns has two candidates take the lease one after the other, by a release and by a crash. They must be refused nothing
-// but for the rule that they say they need.
+// takeTurns runs candidates that acquire the lease one after the other, after a release and after a crash. No request may be
+// refused, except for the right that the log names.
 func takeTurns(c *cli, need string) {
 	c.Helper()
 	one := c.asPod("run", "reconciler", "--duration=3s", "--identity=one", "--", "sh", "-c", say("one")+"exec sleep 600")
@@ -223,7 +246,7 @@ func takeTurns(c *cli, need string) {
 	}
 }
 
-// The replicas of run.yaml, with their very command, service account and environment: one works, and when it crashes another.
+// The replicas of run.yaml, with their command, service account and environment: one works, and after its crash another.
 func TestRunDeployment(t *testing.T) {
 	c := newCLI(t)
 	c.apply("rbac.yaml", nil)
@@ -278,7 +301,7 @@ func TestRunDeployment(t *testing.T) {
 	}
 }
 
-// The FlowSchema of flowschema.yaml decides about the workload's requests, and only about those for Leases.
+// The FlowSchema of flowschema.yaml matches the workload's requests for Leases, and no others.
 func TestFlowSchema(t *testing.T) {
 	c := newCLI(t)
 	c.apply("rbac.yaml", nil)
@@ -311,7 +334,7 @@ func TestFlowSchema(t *testing.T) {
 	}
 }
 
-// headers keeps those of the last reply.
+// headers keeps the headers of the last response.
 type headers struct {
 	next http.RoundTripper
 	mu   sync.Mutex
@@ -359,7 +382,7 @@ func grant(f *fleet, user string, verbs ...string) {
 	}
 }
 
-// kubectl finds the tool as its plugin; the name is all it goes by.
+// The tool works as a plugin of kubectl, which finds it by its name.
 func TestPlugin(t *testing.T) {
 	c := newCLI(t)
 	plugin := filepath.Join(c.dir, "kubectl-leasehold")
