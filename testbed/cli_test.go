@@ -194,6 +194,7 @@ func say(file string) string {
 
 // The command finds out about its term, reads standard input, and the lease is free afterwards.
 func TestRun(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	input := strings.Repeat("0123456789abcde\n", 1<<16)
 	cmd := c.command("run", "job", "--identity", "me", "--", "sh", "-c", `echo $LEASEHOLD_LEASE $LEASEHOLD_NAMESPACE $LEASEHOLD_IDENTITY $LEASEHOLD_FENCING_TOKEN; cat`)
@@ -295,6 +296,7 @@ func (a *call) heeds() {
 
 // A request to stop is passed on, and the lease renewed until the command has ended, however long that takes.
 func TestRunStop(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	a := c.start("run", "job", "--duration=4s", "--identity=one", "--", "sh", "-c",
 		`trap 'echo usr1 >got; ' USR1; trap 'sleep 6; echo stopped >stopped; exit 9' TERM; `+say("started")+`while :; do sleep 0.1; done`)
@@ -353,6 +355,7 @@ func TestRunStubborn(t *testing.T) {
 
 // The lease is not released before the last process is gone: neither one of the group, nor a daemon that left it.
 func TestRunGrandchildren(t *testing.T) {
+	t.Parallel()
 	quoted := func(name string) string {
 		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) + `while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
 	}
@@ -404,6 +407,7 @@ func TestRunSuspended(t *testing.T) {
 
 // Cut off from the API server, the command is told to stop, and killed before another has the lease.
 func TestRunLost(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, traps string
 		told        bool
@@ -412,6 +416,7 @@ func TestRunLost(t *testing.T) {
 		{"ignores SIGTERM", stubborn, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCLI(t)
 			network := newProxy(t, c.server)
 			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
@@ -455,6 +460,7 @@ func TestRunTaken(t *testing.T) {
 // With --restart a command that ends at once is started again, but not in a hot loop; and after a loss it is when the lease
 // is back.
 func TestRunRestart(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	a := c.start("run", "job", "--restart", "--", "sh", "-c", "echo $LEASEHOLD_FENCING_TOKEN >>starts; exit 3")
 	began := time.Now()
@@ -599,6 +605,7 @@ func TestOperator(t *testing.T) {
 
 // With the right to get leases but not to watch them, watch reads.
 func TestWatchPolls(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	grant(c.fleet, "getter", "get")
 	a := c.start("watch", "job", "--as=getter")
@@ -609,6 +616,7 @@ func TestWatchPolls(t *testing.T) {
 
 // A credential plugin is a child too: it is not collected in the place of client-go, which waits for it.
 func TestRunCredentialPlugin(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	cfg := c.server.Config()
 	credential, err := json.Marshal(map[string]any{

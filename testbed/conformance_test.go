@@ -31,18 +31,7 @@ func TestConformance(t *testing.T) {
 // TestExpired is the fact behind leasetest.Server.Compact, which cannot be asked of a server that has just started.
 func TestExpired(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("-short: needs a real API server")
-	}
-	server, err := controlplane.Start(t.Context(), controlplane.Options{NoFsync: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	}()
+	server := startServer(t)
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -143,6 +143,7 @@ func TestManifests(t *testing.T) {
 
 // The Role of rbac.yaml is enough, and the file describes correctly the effect of each missing verb.
 func TestRoleIsMinimal(t *testing.T) {
+	t.Parallel()
 	without := func(verb string) func(*unstructured.Unstructured) {
 		return func(u *unstructured.Unstructured) {
 			if u.GetKind() != "Role" {
@@ -169,16 +170,19 @@ func TestRoleIsMinimal(t *testing.T) {
 	const named = ` resourceNames: [\"reconciler\"],`
 
 	t.Run("everything", func(t *testing.T) {
+		t.Parallel()
 		c := newCLI(t)
 		c.apply("rbac.yaml", nil)
 		takeTurns(c, "")
 	})
 	t.Run("no watch: it is polled", func(t *testing.T) {
+		t.Parallel()
 		c := newCLI(t)
 		c.apply("rbac.yaml", without("watch"))
 		takeTurns(c, needs("watch", named))
 	})
 	t.Run("no create: the Lease must be there", func(t *testing.T) {
+		t.Parallel()
 		c := newCLI(t)
 		c.apply("rbac.yaml", without("create"))
 		a := c.asPod("run", "reconciler", "--", "true")
@@ -195,6 +199,7 @@ func TestRoleIsMinimal(t *testing.T) {
 		takeTurns(c, "")
 	})
 	t.Run("no patch: it cannot be taken", func(t *testing.T) {
+		t.Parallel()
 		c := newCLI(t)
 		c.apply("rbac.yaml", without("patch"))
 		c.apply("lease.yaml", nil)
@@ -207,6 +212,7 @@ func TestRoleIsMinimal(t *testing.T) {
 		}
 	})
 	t.Run("no get: nothing works", func(t *testing.T) {
+		t.Parallel()
 		c := newCLI(t)
 		c.apply("rbac.yaml", without("get"))
 		a := c.asPod("run", "reconciler", "--", "touch", "ran")
@@ -248,6 +254,7 @@ func takeTurns(c *cli, need string) {
 
 // The replicas of run.yaml, with their command, service account and environment: one works, and after its crash another.
 func TestRunDeployment(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	c.apply("rbac.yaml", nil)
 	objects := c.apply("run.yaml", nil)

@@ -77,6 +77,7 @@ func TestContext(t *testing.T) {
 // The API server keeps track under the name of --field-manager, and no other, of all that run and claim write: the creation
 // of the Lease, claims, renewals and releases.
 func TestFieldManager(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	read := func() *coordinationv1.Lease {
 		l, err := c.admin.Get(t.Context(), "job", metav1.GetOptions{})

@@ -391,10 +391,9 @@ func TestPromptLoss_G4(t *testing.T) {
 	}
 }
 
-// An API server that is killed and comes back costs nobody the lease; one that is gone for longer than
-// the renew deadline does, and its leader leads again once it is back.
-func TestOutage(t *testing.T) {
-	t.Parallel()
+// startServer starts an API server of the test's own.
+func startServer(t *testing.T) *controlplane.Server {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")
 	}
@@ -407,6 +406,13 @@ func TestOutage(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return server
+}
+
+// An API server that is killed or stops for a while, and comes back within the renew deadline, costs nobody the lease.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
 	f := newFleet(t, server)
 	f.run("one", nil, f.asAdmin(), leasehold.WithDuration(30*time.Second))
 	f.awaitLeader("one")
@@ -427,6 +433,17 @@ func TestOutage(t *testing.T) {
 			t.Errorf("after an outage %q leads in session %d", name, f.sessions.Load())
 		}
 	}
+}
+
+// An API server that is down for longer than the renew deadline costs the leader its session. A candidate leads once the
+// server is back.
+func TestOutageTooLong(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	f := newFleet(t, server)
+	f.run("one", nil, f.asAdmin(), leasehold.WithDuration(8*time.Second))
+	f.awaitLeader("one")
+	f.run("two", nil, f.asAdmin(), leasehold.WithDuration(8*time.Second))
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}

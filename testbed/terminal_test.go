@@ -17,6 +17,7 @@ import (
 // On a terminal the timeline stays one picture of the width that there is, whatever is logged and however the terminal
 // changes. Its last picture stays.
 func TestDrawn(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, env string
 		colours   bool
@@ -26,6 +27,7 @@ func TestDrawn(t *testing.T) {
 		{"dumb", "TERM=dumb", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCLI(t)
 			grant(c.fleet, "getter", "get")
 			c.run("leader-with-a-rather-long-name", func(s leasehold.Session) { <-s.Done() }, c.asAdmin(), leasehold.WithLease("job"))
