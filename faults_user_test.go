@@ -1,0 +1,256 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// A misdeed is what the program's code does when leasehold calls it.
+type misdeed struct {
+	name string
+	do   func(until <-chan struct{})
+}
+
+var misdeeds = []misdeed{
+	{"panics", func(<-chan struct{}) { panic("the program's") }},
+	{"exits its goroutine", func(<-chan struct{}) { runtime.Goexit() }},
+	{"blocks", func(until <-chan struct{}) { <-until }},
+}
+
+// A hostileHandler is a slog.Handler that misbehaves at the line with msg.
+type hostileHandler struct {
+	slog.Handler
+	msg string
+	do  func()
+}
+
+func (h hostileHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h hostileHandler) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == h.msg {
+		h.do()
+	}
+	return nil
+}
+
+// A hostileBackOff misbehaves whenever it is asked.
+type hostileBackOff struct{ do func() }
+
+func (b hostileBackOff) NextBackOff() time.Duration { b.do(); return time.Second }
+func (b hostileBackOff) Reset()                     { b.do() }
+
+// A hostileRecorder is an event recorder that misbehaves.
+type hostileRecorder struct {
+	recorderFunc
+	do func()
+}
+
+func (r hostileRecorder) Eventf(apiruntime.Object, string, string, string, ...any) { r.do() }
+
+// Whatever the program's code does, wherever it is called: renewals go on as long as the body runs, the lease is free
+// once the loop was left, a panic comes back on the loop's goroutine, and nothing is left.
+func TestNoHostage_G13(t *testing.T) {
+	for _, where := range []struct {
+		name   string
+		option func(do func()) Option
+	}{
+		{"logger", func(do func()) Option {
+			return WithLogger(slog.New(hostileHandler{slog.DiscardHandler, "lease acquired", do}))
+		}},
+		{"logger at the release", func(do func()) Option {
+			return WithLogger(slog.New(hostileHandler{slog.DiscardHandler, "lease released", do}))
+		}},
+		{"event recorder", func(do func()) Option { return WithEventRecorder(hostileRecorder{do: do}) }},
+		{"BackOff", func(do func()) Option {
+			first := true // newOptions tries the function
+			return WithBackOff(func() backoff.BackOff {
+				defer func() { first = false }()
+				if first {
+					return backoff.NewConstantBackOff(time.Second)
+				}
+				return hostileBackOff{do}
+			})
+		}},
+	} {
+		for _, what := range misdeeds {
+			t.Run(where.name+" "+what.name, func(t *testing.T) {
+				inWorld(t, func(w *world) { w.hostage(what, where.option) })
+			})
+		}
+	}
+}
+
+// hostage leads for a while with an option whose code misbehaves, and leaves the loop.
+func (w *world) hostage(what misdeed, option func(do func()) Option) {
+	until := make(chan struct{})
+	var recovered any
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(w.Context())
+	defer cancel()
+	go func() {
+		defer close(done)
+		defer func() { recovered = recover() }()
+		failed := false
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "patch" && !failed { // one renewal fails, so that a BackOff is asked
+				failed = true
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		for s := range Sessions(ctx, w.options("a", option(func() { what.do(until) }))...) {
+			end := time.After(2 * D)
+			select {
+			case <-end:
+			case <-s.Done():
+				if errors.Is(s.Err(), ErrLost) {
+					w.Errorf("lost: %v", s.Err())
+				}
+				time.Sleep(2 * D) // the body winds down slowly
+			}
+			if s.ValidFor() < R-I-eps-time.Second {
+				w.Errorf("after %v: valid for %v", 2*D, s.ValidFor())
+			}
+			break
+		}
+	}()
+	w.sleep(5 * D)
+	select {
+	case <-done:
+	default:
+		w.Error("the loop has not ended")
+	}
+	if w.holder() != "" {
+		w.Errorf("%q holds the lease after the loop", w.holder())
+	}
+	n := w.srv.Client("a").Requests()
+	w.sleep(5 * D)
+	if more := w.srv.Client("a").Requests() - n; more != 0 {
+		w.Errorf("%d requests after the loop", more)
+	}
+	if want := what.name == "panics"; (recovered != nil) != want || want && recovered != "the program's" {
+		w.Errorf("recovered %v", recovered)
+	}
+	close(until)
+	<-done
+	synctest.Wait()
+}
+
+// Acquire leaves nothing behind either when the logger panics as the lease is acquired.
+func TestNoHostageOfAcquire_G13(t *testing.T) {
+	for _, what := range misdeeds {
+		t.Run(what.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				until := make(chan struct{})
+				logger := slog.New(hostileHandler{slog.DiscardHandler, "lease acquired", func() { what.do(until) }})
+				var recovered any
+				func() {
+					defer func() { recovered = recover() }()
+					s, err := Acquire(w.Context(), w.options("a", WithLogger(logger))...)
+					if err != nil {
+						return
+					}
+					w.sleep(2 * D)
+					if w.holder() != "a" {
+						w.Errorf("%q holds the lease of a session that goes on", w.holder())
+					}
+					s.Release()
+				}()
+				if w.holder() != "" {
+					w.Errorf("%q holds the lease at the end", w.holder())
+				}
+				n := w.srv.Client("a").Requests()
+				w.sleep(2 * D)
+				if more := w.srv.Client("a").Requests() - n; more != 0 {
+					w.Errorf("%d requests at the end", more)
+				}
+				if want := what.name == "panics"; (recovered != nil) != want {
+					w.Errorf("recovered %v", recovered)
+				}
+				close(until)
+			})
+		})
+	}
+}
+
+// A client that does not heed its contexts: the lease is renewed by the next try, and released, although one request
+// never returns.
+func TestNoHostageOfTransport_G13(t *testing.T) {
+	for _, what := range misdeeds {
+		t.Run(what.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				until := make(chan struct{})
+				first := true
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if r.Verb == "patch" && first {
+						first = false
+						what.do(until)
+					}
+					return leasetest.Fault{}
+				})
+				var recovered any
+				var lost error
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					defer func() { recovered = recover() }()
+					for s := range Sessions(w.Context(), w.options("a")...) {
+						time.Sleep(2 * D)
+						if err := s.Err(); errors.Is(err, ErrLost) {
+							lost = err
+						}
+						break
+					}
+				}()
+				w.sleep(3 * D)
+				select {
+				case <-done:
+				default:
+					w.Error("the loop has not ended")
+				}
+				if lost != nil || w.holder() != "" {
+					w.Errorf("lost: %v; held by %q after the loop", lost, w.holder())
+				}
+				if want := what.name == "panics"; (recovered != nil) != want {
+					w.Errorf("recovered %v", recovered)
+				}
+				close(until)
+				<-done
+			})
+		})
+	}
+}
+
+// The function of WithOverrun panics or exits its goroutine: the loop goes on, or ends with the panic.
+func TestNoHostageOfOverrun_G13(t *testing.T) {
+	for _, what := range misdeeds[:2] {
+		t.Run(what.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				overran := false
+				var recovered any
+				func() {
+					defer func() { recovered = recover() }()
+					for s := range Sessions(w.Context(), w.options("a", WithOverrun(func(Session) { overran = true; what.do(nil) }))...) {
+						w.steal("thief")
+						<-s.Done()
+						time.Sleep(2 * D)
+						break
+					}
+				}()
+				if want := what.name == "panics"; !overran || (recovered != nil) != want {
+					w.Errorf("overran: %v, recovered %v", overran, recovered)
+				}
+			})
+		})
+	}
+}
