@@ -166,7 +166,7 @@ func newCandidate(c *campaign) *candidate {
 type attempt struct {
 	on    record    // the state it is about
 	at    time.Time // when to claim the lease
-	check time.Time // when to check whether the watch missed a renewal; zero when that was done
+	check time.Time // when to check whether the watch missed something; zero when that was done
 	free  bool      // nobody holds the lease, and we have not claimed it
 }
 
@@ -232,7 +232,7 @@ func (c *candidate) notFound() error {
 // untilAttempt returns how long to wait before claiming the lease as it is in o; at most 0 when it may be
 // claimed now.
 func (c *candidate) untilAttempt(o observation) time.Duration {
-	if !o.known || !o.exists() && c.campaign.options.createMode == UseExisting {
+	if !o.known {
 		return maxDuration // for news
 	}
 	if c.attempt.at.IsZero() || !c.attempt.on.is(o.record) {
@@ -240,17 +240,33 @@ func (c *candidate) untilAttempt(o observation) time.Duration {
 	}
 	now := c.campaign.clock.now().mono
 	wake := c.attempt.at.Sub(now)
-	if !o.held() || wake <= 0 || c.attempt.check.IsZero() {
+	if !o.exists() && c.campaign.options.createMode == UseExisting {
+		wake = maxDuration // for news
+	}
+	if wake <= 0 || c.attempt.check.IsZero() {
 		return wake
 	}
-	// A holder that lives would have renewed by now.
-	check := c.attempt.check.Sub(now)
-	if check > 0 {
+	if check := c.attempt.check.Sub(now); check > 0 {
 		return min(wake, check)
 	}
+	c.check(o, now)
+	return c.untilAttempt(o)
+}
+
+// check reads the Lease because the watch has not brought what it should have by now: a renewal or, of a Lease that
+// a read did not find, its deletion. A candidate that does not create the Lease distrusts the watch later: if the Lease
+// exists after all, a new watch brings it.
+func (c *candidate) check(o observation, now time.Time) {
 	c.attempt.check = time.Time{}
-	c.campaign.reflector.doubt()
-	return wake
+	switch waits := c.campaign.options.createMode == UseExisting; {
+	case o.held(), !waits:
+		c.campaign.reflector.doubt()
+	case now.Before(o.missedHolderUntil):
+		c.campaign.reflector.doubt()
+		c.attempt.check = o.missedHolderUntil
+	default:
+		c.campaign.reflector.distrust()
+	}
 }
 
 // plan makes the attempt for the Lease as it is in o.
@@ -261,10 +277,15 @@ func (c *candidate) plan(o observation) {
 		c.window = c.window.preempted()
 	}
 	c.attempt = attempt{
-		on:    o.record,
-		at:    o.acquirableAt(c.campaign.claims.include),
-		check: o.since.Add(c.campaign.options.between(o.wait/10*6, o.wait/10*7)),
-		free:  !o.held(),
+		on:   o.record,
+		at:   o.acquirableAt(c.campaign.claims.include),
+		free: !o.held(),
+	}
+	switch {
+	case o.held(): // a holder that lives will have renewed by then
+		c.attempt.check = o.since.Add(c.campaign.options.between(o.wait/10*6, o.wait/10*7))
+	case !o.exists() && o.missedHolderUID != "": // a watch brings a deletion sooner
+		c.attempt.check = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
 	}
 	switch {
 	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity:

@@ -70,7 +70,8 @@ func (c *claims) forget(o observation, now time.Time, afterRead bool) {
 		if o.term().is(n.term) {
 			return false
 		}
-		return n.on.exists() && o.version > n.on.version || afterRead && n.answered || now.Sub(n.sent) > forgetClaimAfter
+		changed := n.on.exists() && o.exists() && o.version > n.on.version
+		return changed || n.answered && afterRead || !n.answered && now.Sub(n.sent) > forgetClaimAfter
 	})
 }
 

@@ -131,7 +131,7 @@ func (r *reflector) missHolderLocked(uid types.UID) {
 // caller holds mu.
 func (r *reflector) storeDeletionLocked(last record) {
 	if last.uid == r.seen.missedHolderUID {
-		r.seen.missedHolderUntil = time.Time{}
+		r.seen.missedHolderUntil, r.seen.missedHolderUID = time.Time{}, ""
 	}
 	r.storeAfterGapLocked(last)
 	r.storeLocked(record{version: last.version})
@@ -160,7 +160,7 @@ func (r *reflector) storeAnswerLocked(rec record, before observation) {
 	case rec.exists() && !now.exists() && rec.version == now.version:
 		// The Lease was not deleted, and nothing happened to it.
 		if now.missedHolderUID == rec.uid {
-			r.seen.missedHolderUntil = time.Time{}
+			r.seen.missedHolderUntil, r.seen.missedHolderUID = time.Time{}, ""
 		}
 		r.storeLocked(rec)
 	case rec.exists() && rec.version < now.version:
@@ -339,6 +339,21 @@ func (r *reflector) expectVersion(version uint64) {
 	case late:
 		r.doubt()
 	}
+}
+
+// distrust opens another watch, after a read.
+func (r *reflector) distrust() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reopen = true
+	r.doubtLocked()
+}
+
+// distrusts reports whether another watch is to be opened.
+func (r *reflector) distrusts() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reopen
 }
 
 // doubt checks the watch, which did not bring the news that was expected.

@@ -253,10 +253,15 @@ func (s *subscription) readInEpoch(ctx context.Context, epoch uint64) error {
 // verify reads the Lease because news is overdue, and reports what the watch missed.
 func (s *subscription) verify(ctx context.Context, opened int) error {
 	r := s.reflector
+	distrusted := r.distrusts()
 	missed, err := r.missedNews(ctx)
 	if err != nil {
 		r.doubt() // still
 		return err
+	}
+	if distrusted && !r.latest().exists() {
+		s.watch.openAfresh()
+		return nil
 	}
 	for missed && ctx.Err() == nil && !s.watch.reportMissed(r, opened) {
 		r.pause(ctx, r.interval)
@@ -451,6 +456,14 @@ func (w *sharedWatch) reportMissed(r *reflector, opened int) bool {
 		return w.suspectLocked(math.MaxUint64) // the version of a deletion is not in an answer
 	}
 	return w.suspectLocked(rec.version)
+}
+
+// openAfresh opens the watch again at any state, because it did not bring the deletion of a Lease for long.
+func (w *sharedWatch) openAfresh() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.skipped = true
+	signal(w.distrust)
 }
 
 // suspectLocked opens the watch again that did not bring version, unless that was just done. The caller holds mu.

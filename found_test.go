@@ -1,0 +1,630 @@
+package leasehold
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// A Lease with a finalizer is deleted at the release and stays until the finalizer is gone: candidates acquire it all
+// the same, and nobody is stuck.
+func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Finalizers: []string{"example.com/keep"}}})
+		var m Monitor
+		sessions := 0
+		for range w.sequence(w.Context(), "a", WithDeleteOnRelease(), WithMonitor(&m)) {
+			w.sleep(time.Second)
+			if err := m.Check(nil); err != nil {
+				t.Error(err)
+			}
+			if sessions++; sessions == 3 {
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Finalizers = nil })
+			}
+			if sessions == 5 {
+				break
+			}
+		}
+		if n := w.srv.Client("a").Requests(); n > 40 {
+			t.Errorf("%d requests", n)
+		}
+		if l := w.srv.Lease(ns, name); l != nil {
+			t.Errorf("the Lease is left: %+v", l)
+		}
+	})
+}
+
+// A proxy answers 404 for half a second. What it says is not about the Lease, or is: either way the only candidate leads
+// on or soon again, also with UseExisting.
+func TestNotFoundForAMoment_G8(t *testing.T) {
+	ofProxy := apierrors.NewGenericServerResponse(http.StatusNotFound, "patch", leasesGroupResource, name, "404 page not found", 0, true)
+	ofServer := apierrors.NewNotFound(leasesGroupResource, name)
+	ofNothing := &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound}}
+	for _, tt := range []struct {
+		name   string
+		answer error
+		mode   CreateMode
+		lost   bool
+		within time.Duration // until it leads again
+	}{
+		{"a proxy's", ofProxy, AutoCreate, false, 0},
+		{"without details", ofNothing, AutoCreate, false, 0},
+		{"the server's", ofServer, AutoCreate, true, I + time.Second},
+		{"the server's, UseExisting", ofServer, UseExisting, true, I + time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.acquire(w.Context(), "before").Release()
+				a := w.run("a", nil, WithCreateMode(tt.mode))
+				w.sleep(I / 2)
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					return leasetest.Fault{Err: tt.answer}
+				})
+				for w.leads() == "a" && !tt.lost && time.Since(w.lease().Spec.RenewTime.Time) < I+500*time.Millisecond {
+					w.sleep(50 * time.Millisecond)
+				}
+				if tt.lost {
+					for end := time.Now().Add(I); w.leads() == "a" && time.Now().Before(end); {
+						w.sleep(50 * time.Millisecond)
+					}
+				}
+				w.sleep(500 * time.Millisecond)
+				w.srv.Client("a").OnRequest(nil)
+				if lost := w.leads() != "a"; lost != tt.lost {
+					t.Errorf("lost: %v, want %v", lost, tt.lost)
+				}
+				w.sleep(tt.within)
+				w.wantLeader("a")
+				a.quit()
+			})
+		})
+	}
+}
+
+// What a campaign believes of the Lease is wrong for a reason nobody thought of: it reads afresh after D, and says so.
+func TestStalledCampaignReadsAfresh_G14(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var m Monitor
+		standby := w.run("b", nil)
+		w.sleep(time.Second)
+		o, err := newOptions(w.Context(), w.options("a", WithMonitor(&m)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := newCampaign(w.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.close()
+		c.start()
+		w.sleep(time.Second)
+		// It believes in a version that there never was, of a Lease that is free.
+		c.reflector.mu.Lock()
+		c.reflector.seen.record = record{uid: c.reflector.seen.uid, version: 1 << 60}
+		c.reflector.heard = 1 << 60
+		c.reflector.mu.Unlock()
+		signal(c.reflector.changed)
+		ctx, cancel := context.WithTimeout(w.Context(), 10*D)
+		defer cancel()
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "get" && r.Count < 20 { // the reads after the first claims are of no use
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		time.AfterFunc(4*D, standby.stop)
+		s, err := newCandidate(c).await(ctx)
+		if err != nil {
+			t.Fatalf("it never led: %v", err)
+		}
+		s.finish()
+		<-standby.done
+	})
+}
+
+// Events of long ago, which a shared watch brings before the first read has answered, decide nothing: no terminal error,
+// and no first holder.
+func TestLateEventsOfSharedWatch(t *testing.T) {
+	old := func(rec record, kind watch.EventType) watch.Event {
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "x", UID: rec.uid, ResourceVersion: rec.resourceVersion()}}
+		if rec.identity != "" {
+			l.Spec.HolderIdentity = &rec.identity
+		}
+		return watch.Event{Type: kind, Object: l}
+	}
+	held, free := record{uid: "u", version: 7, identity: "b"}, record{uid: "u", version: 9}
+	for _, tt := range []struct {
+		name  string
+		event watch.Event
+		read  record // what the read answers after that
+		want  record
+		reads bool // it is read once more
+	}{
+		{"deleted, but it exists", old(record{uid: "t", version: 5}, watch.Deleted), held, held, false},
+		{"an older state", old(record{uid: "u", version: 3, identity: "a"}, watch.Modified), held, held, false},
+		{"a newer state", old(free, watch.Modified), held, free, false},
+		{"a newer deletion", old(free, watch.Deleted), held, record{version: 9}, false},
+		{"exists, but it does not", old(held, watch.Added), record{}, record{}, true},
+		{"deleted, and it does not", old(held, watch.Deleted), record{}, record{version: 7}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &reflector{
+				lease: &leaseClient{name: "x"}, clock: systemClock{}, fallback: D, ours: func(term) bool { return false },
+				changed: make(chan struct{}, 1), alarm: make(chan struct{}, 1),
+			}
+			if err := r.storeEvent(tt.event, true); err != nil || r.latest().known {
+				t.Errorf("known before the first read: %v", err)
+			}
+			r.storeAnswer(tt.read, observation{})
+			if got := r.latest(); !got.known || got.record != tt.want {
+				t.Errorf("known: %+v, want %+v", got.record, tt.want)
+			}
+			if r.overdue != tt.reads {
+				t.Errorf("read once more: %v", r.overdue)
+			}
+		})
+	}
+}
+
+// A terminal error comes of a read alone: an event that contradicts it is looked into first.
+func TestCreateModeNeedsARead(t *testing.T) {
+	inWorld(t, func(w *world) {
+		gone := &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "old", ResourceVersion: "5"},
+			Spec:       coordinationv1.LeaseSpec{HolderIdentity: new("b")},
+		}
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" { // the watch brings a Lease of long ago
+				w.srv.Client("a").SendEvent(watch.Event{Type: watch.Added, Object: gone})
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		time.AfterFunc(time.Second, func() { w.srv.Client("a").OnRequest(nil) })
+		s, err := Acquire(w.Context(), w.options("a", WithCreateMode(CreateNew))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Release()
+	})
+}
+
+// A Monitor keeps nothing of campaigns that ended but their status, and of at most 1,000 leases.
+func TestMonitorForgets(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var m Monitor
+		var freed atomic.Bool
+		func() {
+			value := new([1 << 20]byte)
+			runtime.AddCleanup(value, func(freed *atomic.Bool) { freed.Store(true) }, &freed)
+			ctx := context.WithValue(w.Context(), sessionKey{}, value)
+			s, err := Acquire(ctx, w.options("a", WithMonitor(&m))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Release()
+		}()
+		synctest.Wait()
+		for range 1000 {
+			if runtime.GC(); freed.Load() {
+				break
+			}
+		}
+		if !freed.Load() {
+			t.Error("the context of a campaign that ended is kept")
+		}
+		for i := range maxEnded + 10 {
+			s, err := Acquire(w.Context(), w.options("a", WithMonitor(&m), WithLease(fmt.Sprint("job-", i)))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Release()
+		}
+		statuses := m.Leases()
+		if len(statuses) != maxEnded {
+			t.Errorf("%d leases are remembered, want %d", len(statuses), maxEnded)
+		}
+		for _, s := range statuses {
+			if s.Name == "reconciler" || s.Name == "job-0" || s.Campaigning {
+				t.Errorf("remembered: %+v", s)
+			}
+		}
+		again, err := Acquire(w.Context(), w.options("a", WithMonitor(&m), WithLease("job-100"))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := slices.IndexFunc(m.Leases(), func(s LeaseStatus) bool { return s.Name == "job-100" }); i < 0 || m.Leases()[i].Sessions != 2 {
+			t.Error("the counts do not go on")
+		}
+		again.Release()
+	})
+}
+
+// Claims that may still take effect are not forgotten, however many follow them.
+func TestClaimsInDoubtAreKept(t *testing.T) {
+	inWorld(t, func(w *world) {
+		first := true
+		n := 0
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "create" {
+				return leasetest.Fault{}
+			}
+			n++
+			if first { // it hangs for a minute, and then takes effect
+				first = false
+				return leasetest.Fault{Before: time.Minute, Late: true}
+			}
+			return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+		})
+		a := w.run("a", nil)
+		w.sleep(time.Minute + 2*time.Second)
+		if n < 20 {
+			t.Errorf("%d claims", n)
+		}
+		w.wantLeader("a") // at once, not after D
+		a.quit()
+	})
+}
+
+// What claims still can do, by what is known.
+func TestClaimsForget(t *testing.T) {
+	now := time.Now()
+	exists := record{uid: "u", version: 5}
+	for _, tt := range []struct {
+		name      string
+		on        record
+		answered  bool
+		o         observation
+		later     time.Duration
+		afterRead bool
+		kept      bool
+	}{
+		{"the Lease is as it was", exists, false, observation{record: exists}, 0, false, true},
+		{"it has changed", exists, false, observation{record: record{uid: "u", version: 6}}, 0, false, false},
+		{"it has changed before", exists, false, observation{record: record{uid: "u", version: 4}}, 0, false, true},
+		{"a creation, and there is none", record{}, false, observation{}, 0, false, true},
+		{"a creation, and there is another", record{}, false, observation{record: exists}, 0, false, true},
+		{"a creation that was answered, before a read", record{}, true, observation{}, 0, false, true},
+		{"a creation that was answered, after a read", record{}, true, observation{}, 0, true, false},
+		{"a creation that was not answered, after a read", record{}, false, observation{}, 0, true, true},
+		{"long ago", record{}, false, observation{}, forgetClaimAfter + 1, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := claims{stamps: timestamps{chance: func(time.Duration) time.Duration { return 0 }}}
+			n := c.begin(tt.on, "a", now)
+			c.end(n, errors.New("EOF"), tt.answered)
+			c.forget(tt.o, now.Add(tt.later), tt.afterRead)
+			if kept := c.include(term{tt.on.uid, "a", n.term.acquired}); kept != tt.kept {
+				t.Errorf("kept: %v", kept)
+			}
+		})
+	}
+}
+
+// Vacate frees the term that it found, not one that the identity began later.
+func TestVacatePinsTheTerm(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.acquire(w.Context(), "a")
+		w.srv.Client("v").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "patch" {
+				return leasetest.Fault{}
+			}
+			w.srv.Client("v").OnRequest(nil)
+			time.AfterFunc(100*time.Millisecond, func() { // the identity acquires it again
+				now := metav1.NowMicro()
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+					l.Spec.HolderIdentity, l.Spec.AcquireTime, l.Spec.RenewTime = new("a"), &now, &now
+				})
+			})
+			return leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.EOF(), After: 200 * time.Millisecond}
+		})
+		freed, err := Vacate(w.Context(), w.options("a", WithClient(w.srv.Client("v")))...)
+		if !freed || err != nil {
+			t.Errorf("Vacate() = %v, %v, want the first term freed", freed, err)
+		}
+		if w.holder() != "a" {
+			t.Error("the second term was freed")
+		}
+		a.Release()
+	})
+}
+
+// A Lease is deleted after a release whose reply was lost too.
+func TestDeleteOnReleaseLostReply(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.acquire(w.Context(), "a", WithDeleteOnRelease())
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "patch" {
+				return leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.EOF()}
+			}
+			return leasetest.Fault{}
+		})
+		if err := a.Release(); err != nil {
+			t.Error(err)
+		}
+		if l := w.srv.Lease(ns, name); l != nil {
+			t.Errorf("the Lease is left, held by %v", *l.Spec.HolderIdentity)
+		}
+	})
+}
+
+// TryAcquire by polling takes over from a holder that crashed, when it has not renewed for its duration.
+func TestTryAcquirePolls(t *testing.T) {
+	inWorld(t, func(w *world) {
+		now := metav1.NowMicro()
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: coordinationv1.LeaseSpec{
+			HolderIdentity: new("dead"), AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: new(int32(15)), LeaseTransitions: new(int32(0)),
+		}})
+		began := time.Now()
+		for i := range 30 {
+			s, err := TryAcquire(w.Context(), w.options("a")...)
+			since := time.Since(began)
+			if err == nil {
+				if since < D || since > D+2*time.Second {
+					t.Errorf("acquired after %v", since)
+				}
+				s.Release()
+				return
+			}
+			want := fmt.Sprintf(`leasehold: lease held by "dead", not seen to renew for %v; free in %v unless renewed`, since, D-since)
+			if i == 0 {
+				want = `leasehold: lease held by "dead"; free in 15s unless renewed`
+			}
+			if !errors.Is(err, ErrHeld) || err.Error() != want {
+				t.Errorf("%v, want %s", err, want)
+			}
+			if i == 2 { // it lives after all
+				renewed := metav1.NowMicro()
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &renewed })
+				if _, err := TryAcquire(w.Context(), w.options("a")...); err == nil || strings.Contains(err.Error(), "not seen") {
+					t.Errorf("after a renewal: %v", err)
+				}
+				began = time.Now()
+			}
+			time.Sleep(time.Second)
+		}
+		t.Error("never acquired")
+	})
+}
+
+// The memory of TryAcquire is bounded.
+func TestMemoryIsBounded(t *testing.T) {
+	var m leaseMemory
+	for i := range 2 * maxMemorized {
+		r := &reflector{clock: systemClock{}}
+		r.seen = observation{record: record{uid: types.UID(fmt.Sprint(i)), version: 1, identity: "b"}, known: true, since: time.Now(), wait: D}
+		m.recall(r)
+	}
+	if len(m.seen) != maxMemorized {
+		t.Errorf("%d leases are remembered, want %d", len(m.seen), maxMemorized)
+	}
+}
+
+// Work that winds down after ctx has ended may write as long as the lease is ours, and hears when it is not: from
+// ValidFor, from Guard, from the loop's error and from the log.
+func TestWindingDown(t *testing.T) {
+	inWorld(t, func(w *world) {
+		cause := errors.New("SIGTERM")
+		ctx, cancel := context.WithCancelCause(w.Context())
+		defer cancel(nil)
+		requests := 0
+		server := roundTripper(func(*http.Request) (*http.Response, error) {
+			requests++
+			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(""))}, nil
+		})
+		var err error
+		for s := range w.sequence(ctx, "a", WithError(&err)) {
+			guarded := s.Guard(server)
+			write := func() error {
+				_, err := guarded.RoundTrip(httptest.NewRequest(http.MethodPut, "/", strings.NewReader("x")))
+				return err
+			}
+			cancel(cause)
+			w.sleep(2 * D)
+			if s.Err() != cause || s.ValidFor() < R-I-eps || write() != nil {
+				t.Errorf("winding down: %v, valid for %v, write: %v", s.Err(), s.ValidFor(), write())
+			}
+			w.steal("thief")
+			w.sleep(eps)
+			if lost := write(); s.Err() != cause || s.ValidFor() != 0 || !errors.Is(lost, ErrLost) {
+				t.Errorf("robbed: %v, valid for %v, write: %v", s.Err(), s.ValidFor(), lost)
+			}
+		}
+		if !errors.Is(err, cause) || !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), `now held by "thief"`) {
+			t.Errorf("err = %v, want the cause of ctx and the loss", err)
+		}
+		if requests != 1 || w.logged(`msg="lease lost"`) != 1 {
+			t.Errorf("%d requests; the log: %s", requests, w.log.String())
+		}
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// Holders says when the holder's lease expires, yields nobody when it does, and the holder when it renews after all.
+func TestHoldersExpiry(t *testing.T) {
+	inWorld(t, func(w *world) {
+		now := metav1.NowMicro()
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: coordinationv1.LeaseSpec{
+			HolderIdentity: new("b"), AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: new(int32(15)),
+		}})
+		began := time.Now()
+		time.AfterFunc(2*D, func() {
+			renewed := metav1.NowMicro()
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &renewed })
+		})
+		var got []string
+		for h := range Holders(w.Context(), w.options("watcher")...) {
+			got = append(got, fmt.Sprintf("%v %q", time.Since(began), h.Identity))
+			if (h.Identity != "") != (h.ExpiryTime.Sub(time.Now()) == D) || h.Identity == "" && h != (Holder{}) {
+				t.Errorf("%q expires at %v, now is %v", h.Identity, h.ExpiryTime, time.Now())
+			}
+			if len(got) == 4 {
+				break
+			}
+		}
+		if want := []string{`0s "b"`, `15s ""`, `30s "b"`, `45s ""`}; !slices.Equal(got, want) {
+			t.Errorf("yielded %q, want %q", got, want)
+		}
+	})
+}
+
+// A 403 that no Role mends does not advise one.
+func TestForbiddenWithoutRemedy(t *testing.T) {
+	for text, advice := range map[string]bool{
+		`User "u" cannot patch resource "leases" in API group "coordination.k8s.io" in the namespace "default"`: true,
+		`unable to create new content in namespace default because it is being terminated`:                      false,
+		`admission webhook "no.example.com" denied the request: no`:                                             false,
+	} {
+		err := apierrors.NewForbidden(leasesGroupResource, "x", errors.New(text))
+		l := &leaseClient{namespace: ns, name: "x"}
+		if got := strings.Contains(l.describe("patch", err, 0).Error(), "a Role in namespace"); got != advice {
+			t.Errorf("%s: a Role is advised: %v", text, got)
+		}
+	}
+}
+
+// An admission policy that changes each renewal: the log and the loss say so.
+func TestRenewalsAltered(t *testing.T) {
+	inWorld(t, func(w *world) {
+		fixed := metav1.NewMicroTime(time.Now().Add(-time.Hour))
+		var lost error
+		for s := range w.sequence(w.Context(), "a", func(o *options) {
+			o.hooks.wrap = func(l leaseInterface) leaseInterface { return alteringLeases{l, fixed} }
+		}) {
+			<-s.Done()
+			lost = s.Err()
+			break
+		}
+		const want = "lease lost: not renewed within 12s: renewals succeeded, but the API server stored another renewTime than was sent"
+		if errorText(lost) != want {
+			t.Errorf("%v, want %s", lost, want)
+		}
+		if n := w.logged("stored another renewTime than was sent: an admission webhook"); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+	})
+}
+
+// TryAcquire and Vacate return why ctx ended.
+func TestCauseOfCtx(t *testing.T) {
+	inWorld(t, func(w *world) {
+		cause := errors.New("no time left")
+		w.srv.Client("a").Partition(true)
+		for what, call := range map[string]func(context.Context) error{
+			"TryAcquire": func(ctx context.Context) error { _, err := TryAcquire(ctx, w.options("a")...); return err },
+			"Vacate":     func(ctx context.Context) error { _, err := Vacate(ctx, w.options("a")...); return err },
+		} {
+			ctx, cancel := context.WithCancelCause(w.Context())
+			time.AfterFunc(time.Second, func() { cancel(cause) })
+			began := time.Now()
+			if err := call(ctx); err != cause || time.Since(began) > time.Second+eps {
+				t.Errorf("%s: %v after %v", what, err, time.Since(began))
+			}
+		}
+	})
+}
+
+// A black hole at the end: break waits for a quarter of the renew deadline, and not longer.
+func TestBreakInBlackHole(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var began time.Time
+		for range w.sequence(w.Context(), "a") {
+			w.sleep(I)
+			w.srv.Client("a").Partition(true)
+			began = time.Now()
+			break
+		}
+		if took := time.Since(began); took > R/4+userCodeGrace {
+			t.Errorf("break took %v", took)
+		}
+	})
+}
+
+// A logger that blocks keeps no other campaign, and no request, waiting; what it missed is counted.
+func TestLogLinesAreDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines atomic.Int64
+		var dropped atomic.Bool
+		until := make(chan struct{})
+		first := sync.Once{}
+		handler := countingHandler{func(msg string) {
+			first.Do(func() { <-until })
+			lines.Add(1)
+			if strings.HasPrefix(msg, "log lines were dropped") {
+				dropped.Store(true)
+			}
+		}}
+		log := &campaignLog{user: &userCode{clock: virtualClock{}}, logger: slog.New(handler)}
+		for i := range 3 * maxQueue {
+			if i == 1 {
+				synctest.Wait() // the first line blocks
+			}
+			log.info(fmt.Sprint("line ", i))
+		}
+		close(until)
+		log.user.wait()
+		if n := lines.Load(); n != maxQueue+2 || !dropped.Load() {
+			t.Errorf("%d lines, dropped said: %v", n, dropped.Load())
+		}
+	})
+}
+
+// leasesGroupResource is what errors of the API server are about.
+var leasesGroupResource = schema.GroupResource{Group: coordinationv1.GroupName, Resource: leasesResource}
+
+type leaseInterface = coordinationv1client.LeaseInterface
+
+// alteringLeases are behind an admission policy that sets the time of each renewal.
+type alteringLeases struct {
+	leaseInterface
+	fixed metav1.MicroTime
+}
+
+func (l alteringLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
+	if pt == types.MergePatchType && bytes.Contains(data, []byte("renewTime\":\"")) {
+		data = renewTime.ReplaceAll(data, []byte(`"renewTime":"`+l.fixed.UTC().Format(metav1.RFC3339Micro)+`"`))
+	}
+	return l.leaseInterface.Patch(ctx, name, pt, data, opts, sub...)
+}
+
+var renewTime = regexp.MustCompile(`"renewTime":"[^"]*"`)
+
+// A countingHandler is called with each message.
+type countingHandler struct{ handle func(msg string) }
+
+func (h countingHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (h countingHandler) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h countingHandler) WithGroup(string) slog.Handler            { return h }
+func (h countingHandler) Handle(_ context.Context, r slog.Record) error {
+	h.handle(r.Message)
+	return nil
+}
