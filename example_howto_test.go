@@ -21,21 +21,16 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// The wait for the lease is bounded, the session is not. A context with a timeout would not do: it would end
-// the session too, which is a child of it.
+// The wait for the lease is bounded, the session is not. A context with a timeout would end the session too, which is a
+// child of it.
 func ExampleAcquire_boundedWait() {
-	api := cluster()
-	backUp := func(ctx context.Context, identity string) error {
+	opts := []leasehold.Option{leasehold.WithLease("backup"), leasehold.WithNamespace("default"), cluster()}
+	backUp := func(ctx context.Context, wait time.Duration) error {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		timeout := time.AfterFunc(50*time.Millisecond, func() { cancel(errors.New("the lease is busy")) })
+		timeout := time.AfterFunc(wait, func() { cancel(errors.New("the lease is busy")) })
 
-		s, err := leasehold.Acquire(ctx,
-			leasehold.WithLease("backup"),
-			leasehold.WithNamespace("default"),
-			leasehold.WithIdentity(identity),
-			api,
-		)
+		s, err := leasehold.Acquire(ctx, opts...)
 		if err != nil {
 			return err
 		}
@@ -43,23 +38,20 @@ func ExampleAcquire_boundedWait() {
 		if !timeout.Stop() { // it fired at the last moment, and has ended the session
 			return context.Cause(ctx)
 		}
-
-		time.Sleep(100 * time.Millisecond) // work, for longer than the wait may take
-		return s.Err()
+		return s.Err() // the work, for as long as it takes
 	}
 
-	first := make(chan error, 1)
-	go func() { first <- backUp(context.Background(), "monday") }()
-	for h := range leasehold.Holders(context.Background(), leasehold.WithLease("backup"), leasehold.WithNamespace("default"), api) {
-		if h.Identity == "monday" {
-			break
-		}
+	monday, err := leasehold.Acquire(context.Background(), opts...)
+	if err != nil {
+		fmt.Println(err)
+		return
 	}
-	fmt.Println("second:", backUp(context.Background(), "tuesday"))
-	fmt.Println("first:", <-first)
+	fmt.Println("while another holds it:", backUp(context.Background(), 10*time.Millisecond))
+	monday.Release()
+	fmt.Println("when it is free:", backUp(context.Background(), time.Minute))
 	// Output:
-	// second: the lease is busy
-	// first: <nil>
+	// while another holds it: the lease is busy
+	// when it is free: <nil>
 }
 
 // Every replica accepts requests and passes them on to the leader, whose address is part of its identity.
@@ -164,6 +156,116 @@ func ExampleSessions_shards() {
 	// Output:
 	// replica 0 owns all shards
 	// replica 1 owns all shards
+}
+
+// When ctx ends, Err says so at once, but the lease is still held while the body winds down. ValidFor says for how long
+// it certainly is, so that the last writes are safe too.
+func ExampleSession_ValidFor() {
+	ctx, shutdown := context.WithCancel(context.Background())
+	defer shutdown()
+	buffer := []string{"a", "b"}
+	for s := range leasehold.Sessions(ctx,
+		leasehold.WithLease("recorder"),
+		leasehold.WithNamespace("default"),
+		cluster(),
+	) {
+		shutdown()
+		<-s.Done()
+		fmt.Println("winding down:", s.Err())
+		for len(buffer) > 0 && s.ValidFor() > time.Second {
+			fmt.Println("flushed:", buffer[0])
+			buffer = buffer[1:]
+		}
+	}
+	// Output:
+	// winding down: context canceled
+	// flushed: a
+	// flushed: b
+}
+
+// At most two processes work at once, each in one of two slots. TryAcquire remembers what it saw, so that this loop also
+// takes over the slot of a process that crashed.
+func ExampleTryAcquire_nAtOnce() {
+	api := cluster()
+	acquireAny := func(ctx context.Context, slots int) (leasehold.Session, error) {
+		for {
+			for slot := range slots {
+				s, err := leasehold.TryAcquire(ctx,
+					leasehold.WithLease(fmt.Sprintf("importer-%d", slot)),
+					leasehold.WithNamespace("default"),
+					api,
+				)
+				if !errors.Is(err, leasehold.ErrHeld) {
+					return s, err
+				}
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return leasehold.Session{}, context.Cause(ctx)
+			}
+		}
+	}
+
+	first, err := acquireAny(context.Background(), 2)
+	fmt.Println(first.Holder().Name, err)
+	second, err := acquireAny(context.Background(), 2)
+	fmt.Println(second.Holder().Name, err)
+	defer second.Release()
+	time.AfterFunc(50*time.Millisecond, func() { first.Release() })
+	third, err := acquireAny(context.Background(), 2)
+	fmt.Println(third.Holder().Name, err)
+	defer third.Release()
+	// Output:
+	// importer-0 <nil>
+	// importer-1 <nil>
+	// importer-0 <nil>
+}
+
+// A replica that should lead only when no better one does waits until nobody has led for a while before it campaigns.
+func ExampleHolders_preferAnother() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	opts := []leasehold.Option{leasehold.WithLease("primary"), leasehold.WithNamespace("default"), cluster()}
+	awaitVacancy := func(d time.Duration) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		holders := leasehold.Chan(ctx, leasehold.Holders(ctx, opts...))
+		vacant := time.NewTimer(d)
+		defer vacant.Stop()
+		for {
+			select {
+			case h, open := <-holders:
+				if !open {
+					return context.Cause(ctx)
+				}
+				if vacant.Stop(); h.Identity == "" {
+					vacant.Reset(d)
+				}
+			case <-vacant.C:
+				return nil
+			}
+		}
+	}
+
+	preferred, err := leasehold.Acquire(ctx, append(opts, leasehold.WithIdentity("large-node"))...)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("large-node leads")
+	time.AfterFunc(100*time.Millisecond, func() { preferred.Release() })
+	if err := awaitVacancy(50 * time.Millisecond); err != nil {
+		fmt.Println(err)
+		return
+	}
+	for s := range leasehold.Sessions(ctx, append(opts, leasehold.WithIdentity("small-node"))...) {
+		fmt.Println(s.Holder().Identity, "leads")
+		break
+	}
+	// Output:
+	// large-node leads
+	// small-node leads
 }
 
 // A program's own test: its worker must stop before another may lead, even if the API server cannot be reached.

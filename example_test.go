@@ -15,14 +15,14 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// In a cluster WithLease is all that is needed: the client configuration, the namespace and the
-// identity are found as in any pod. The examples add a Lease API in memory, to run anywhere.
+// In a cluster WithLease is the only option needed: the client configuration, the namespace and the identity are found
+// there. The examples add an in-memory Lease API, to run anywhere.
 func cluster() leasehold.Option {
 	return leasehold.WithClient(leasetest.NewServer().Client("example"))
 }
 
-// Each turn of the loop is one term of leadership. Whatever ends the term cancels s.Context(), and
-// however the body ends, the lease is given back only then.
+// Each iteration is one term of leadership. The end of the term cancels s.Context(), and the lease is released when the
+// body has returned, in whatever way.
 func Example() {
 	ctx, shutdown := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
 	defer shutdown()
@@ -48,9 +48,8 @@ func Example() {
 	// lease released
 }
 
-// Of several replicas that start together, one migrates the schema. It leaves the loop when that is
-// done; if it loses the lease half-way, the loop turns again and it starts over once it holds the
-// lease again.
+// Of several replicas that start together, one migrates the schema. It leaves the loop when the migration is done. If it
+// loses the lease before that, it starts again once it holds the lease again.
 func ExampleSessions_runOnce() {
 	migrate := func(ctx context.Context) error {
 		fmt.Println("migrating")
@@ -63,9 +62,9 @@ func ExampleSessions_runOnce() {
 		cluster(),
 	) {
 		if err := migrate(s.Context()); err != nil {
-			continue // give the lease back, let others have a turn, and try again
+			continue // releases the lease, pauses so that others can take it, and campaigns again
 		}
-		break // gives the lease back and ends the campaign
+		break // releases the lease and ends the campaign
 	}
 	fmt.Println("done")
 	// Output:
@@ -73,9 +72,8 @@ func ExampleSessions_runOnce() {
 	// done
 }
 
-// A leader that does several things at once starts them in a group of its own. Wait keeps the body,
-// and with it the lease, until the last of them has stopped. A worker that fails stops the others,
-// and the next term starts all of them again.
+// A leader with several workers starts them in a group. Wait keeps the body, and with it the lease, until the last of
+// them has stopped. A worker that fails stops the others, and the next term starts all of them again.
 func ExampleSessions_workers() {
 	load := func(ctx context.Context, term int) error {
 		if term == 1 {
@@ -112,9 +110,8 @@ func ExampleSessions_workers() {
 	// term 2: <nil>
 }
 
-// An error says why the loop ended. With WithError, err is nil after break and return, the cause
-// of ctx if that ended it, else what made the campaign impossible. An API server that is away is no
-// such error: the campaign tries again until ctx ends.
+// WithError stores why the loop ended: nil after break and return, the cause of ctx if ctx ended it, else the error that
+// made the campaign impossible. An API server that is away is no such error: the campaign retries until ctx ends.
 func ExampleWithError() {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -148,8 +145,8 @@ func ExampleWithError() {
 	// want renew deadline (14s) <= 0.9 x duration (15s)
 }
 
-// UseExisting is for programs that may not create Leases, CreateNew for those that must be the first.
-// Without either, a missing Lease is created and an existing one is used.
+// UseExisting is for programs that may not create Leases, CreateNew for a program that must be the first. By default a
+// missing Lease is created and an existing one is used.
 func ExampleWithCreateMode() {
 	kubernetes := cluster()
 	campaign := func(mode leasehold.CreateMode) {
@@ -180,8 +177,8 @@ func ExampleWithCreateMode() {
 	// leading, transitions: 1
 }
 
-// A process can be stopped for any time between looking at its lease and writing to a store. A store
-// that refuses tokens smaller than the greatest it has seen is safe from such late writes.
+// A process can be stopped for any time between a look at its lease and a write to a store. A store that refuses tokens
+// smaller than the greatest that it has seen is safe from such late writes.
 func ExampleSession_FencingToken() {
 	var store fencedStore
 	var former leasehold.Session
@@ -209,7 +206,7 @@ func ExampleSession_FencingToken() {
 	// value:         b
 }
 
-// A fencedStore keeps a value. In a database the same is one condition more in the update:
+// A fencedStore keeps a value. In a database the check is a condition of the update:
 // UPDATE … SET token = $1 … WHERE token <= $1.
 type fencedStore struct {
 	mu    sync.Mutex
@@ -227,7 +224,7 @@ func (s *fencedStore) Write(token uint64, value string) error {
 	return nil
 }
 
-// A client with a guarded transport sends nothing once the session has ended, whoever kept it.
+// A client with a guarded transport sends nothing once the lease is released or lost, even if other code kept the client.
 func ExampleSession_Guard() {
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Println("the backend got:", r.Method, r.URL.Path)
@@ -259,8 +256,8 @@ func charge(client *http.Client, url string) {
 	resp.Body.Close()
 }
 
-// Deep in a call there is only a context. The session is found in it, and the code there can ask
-// how long leadership is certain before it begins what must not be cut short.
+// Code deep in a call has only a context. It finds the session there, and can ask for how long the lease is certainly
+// held before it begins something that must not be interrupted.
 func ExampleFromContext() {
 	save := func(ctx context.Context) {
 		s, ok := leasehold.FromContext(ctx)
@@ -292,11 +289,11 @@ func ExampleFromContext() {
 	// not the leader
 }
 
-// Do is for a job that is one function: it waits for the lease, calls the function once, gives the
-// lease back, and returns what the function returned.
+// Do is for a job that is one function: it waits for the lease, calls the function once, releases the lease, and returns
+// what the function returned.
 func ExampleDo() {
 	rows, err := leasehold.Do(context.Background(), func(ctx context.Context) (int, error) {
-		return 42, nil // compacted with nobody else at it
+		return 42, nil // rows compacted, by one process at a time
 	},
 		leasehold.WithLease("compaction"),
 		leasehold.WithNamespace("default"),
@@ -323,8 +320,8 @@ func ExampleTryAcquire() {
 	// Output: true leasehold: lease held by "monday", by another session of this process
 }
 
-// Chan turns sequences into channels, for a loop that selects. Sessions from a channel are given back
-// by Release; who leads, oneself or another, comes from Holders.
+// Chan turns sequences into channels, for select. A Session from a channel is released by Release. Holders tells which
+// process leads, this one or another.
 func ExampleChan() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -352,7 +349,7 @@ func ExampleChan() {
 	// Output: worker-3 flushed its shard: <nil>
 }
 
-// Holders watches who leads, without competing: to send requests to the leader, say.
+// Holders follows which process leads, without competing.
 func ExampleHolders() {
 	api := cluster()
 	opts := []leasehold.Option{leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"), api}
@@ -376,8 +373,8 @@ func ExampleHolders() {
 	// reconciler-0 leads
 }
 
-// Vacate frees the lease of a process that does not get to do it itself: in a preStop hook, with the
-// identity that the process has.
+// Vacate frees the lease of a process that ended without releasing it, so that others need not wait until it expires.
+// Where that process still runs, its session is lost at once: it is no way to stop one.
 func ExampleVacate() {
 	api := cluster()
 	opts := []leasehold.Option{
@@ -390,9 +387,9 @@ func ExampleVacate() {
 	}
 
 	fmt.Println(leasehold.Vacate(context.Background(), opts...))
-	fmt.Println(leasehold.Vacate(context.Background(), opts...)) // there is nothing left to free
+	fmt.Println(leasehold.Vacate(context.Background(), opts...)) // nothing is left to free
 
-	<-s.Done() // the process hears of it at once
+	<-s.Done() // this process still runs, and sees at once that its holder was removed
 	fmt.Println(s.Release())
 	// Output:
 	// true <nil>
@@ -400,7 +397,7 @@ func ExampleVacate() {
 	// lease lost: its holder was removed
 }
 
-// A Monitor tells probes and people what the campaigns do.
+// A Monitor shows the campaigns of a process to probes and people.
 func ExampleMonitor() {
 	var monitor leasehold.Monitor
 	admin := http.NewServeMux()
