@@ -434,8 +434,8 @@ func TestParity(t *testing.T) {
 	}
 }
 
-// The default identity is <name>_<uuid>, another for each campaign. This test sets a variable of the process, so that it runs
-// alone.
+// The default identity is <name>_<uuid>, another for each campaign. This test sets a variable of the process, so that
+// it runs alone.
 func TestDefaultIdentity(t *testing.T) {
 	f := newFleet(t, controlplane.ForTest(t))
 	t.Setenv("POD_NAME", "pod-7")

@@ -185,8 +185,8 @@ func (f *fleet) get() *coordinationv1.Lease {
 	return l
 }
 
-// The main path, G1, G5 and G7: the lease goes from one candidate to the next when it is released. It lasts so much longer
-// than await that nobody leads who was not told.
+// The main path, G1, G5 and G7: the lease goes from one candidate to the next when it is released. It lasts so much
+// longer than await that nobody leads who was not told.
 func TestHandover(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))

@@ -275,8 +275,8 @@ func TestParseCrowd(t *testing.T) {
 	}
 }
 
-// TestQuick runs every experiment once, on real API servers, and looks whether each measured what it compares. How fast it
-// was is not what it tests.
+// TestQuick runs every experiment once, on real API servers, and looks whether each measured what it compares. How
+// fast it was is not what it tests.
 func TestQuick(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")

@@ -14,10 +14,10 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
-// failover measures what passes after a crashed leader's lease has run out, until the work of the only standby begins.
-// The lease runs out at an observer, which watches: its duration after the observer saw the last renewal. An observer
-// that saw it later than the standby did makes a sample too small by that, and it may even be negative. The floor is the round
-// trip of a raw write that acquires.
+// failover measures what passes after a crashed leader's lease has run out, until the work of the only standby
+// begins. The lease runs out at an observer, which watches: its duration after the observer saw the last renewal. An
+// observer that saw it later than the standby did makes a sample too small by that, and it may even be negative. The
+// floor is the round trip of a raw write that acquires.
 func (b *bench) failover() error {
 	o, err := b.observe()
 	if err != nil {

@@ -9,8 +9,9 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
-// blackHole makes the connections of leaders lead nowhere, while new ones work. Then it cuts leaders off from everything for
-// a time that is shorter than the renew deadline: the connections of before stay dead, new ones work afterwards.
+// blackHole makes the connections of leaders lead nowhere, while new ones work. Then it cuts leaders off from
+// everything for a time that is shorter than the renew deadline: the connections of before stay dead, new ones work
+// afterwards.
 func (b *bench) blackHole() error {
 	if err := b.cutOff("connection black-holed", (*meter).swallow, 0); err != nil {
 		return err
@@ -18,9 +19,9 @@ func (b *bench) blackHole() error {
 	return b.cutOff(fmt.Sprintf("everything black-holed for %v", b.hole), (*meter).cut, b.hole)
 }
 
-// cutOff does something to the networks of leaders, for a while if that is not 0, and watches whether they go on leading: for
-// as long as a lease lasts and then client-go's renew deadline, because an elector that gives up first tries to release, by
-// the same connection, and tells its work only then.
+// cutOff does something to the networks of leaders, for a while if that is not 0, and watches whether they go on
+// leading: for as long as a lease lasts and then client-go's renew deadline, because an elector that gives up first
+// tries to release, by the same connection, and tells its work only then.
 func (b *bench) cutOff(what string, cut func(*meter), d time.Duration) error {
 	leaders, err := b.leaders(b.victims, b.timing)
 	if err != nil {
@@ -66,8 +67,8 @@ func (b *bench) cutOff(what string, cut func(*meter), d time.Duration) error {
 	return nil
 }
 
-// takeover writes another holder into the Leases of leaders, and measures from when that was asked for until the leader is
-// told that it leads no more.
+// takeover writes another holder into the Leases of leaders, and measures from when that was asked for until the
+// leader is told that it leads no more.
 func (b *bench) takeover() error {
 	leaders, err := b.leaders(b.victims, b.timing)
 	if err != nil {

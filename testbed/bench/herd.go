@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// herd measures fleets whose lease becomes free for all at once: how long until one of the standbys leads, and how many
-// writes the standbys have tried by then. The first handover of a fleet is apart from later ones, in which its candidates
-// may have learned that they are many. Then leaders crash, and their leases expire for all at once.
+// herd measures fleets whose lease becomes free for all at once: how long until one of the standbys leads, and how
+// many writes the standbys have tried by then. The first handover of a fleet is apart from later ones, in which its
+// candidates may have learned that they are many. Then leaders crash, and their leases expire for all at once.
 func (b *bench) herd() error {
 	o, err := b.observe() // before anybody leads: of what was before, a watch does not say when it was written
 	if err != nil {

@@ -3,10 +3,10 @@
 //
 //	go run ./testbed/bench
 //
-// Both run as their users run them: leasehold with its defaults, client-go with 15 s, 10 s, 2 s and ReleaseOnCancel, each
-// candidate with a connection of its own. The two take turns, so that whatever else the machine does meets both.
-// Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is a
-// process of its own, and bench runs on Linux only.
+// Both run as their users run them: leasehold with its defaults, client-go with 15 s, 10 s, 2 s and ReleaseOnCancel,
+// each candidate with a connection of its own. The two take turns, so that whatever else the machine does meets both.
+// Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is
+// a process of its own, and bench runs on Linux only.
 //
 // What is measured, and how, is said where it is: handover.go, failover.go, herd.go, race.go, faults.go, roundtrip.go,
 // renewal.go, steady.go, fanout.go, program.go, many.go.

@@ -63,8 +63,8 @@ type crowdReport struct {
 }
 
 // many measures one process that leads many leases beside another that stands by for all of them: what they need, how
-// late renewals are, and how long the leases take from the one to the other when it stops. What a move's raw writes take
-// is measured before each move.
+// late renewals are, and how long the leases take from the one to the other when it stops. What a move's raw writes
+// take is measured before each move.
 func (b *bench) many() error {
 	for _, c := range b.crowds {
 		err := b.crowd(c)

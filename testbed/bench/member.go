@@ -25,8 +25,8 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// memberEnv makes this program a process that does a task, which the first line of its standard input describes. It ends
-// with that input.
+// memberEnv makes this program a process that does a task, which the first line of its standard input describes. It
+// ends with that input.
 const memberEnv = "BENCH_MEMBER"
 
 // What such a process does.
@@ -351,8 +351,8 @@ func (p *process) await(what string, will func(census) bool) (census, error) {
 	}
 }
 
-// end has the process give back what it holds, and waits until it has ended, or kills it. It may be called again, and of
-// no process.
+// end has the process give back what it holds, and waits until it has ended, or kills it. It may be called again, and
+// of no process.
 func (p *process) end() error {
 	if p == nil || p.ended {
 		return nil

@@ -16,9 +16,9 @@ import (
 // programs are built from the folder of that name, in the order of the fields of a row.
 var programs = []string{"client-go", "leasehold", "rest"}
 
-// program measures programs that lead a lease and do nothing else, without a clientset: the size of the executable, as
-// go build makes it, and the memory that is resident once it has led for some seconds. The floor has client-go's transport
-// alone.
+// program measures programs that lead a lease and do nothing else, without a clientset: the size of the executable,
+// as go build makes it, and the memory that is resident once it has led for some seconds. The floor has client-go's
+// transport alone.
 func (b *bench) program() error {
 	dir, err := os.MkdirTemp("", "bench-")
 	if err != nil {
@@ -67,7 +67,8 @@ func (b *bench) build(name, file string) error {
 	return nil
 }
 
-// resident starts a program and returns how many bytes of its memory are resident some seconds after it has begun to lead.
+// resident starts a program and returns how many bytes of its memory are resident some seconds after it has begun to
+// lead.
 func (b *bench) resident(file string) (int64, error) {
 	server := b.server.Config()
 	input, err := json.Marshal(config.Config{

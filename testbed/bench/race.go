@@ -11,9 +11,9 @@ import (
 // raceBody is how long the bodies of candidates that race take.
 const raceBody = 100 * time.Millisecond
 
-// race measures leasehold's candidates that all want the lease all the time, each over a connection of its own: a body takes
-// 100 ms and returns. It measures how many writes all of them try for a term, and for how long nobody leads between two. The
-// first terms, in which candidates learn that they are many, are left out.
+// race measures leasehold's candidates that all want the lease all the time, each over a connection of its own: a
+// body takes 100 ms and returns. It measures how many writes all of them try for a term, and for how long nobody
+// leads between two. The first terms, in which candidates learn that they are many, are left out.
 func (b *bench) race() error {
 	r := &relay{bench: b, enough: make(chan struct{})}
 	candidates := make([]*candidate, b.racers)

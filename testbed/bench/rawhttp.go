@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// A rawClient sends the requests that leasehold sends, by net/http alone over a connection of its own: the floor of what
-// a client of the API server costs.
+// A rawClient sends the requests that leasehold sends, by net/http alone over a connection of its own: the floor of
+// what a client of the API server costs.
 type rawClient struct {
 	http *http.Client
 	base string // URL of the Leases of namespace default
@@ -99,7 +99,8 @@ func (c *rawClient) watch(ctx context.Context, name string, bytes *atomic.Int64)
 	}
 }
 
-// A rawMember is a process that renews Leases that it holds already, at the rate at which leasehold does, or watches one.
+// A rawMember is a process that renews Leases that it holds already, at the rate at which leasehold does, or watches
+// one.
 type rawMember struct {
 	task
 	client   *rawClient

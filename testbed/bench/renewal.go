@@ -8,11 +8,12 @@ import (
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
-// renewal measures what a lease costs its leader and its standby while nothing happens: the CPU time of processes that have
-// one candidate each and run with the default settings. Everything that a process does between two renewals counts:
-// the watch and its events, pings, timers and the garbage collector. Each Lease has changed hands once, because that is
-// how large one is: managedFields then has entries for acquiring and renewing. The floor's leader sends the renewals alone, by
-// net/http and at leasehold's rate, and its standby reads a watch. All processes run at the same time.
+// renewal measures what a lease costs its leader and its standby while nothing happens: the CPU time of processes
+// that have one candidate each and run with the default settings. Everything that a process does between two renewals
+// counts: the watch and its events, pings, timers and the garbage collector. Each Lease has changed hands once,
+// because that is how large one is: managedFields then has entries for acquiring and renewing. The floor's leader
+// sends the renewals alone, by net/http and at leasehold's rate, and its standby reads a watch. All processes run at
+// the same time.
 func (b *bench) renewal() error {
 	var trios []*trio
 	defer func() {

@@ -57,9 +57,9 @@ func runWithClient(ctx context.Context, c *candidate, cfg *rest.Config, t timing
 // noise is the difference of two shares, in percent, that scheduling makes: 70 ms of 70 s.
 const noise = 0.1
 
-// roundTrip measures for how much of the time the only candidate of a lease leads, behind a proxy that delays the bytes of
-// both directions by half a round trip. Acquiring the lease counts as time without it: a TLS handshake and two requests
-// take three round trips. TCP's own handshake ends at the proxy, in no time.
+// roundTrip measures for how much of the time the only candidate of a lease leads, behind a proxy that delays the
+// bytes of both directions by half a round trip. Acquiring the lease counts as time without it: a TLS handshake and
+// two requests take three round trips. TCP's own handshake ends at the proxy, in no time.
 func (b *bench) roundTrip() error {
 	target, err := url.Parse(b.server.Config().Host)
 	if err != nil {

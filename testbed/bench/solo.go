@@ -17,8 +17,8 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/clientgo"
 )
 
-// A solo is a process with one candidate, which runs as its users run it: with its own transport, and with nothing of the
-// bench between it and the network.
+// A solo is a process with one candidate, which runs as its users run it: with its own transport, and with nothing of
+// the bench between it and the network.
 type solo struct {
 	task
 	leading atomic.Int64

@@ -13,8 +13,8 @@ const (
 	yardstick    = 500.0  // writes of Leases per second of a cluster with 5,000 nodes
 )
 
-// sums tells what the measured costs mean for fleets that no bench can run, in a table for 10,000 candidates of one lease
-// and one for 100,000 leases, each with a leader and a standby. It is nil if the costs were not measured.
+// sums tells what the measured costs mean for fleets that no bench can run, in a table for 10,000 candidates of one
+// lease and one for 100,000 leases, each with a leader and a standby. It is nil if the costs were not measured.
 func (r *report) sums() [][][]string {
 	if r.WriteCPU <= 0 || r.EventCPU <= 0 {
 		return nil

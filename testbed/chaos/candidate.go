@@ -24,10 +24,10 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/clientgo"
 )
 
-// A candidate is this program, started again with this as its first argument and its spec as the second.
+// candidateCommand is the first argument of a process that is a candidate; the second is its spec.
 const candidateCommand = "candidate"
 
-// A kind says how a candidate campaigns.
+// A kind is the API by which a candidate campaigns.
 type kind string
 
 const (
@@ -37,30 +37,30 @@ const (
 	elector kind = "client-go"
 )
 
-// A spec is what a candidate is told.
+// A spec is the settings of a candidate.
 type spec struct {
 	Name, Lease                  string
 	Kind                         kind
 	Duration, Deadline, Interval time.Duration // Interval is client-go's retry period
-	KeepsIdentity                bool          // from one process to the next
+	KeepsIdentity                bool          // across restarts of its process
 
 	Namespace, Kubeconfig, Journal, Store string
 }
 
-// pace is how often a body works.
+// pace is the time between two writes of a body.
 const pace = 15 * time.Millisecond
 
-// What the harness writes to a candidate's standard input, a line each.
+// Commands that the harness writes to a candidate's standard input, one a line.
 const (
-	freeze = "freeze" // stop this process when a body has looked and is about to write
-	thaw   = "thaw"   // do not, if it has not happened
+	freeze = "freeze" // stop this process between the next check of a session and the write that follows
+	thaw   = "thaw"   // cancel a freeze that has not happened yet
 
 	gatewayPage   = "gateway page"   // answer all requests with 404 and a page
 	gatewayStatus = "gateway status" // answer all requests as if there were no such Lease
 	gatewayOpen   = "gateway open"   // pass requests on to the API server
 )
 
-// A candidate is a process that campaigns for a lease, and whose bodies write to the store.
+// A candidate is a process that campaigns for a lease and writes to the store while it leads.
 type candidate struct {
 	spec
 	identity string
@@ -70,7 +70,7 @@ type candidate struct {
 	gateway  gateway
 	sessions atomic.Int64
 	started  time.Duration
-	since    atomic.Int64 // when it could begin to campaign for its next session, a time.Duration
+	since    atomic.Int64 // the earliest start of the campaign for its next session, a time.Duration
 }
 
 // runCandidate is the main function of a candidate's process.
@@ -93,7 +93,7 @@ func runCandidate(arg string) int {
 	return 0
 }
 
-// obey does what the harness says. The end of standard input tells that the harness is gone.
+// obey executes the commands of the harness. The process exits at the end of standard input: the harness is gone.
 func (c *candidate) obey() {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		switch line := lines.Text(); line {
@@ -179,14 +179,15 @@ func (c *candidate) run(ctx context.Context) error {
 	return fmt.Errorf("no candidates of the kind %q", c.Kind)
 }
 
-// away lets others have a turn.
+// away pauses between two campaigns so that others can acquire the lease.
 func (c *candidate) away() { time.Sleep(c.Interval / 4) }
 
 func (c *candidate) lead(s leasehold.Session) {
 	c.work(s.Done(), func() bool { return s.Err() == nil && s.ValidFor() > 0 }, s.Err, s.FencingToken())
 }
 
-// work is a body: it writes to the store for as long as its session is live, or until it has had enough.
+// work is the body of a session: it writes to the store while the session is live, in one session of three for a
+// limited time.
 func (c *candidate) work(done <-chan struct{}, live func() bool, err func() error, token uint64) {
 	session := fmt.Sprintf("%s.%d.%d", c.Name, os.Getpid(), c.sessions.Add(1))
 	c.note(record{Session: session, What: begin, Of: &beginning{
@@ -204,7 +205,7 @@ func (c *candidate) work(done <-chan struct{}, live func() bool, err func() erro
 		}
 		r.After = boottime.Now()
 		if c.freeze.CompareAndSwap(true, false) {
-			// Here is what no lease can help against: a process that is frozen between looking and writing.
+			// No lease protects against this: the process is frozen between the check and the write.
 			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		}
 		r.Sent = boottime.Now()
@@ -235,7 +236,7 @@ func (c *candidate) note(r record) {
 	}
 }
 
-// fail ends the process: what it does could not be judged.
+// fail ends the process, because its records would be incomplete.
 func (c *candidate) fail(err error) {
 	slog.Error("candidate failed", "error", err)
 	os.Exit(1)

@@ -17,7 +17,7 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/child/childtest"
 )
 
-// mainEnv makes the test binary the command.
+// mainEnv makes the test binary run as the command.
 const mainEnv = "CHAOS_TEST_MAIN"
 
 func TestMain(m *testing.M) {
@@ -62,8 +62,8 @@ func TestChaos(t *testing.T) {
 	}
 }
 
-// TestOverlapSeen shows that the judge sees two leaders where there are: electors of client-go that are stopped go on for
-// their renew deadline after they are woken.
+// TestOverlapSeen shows that the checks find two leaders: a stopped elector of client-go leads on after it is
+// continued, until its renew deadline.
 func TestOverlapSeen(t *testing.T) {
 	needServer(t)
 	t.Parallel()
@@ -71,8 +71,8 @@ func TestOverlapSeen(t *testing.T) {
 		duration: 20 * time.Second, fleet: "client-go", out: t.Output(),
 		disturb: func(h *harness, ctx context.Context) {
 			for ctx.Err() == nil {
-				leader := h.target(drawn{leader: true})
-				if err := h.stop(ctx, drawn{kind: "stop", leader: true, x: 0.9, y: 0.99}); err != nil {
+				leader := h.target(randomFault{leader: true})
+				if err := h.stop(ctx, randomFault{kind: "stop", leader: true, x: 0.9, y: 0.99}); err != nil {
 					t.Error(err)
 				}
 				sleep(ctx, leader.Duration)
@@ -90,7 +90,8 @@ func TestOverlapSeen(t *testing.T) {
 	}
 }
 
-// TestStopped stops the command in its course. Its seed draws a pause of the API server first, and then a stopped candidate.
+// TestStopped ends the command during a run. The seed gives a pause of the API server first and then a stopped
+// candidate.
 func TestStopped(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -122,7 +123,7 @@ func TestStopped(t *testing.T) {
 	}
 }
 
-// stop sends the signal while the API server is paused and a candidate stopped, and waits.
+// stop sends the signal while the API server is paused and a candidate is stopped, and waits for the command.
 func stop(t *testing.T, cmd *exec.Cmd, lines *bufio.Scanner, sig syscall.Signal) {
 	paused := false
 	for lines.Scan() {
@@ -138,5 +139,5 @@ func stop(t *testing.T, cmd *exec.Cmd, lines *bufio.Scanner, sig syscall.Signal)
 	for lines.Scan() {
 		t.Log(lines.Text())
 	}
-	_ = cmd.Wait() // the code says it
+	_ = cmd.Wait() // the caller checks the exit code
 }

@@ -17,22 +17,22 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
 )
 
-// A drawn is a fault that the generator has drawn. What it hits depends on who leads when it comes.
-type drawn struct {
+// A randomFault is a fault with its random parameters. Its target depends on the leader at the time.
+type randomFault struct {
 	kind    string
-	inject  func(*harness, context.Context, drawn) error
-	lease   int     // whose candidates it hits
-	leader  bool    // it hits the leader if there is one
-	pick    int     // else which candidate
-	x, y, z float64 // in [0, 1): how it is done
+	inject  func(*harness, context.Context, randomFault) error
+	lease   int     // index of the lease whose candidates it can hit
+	leader  bool    // hit the leader if there is one
+	pick    int     // else the candidate with this number
+	x, y, z float64 // in [0, 1): parameters of the kind
 	pause   time.Duration
 }
 
-// kinds are all faults. Each returns once it is undone; an error is one of the harness.
+// kinds are all faults. inject returns once the fault is undone; an error is a fault of the harness.
 var kinds = []struct {
 	name   string
 	weight int
-	inject func(*harness, context.Context, drawn) error
+	inject func(*harness, context.Context, randomFault) error
 }{
 	{"reset", 3, (*harness).resetConnections},
 	{"refuse", 4, (*harness).refuse},
@@ -59,13 +59,13 @@ var kinds = []struct {
 	{"delete", 2, (*harness).delete},
 }
 
-// draw draws the next fault. It takes the same numbers from the generator whatever happens.
-func draw(chance *rand.Rand, leases int) drawn {
+// draw chooses the next fault. Each call takes as many numbers from the generator.
+func draw(chance *rand.Rand, leases int) randomFault {
 	all := 0
 	for _, k := range kinds {
 		all += k.weight
 	}
-	var d drawn
+	var d randomFault
 	n := chance.IntN(all)
 	for _, k := range kinds {
 		if n -= k.weight; n < 0 {
@@ -80,21 +80,21 @@ func draw(chance *rand.Rand, leases int) drawn {
 	return d
 }
 
-// links are how slow the networks of all candidates are during a storm.
+// links are the delays of all candidates' networks during a storm.
 type links struct {
-	kind   string    // "" if they are as fast as ever
-	share  []float64 // by candidate: the longest round trip, of its renew deadline
-	oneWay []int     // by candidate: which direction is slow if only one is
+	kind   string    // "" without delays
+	share  []float64 // by candidate: the longest round trip as a share of its renew deadline
+	oneWay []int     // by candidate: the direction that is slow when only one is
 }
 
-// What links can be beside fast.
+// Kinds of links.
 const (
 	slow       = "slow"
 	jittery    = "jittery"
 	asymmetric = "slow in one direction"
 )
 
-// drawLinks draws the links of n candidates for a storm. It takes as many numbers from the generator whatever it draws.
+// drawLinks chooses the links of n candidates for a storm. Each call takes as many numbers from the generator.
 func drawLinks(chance *rand.Rand, n int) links {
 	l := links{kind: []string{slow, jittery, asymmetric, "", "", ""}[chance.IntN(6)]}
 	for range n {
@@ -103,7 +103,7 @@ func drawLinks(chance *rand.Rand, n int) links {
 	return l
 }
 
-// rules are what a link does to the bytes of each direction, for a candidate with that renew deadline.
+// rules returns the rules of both directions for the i-th candidate, which has that renew deadline.
 func (l links) rules(i int, deadline time.Duration) (rules [2]proxy.Rule) {
 	roundTrip := time.Duration(l.share[i] * float64(deadline))
 	switch l.kind {
@@ -117,12 +117,12 @@ func (l links) rules(i int, deadline time.Duration) (rules [2]proxy.Rule) {
 	return rules
 }
 
-// slowLinks makes links slow; the function that it returns makes them fast again.
+// slowLinks delays the links of all candidates; the returned function removes the delays.
 func (h *harness) slowLinks(l links) (over func()) {
 	if l.kind == "" {
 		return func() {}
 	}
-	noted := h.begin(drawn{kind: "links " + l.kind}, "", "", "all links %s", l.kind)
+	noted := h.begin(randomFault{kind: "links " + l.kind}, "", "", "all links %s", l.kind)
 	for i, m := range h.members {
 		m.link = l.rules(i, m.Deadline)
 		m.restoreLink()
@@ -136,8 +136,9 @@ func (h *harness) slowLinks(l links) (over func()) {
 	}
 }
 
-// length is how long a fault lasts that is about a lease: well below its duration, just under it, about it, or longer.
-func (d drawn) length(duration time.Duration) time.Duration {
+// length returns how long a fault lasts: much shorter than a lease's duration, slightly shorter, about equal, or
+// longer.
+func (d randomFault) length(duration time.Duration) time.Duration {
 	share := 0.0
 	switch {
 	case d.x < 0.3:
@@ -152,15 +153,16 @@ func (d drawn) length(duration time.Duration) time.Duration {
 	return max(time.Duration(share*float64(duration)), 50*time.Millisecond)
 }
 
-// atATime is how many faults there are at a time, at most.
-const atATime = 6
+// maxFaults is the greatest number of faults at a time.
+const maxFaults = 6
 
-// disturb injects faults until ctx ends, and returns when all are undone. In half of the storms all links are slow as well.
+// disturb injects faults until ctx ends and returns once all are undone. In half of the storms all links are slow as
+// well.
 func (h *harness) disturb(ctx context.Context) {
 	defer h.slowLinks(drawLinks(h.chance, len(h.members)))()
 	var group sync.WaitGroup
 	defer group.Wait()
-	places := make(chan struct{}, atATime)
+	places := make(chan struct{}, maxFaults)
 	for ctx.Err() == nil {
 		d := draw(h.chance, len(h.leases))
 		select {
@@ -171,7 +173,7 @@ func (h *harness) disturb(ctx context.Context) {
 					h.fail(h.leases[d.lease], boottime.Now(), fmt.Errorf("fault %q: %w", d.kind, err))
 				}
 			})
-		default: // there are enough
+		default: // maxFaults are active
 		}
 		sleep(ctx, d.pause)
 	}
@@ -184,8 +186,8 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// target is whom a fault hits.
-func (h *harness) target(d drawn) *member {
+// target returns the candidate that a fault hits.
+func (h *harness) target(d randomFault) *member {
 	lease := h.leases[d.lease]
 	var all []*member
 	leader := h.store.leader(lease).Candidate
@@ -201,8 +203,8 @@ func (h *harness) target(d drawn) *member {
 	return all[d.pick%len(all)]
 }
 
-// begin notes and logs a fault; the function that it returns notes its end.
-func (h *harness) begin(d drawn, candidate, lease, format string, args ...any) (over func()) {
+// begin records and logs a fault; the returned function records its end.
+func (h *harness) begin(d randomFault, candidate, lease, format string, args ...any) (over func()) {
 	f := fault{
 		From: boottime.Now(), To: 1<<63 - 1, Kind: d.kind, Candidate: candidate, Lease: lease,
 		Text: fmt.Sprintf(format, args...),
@@ -223,15 +225,16 @@ func short(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond
 
 // Faults of a candidate's network.
 
-// onNetwork calls f unless something else is wrong with the network of the target.
-func (h *harness) onNetwork(d drawn, f func(m *member) error) error {
+// onNetwork calls f unless the target's network has a fault already.
+func (h *harness) onNetwork(d randomFault, f func(m *member) error) error {
 	m := h.target(d)
 	return h.on(d, m, &m.onNetwork, &m.onProcess, f)
 }
 
-// on calls f with what is to be disturbed locked, unless it is. Mostly f comes alone: who is cut off as well as frozen leads
-// no longer than who is frozen.
-func (h *harness) on(d drawn, m *member, it, other *sync.Mutex, f func(m *member) error) error {
+// on locks one part of the target and calls f, unless the part has a fault already. In three cases of four the other
+// part must have none either, because a candidate that is both cut off and frozen leads no longer than one that is
+// frozen.
+func (h *harness) on(d randomFault, m *member, it, other *sync.Mutex, f func(m *member) error) error {
 	if !it.TryLock() {
 		return nil
 	}
@@ -245,7 +248,7 @@ func (h *harness) on(d drawn, m *member, it, other *sync.Mutex, f func(m *member
 	return f(m)
 }
 
-func (h *harness) resetConnections(ctx context.Context, d drawn) error {
+func (h *harness) resetConnections(ctx context.Context, d randomFault) error {
 	return h.onNetwork(d, func(m *member) error {
 		n := 1 + int(5*d.x)
 		defer h.begin(d, m.Name, "", "%s: connections reset, %d times", m.Name, n)()
@@ -257,7 +260,7 @@ func (h *harness) resetConnections(ctx context.Context, d drawn) error {
 	})
 }
 
-func (h *harness) refuse(ctx context.Context, d drawn) error {
+func (h *harness) refuse(ctx context.Context, d randomFault) error {
 	return h.onNetwork(d, func(m *member) error {
 		length := d.length(m.Duration)
 		defer h.begin(d, m.Name, "", "%s: connections reset and refused for %v", m.Name, short(length))()
@@ -270,7 +273,7 @@ func (h *harness) refuse(ctx context.Context, d drawn) error {
 	})
 }
 
-func (h *harness) delay(ctx context.Context, d drawn) error {
+func (h *harness) delay(ctx context.Context, d randomFault) error {
 	return h.onNetwork(d, func(m *member) error {
 		length := d.length(2 * m.Duration)
 		rule := proxy.Rule{Delay: time.Duration(d.z * d.z * float64(m.Deadline) / 2)}
@@ -289,15 +292,15 @@ func (h *harness) delay(ctx context.Context, d drawn) error {
 	})
 }
 
-func (h *harness) swallow(ctx context.Context, d drawn) error {
+func (h *harness) swallow(ctx context.Context, d randomFault) error {
 	return h.onNetwork(d, func(m *member) error {
-		defer h.begin(d, m.Name, "", "%s: the connections of now lead nowhere", m.Name)()
+		defer h.begin(d, m.Name, "", "%s: existing connections black-holed", m.Name)()
 		m.network.Swallow()
 		return nil
 	})
 }
 
-func (h *harness) cut(ctx context.Context, d drawn) error {
+func (h *harness) cut(ctx context.Context, d randomFault) error {
 	return h.onNetwork(d, func(m *member) error {
 		length := d.length(m.Duration)
 		rule, what := proxy.Rule{Hold: true}, "held up"
@@ -319,26 +322,26 @@ func (h *harness) cut(ctx context.Context, d drawn) error {
 	})
 }
 
-// notFound puts a gateway between a candidate and the API server that answers all requests with 404 for a moment: by a page
-// of its own, or as if there were no such Lease.
-func (h *harness) notFound(ctx context.Context, d drawn) error {
+// notFound answers all requests of a candidate with 404 for a moment: either with a gateway's own page, or with the
+// Status by which the API server reports that the Lease does not exist.
+func (h *harness) notFound(ctx context.Context, d randomFault) error {
 	return h.onNetwork(d, func(m *member) error {
 		length := 200*time.Millisecond + time.Duration(d.y*float64(600*time.Millisecond))
-		answer, what := gatewayPage, "a gateway's page"
+		answer, what := gatewayPage, "with a gateway's page"
 		if d.z < 0.5 {
-			answer, what = gatewayStatus, "no such Lease"
+			answer, what = gatewayStatus, "as if the Lease did not exist"
 		}
-		defer h.begin(d, m.Name, "", "%s: all requests answered by 404, %s, for %v", m.Name, what, short(length))()
+		defer h.begin(d, m.Name, "", "%s: all requests answered with 404 %s for %v", m.Name, what, short(length))()
 		if err := m.tell(answer); err != nil {
-			return gone(err)
+			return ignoreEnded(err)
 		}
 		sleep(ctx, length)
-		return gone(m.tell(gatewayOpen))
+		return ignoreEnded(m.tell(gatewayOpen))
 	})
 }
 
-// partition cuts off some of the candidates of all leases.
-func (h *harness) partition(ctx context.Context, d drawn) error {
+// partition cuts off several candidates at the same time.
+func (h *harness) partition(ctx context.Context, d randomFault) error {
 	length := d.length(5 * time.Second)
 	rule, what := proxy.Rule{Hold: true}, "held up"
 	if d.z < 0.5 {
@@ -351,7 +354,7 @@ func (h *harness) partition(ctx context.Context, d drawn) error {
 		}
 		group.Go(func() {
 			defer m.onNetwork.Unlock()
-			defer h.begin(d, m.Name, "", "%s: everything %s for %v, beside others'", m.Name, what, short(length))()
+			defer h.begin(d, m.Name, "", "%s: everything %s for %v, with other candidates", m.Name, what, short(length))()
 			m.network.Set(rule, rule)
 			sleep(ctx, length)
 			m.restoreLink()
@@ -363,34 +366,35 @@ func (h *harness) partition(ctx context.Context, d drawn) error {
 
 // Faults of a candidate's process.
 
-// onProcess calls f unless something else is wrong with the process of the target.
-func (h *harness) onProcess(d drawn, f func(m *member) error) error {
+// onProcess calls f unless the target's process has a fault already.
+func (h *harness) onProcess(d randomFault, f func(m *member) error) error {
 	m := h.target(d)
 	return h.on(d, m, &m.onProcess, &m.onNetwork, f)
 }
 
-// gone says that a process is no more, which the supervisor looks into.
-func gone(err error) error {
+// ignoreEnded returns nil for an error that means that the process has ended. The supervisor reports one that ended
+// by itself.
+func ignoreEnded(err error) error {
 	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
 	return err
 }
 
-func (h *harness) stop(ctx context.Context, d drawn) error {
+func (h *harness) stop(ctx context.Context, d randomFault) error {
 	return h.onProcess(d, func(m *member) error {
 		length := d.length(m.Duration)
 		defer h.begin(d, m.Name, "", "%s: stopped for %v", m.Name, short(length))()
 		if err := m.signal(syscall.SIGSTOP); err != nil {
-			return gone(err)
+			return ignoreEnded(err)
 		}
 		sleep(ctx, length)
-		return gone(m.signal(syscall.SIGCONT))
+		return ignoreEnded(m.signal(syscall.SIGCONT))
 	})
 }
 
-// freezeWriter stops a leader between its look at the session and its write.
-func (h *harness) freezeWriter(ctx context.Context, d drawn) error {
+// freezeWriter stops a leader between its check of the session and its write.
+func (h *harness) freezeWriter(ctx context.Context, d randomFault) error {
 	d.leader = true
 	return h.onProcess(d, func(m *member) error {
 		length := time.Duration((1.1 + 0.8*d.y) * float64(m.Duration))
@@ -400,14 +404,14 @@ func (h *harness) freezeWriter(ctx context.Context, d drawn) error {
 		m.mu.Unlock()
 		err := m.tell(freeze)
 		sleep(ctx, length)
-		return gone(errors.Join(err, m.tell(thaw), m.signal(syscall.SIGCONT)))
+		return ignoreEnded(errors.Join(err, m.tell(thaw), m.signal(syscall.SIGCONT)))
 	})
 }
 
-func (h *harness) kill(ctx context.Context, d drawn) error {
+func (h *harness) kill(ctx context.Context, d randomFault) error {
 	return h.onProcess(d, func(m *member) error {
 		length := time.Duration(d.y * d.y * float64(m.Duration))
-		defer h.begin(d, m.Name, "", "%s: killed, and started again after %v", m.Name, short(length))()
+		defer h.begin(d, m.Name, "", "%s: killed, restarted after %v", m.Name, short(length))()
 		if err := m.end(syscall.SIGKILL); err != nil {
 			return err
 		}
@@ -416,10 +420,10 @@ func (h *harness) kill(ctx context.Context, d drawn) error {
 	})
 }
 
-func (h *harness) terminate(ctx context.Context, d drawn) error {
+func (h *harness) terminate(ctx context.Context, d randomFault) error {
 	return h.onProcess(d, func(m *member) error {
 		length := time.Duration(d.y * d.y * float64(m.Duration))
-		defer h.begin(d, m.Name, "", "%s: told to stop, and started again after %v", m.Name, short(length))()
+		defer h.begin(d, m.Name, "", "%s: terminated, restarted after %v", m.Name, short(length))()
 		if err := m.end(syscall.SIGTERM); err != nil {
 			return err
 		}
@@ -428,19 +432,19 @@ func (h *harness) terminate(ctx context.Context, d drawn) error {
 	})
 }
 
-// starve lets a process run for a small part of the time.
-func (h *harness) starve(ctx context.Context, d drawn) error {
+// starve stops a process for most of the time.
+func (h *harness) starve(ctx context.Context, d randomFault) error {
 	return h.onProcess(d, func(m *member) error {
 		length := d.length(m.Duration)
 		on, off := 2*time.Millisecond+time.Duration(d.y*float64(10*time.Millisecond)), 30*time.Millisecond+time.Duration(d.z*float64(200*time.Millisecond))
 		defer h.begin(d, m.Name, "", "%s: runs for %v in %v for %v", m.Name, on.Round(time.Millisecond), (on + off).Round(time.Millisecond), short(length))()
 		for until := boottime.Now() + length; boottime.Now() < until && ctx.Err() == nil; {
 			if err := m.signal(syscall.SIGSTOP); err != nil {
-				return gone(err)
+				return ignoreEnded(err)
 			}
 			sleep(ctx, off)
 			if err := m.signal(syscall.SIGCONT); err != nil {
-				return gone(err)
+				return ignoreEnded(err)
 			}
 			sleep(ctx, on)
 		}
@@ -448,8 +452,8 @@ func (h *harness) starve(ctx context.Context, d drawn) error {
 	})
 }
 
-// burn takes CPU time from everybody.
-func (h *harness) burn(ctx context.Context, d drawn) error {
+// burn keeps all CPUs busy.
+func (h *harness) burn(ctx context.Context, d randomFault) error {
 	length := time.Second + time.Duration(d.y*float64(3*time.Second))
 	defer h.begin(d, "", "", "all CPUs busy for %v", short(length))()
 	return burn(ctx, length)
@@ -465,10 +469,10 @@ func (h *harness) onServer(f func() error) error {
 	return f()
 }
 
-func (h *harness) killServer(ctx context.Context, d drawn) error {
+func (h *harness) killServer(ctx context.Context, d randomFault) error {
 	return h.onServer(func() error {
 		length := time.Duration(d.y * d.y * float64(6*time.Second))
-		over := h.begin(d, "", "", "API server and etcd killed, and started again on their data after %v", short(length))
+		over := h.begin(d, "", "", "API server and etcd killed, restarted on their data after %v", short(length))
 		defer over()
 		if err := h.server.Kill(); err != nil {
 			return err
@@ -478,7 +482,7 @@ func (h *harness) killServer(ctx context.Context, d drawn) error {
 	})
 }
 
-func (h *harness) pauseServer(ctx context.Context, d drawn) error {
+func (h *harness) pauseServer(ctx context.Context, d randomFault) error {
 	return h.onServer(func() error {
 		length := d.length(5 * time.Second)
 		defer h.begin(d, "", "", "API server and etcd paused for %v", short(length))()
@@ -490,9 +494,9 @@ func (h *harness) pauseServer(ctx context.Context, d drawn) error {
 	})
 }
 
-// slowServer lets the API server and its etcd run for a small part of the time. It stands for slow disks too: etcd cannot
-// be told to be slow to sync, and for those who wait for a write it is the same.
-func (h *harness) slowServer(ctx context.Context, d drawn) error {
+// slowServer stops the API server and its etcd for most of the time. It stands for slow disks too: etcd has no
+// setting that slows down its sync, and to a client that waits for a write both look the same.
+func (h *harness) slowServer(ctx context.Context, d randomFault) error {
 	return h.onServer(func() error {
 		length := d.length(5 * time.Second)
 		on, off := 5*time.Millisecond+time.Duration(d.y*float64(15*time.Millisecond)), 10*time.Millisecond+time.Duration(d.z*float64(90*time.Millisecond))
@@ -511,9 +515,10 @@ func (h *harness) slowServer(ctx context.Context, d drawn) error {
 	})
 }
 
-// Deeds of an operator. Those that docs/safety.md has under Limits can make two lead for a moment: the judge knows them.
+// Edits of an operator. Those that docs/safety.md lists under Limits can make two lead for a moment: check.go excuses
+// them.
 
-// patch edits a Lease as kubectl would. Whether that works is not looked at: the API server may be away.
+// patch edits a Lease as kubectl would. It ignores errors, because the API server may be down.
 func (h *harness) patch(ctx context.Context, lease, fields string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -521,7 +526,7 @@ func (h *harness) patch(ctx context.Context, lease, fields string) {
 	_, _ = h.operator.Patch(ctx, lease, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "operator"})
 }
 
-func (h *harness) label(ctx context.Context, d drawn) error {
+func (h *harness) label(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
 	n := 1 + int(8*d.y)
 	defer h.begin(d, "", lease, "%s: labels edited, %d times", lease, n)()
@@ -532,44 +537,44 @@ func (h *harness) label(ctx context.Context, d drawn) error {
 	return nil
 }
 
-func (h *harness) lengthen(ctx context.Context, d drawn) error {
+func (h *harness) lengthen(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
-	seconds := int((h.historian.last(lease).Duration + time.Second).Seconds()) + int(2*d.y)
+	seconds := int((h.leaseHistory.last(lease).Duration + time.Second).Seconds()) + int(2*d.y)
 	seconds = min(seconds, int(longest(fleets["all"]).Seconds())+2)
 	defer h.begin(d, "", lease, "%s: duration set to %d s", lease, seconds)()
 	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"leaseDurationSeconds":%d}`, seconds))
 	return nil
 }
 
-func (h *harness) touch(ctx context.Context, d drawn) error {
+func (h *harness) touch(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
 	defer h.begin(d, "", lease, "%s: renewTime set to now", lease)()
 	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"renewTime":%q}`, now()))
 	return nil
 }
 
-func (h *harness) shorten(ctx context.Context, d drawn) error {
+func (h *harness) shorten(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
 	defer h.begin(d, "", lease, "%s: duration set to %d s", lease, 1+d.pick%2)()
 	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"leaseDurationSeconds":%d}`, 1+d.pick%2))
 	return nil
 }
 
-// nobody is the spec of a Lease that is free.
+// nobody completes a patch so that it frees the Lease.
 const nobody = `},"spec":{"holderIdentity":null,"acquireTime":null,"renewTime":null,"leaseDurationSeconds":null}`
 
-func (h *harness) empty(ctx context.Context, d drawn) error {
+func (h *harness) empty(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
 	defer h.begin(d, "", lease, "%s: holder removed", lease)()
 	h.patch(ctx, lease, nobody)
 	return nil
 }
 
-func (h *harness) steal(ctx context.Context, d drawn) error {
+func (h *harness) steal(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
 	seconds, release := 2+int(3*d.y), d.x < 0.5
 	length := time.Duration(d.z * float64(seconds) * float64(time.Second))
-	what := "left to run out"
+	what := "left to expire"
 	if release {
 		what = "freed after " + short(length).String()
 	}
@@ -577,19 +582,19 @@ func (h *harness) steal(ctx context.Context, d drawn) error {
 	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"holderIdentity":"intruder","leaseDurationSeconds":%d,"acquireTime":%q,"renewTime":%q}`, seconds, now(), now()))
 	if release {
 		sleep(ctx, length)
-		if h.historian.last(lease).Holder == "intruder" {
+		if h.leaseHistory.last(lease).Holder == "intruder" {
 			h.patch(ctx, lease, nobody)
 		}
 	}
 	return nil
 }
 
-func (h *harness) delete(ctx context.Context, d drawn) error {
+func (h *harness) delete(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
 	defer h.begin(d, "", lease, "%s: deleted", lease)()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	_ = h.operator.Delete(ctx, lease, metav1.DeleteOptions{}) // the API server may be away
+	_ = h.operator.Delete(ctx, lease, metav1.DeleteOptions{}) // the API server may be down
 	return nil
 }
 

@@ -18,15 +18,16 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
 )
 
-// The leases: one of leasehold's candidates alone, one for which client-go's electors compete too, one of electors alone.
+// The leases: one of leasehold's candidates alone, one for which client-go's electors compete too, one of electors
+// alone.
 const (
 	alone  = "alone"
 	mixed  = "mixed"
 	theirs = "theirs"
 )
 
-// fleets are the candidates by the name of the fleet that -fleet asks for. Settings are within the rules: durations are
-// short so that much happens, and at least 5 s, with a second from the renew deadline, where electors compete.
+// fleets are the candidates by the value of -fleet. Their settings are valid. Durations are short so that leadership
+// changes often; where electors compete they are at least 5 s, and one second longer than the renew deadline.
 var fleets = map[string][]spec{
 	"all": {
 		{Name: "amber", Lease: alone, Kind: loop, Duration: 3 * time.Second, Deadline: 2400 * time.Millisecond, Interval: 600 * time.Millisecond},
@@ -45,7 +46,7 @@ var fleets = map[string][]spec{
 	},
 }
 
-// longest is the longest duration in a fleet.
+// longest returns the longest duration in a fleet.
 func longest(specs []spec) (d time.Duration) {
 	for _, s := range specs {
 		d = max(d, s.Duration)
@@ -53,7 +54,7 @@ func longest(specs []spec) (d time.Duration) {
 	return d
 }
 
-// leasesOf are the leases of a fleet.
+// leasesOf returns the leases of a fleet.
 func leasesOf(specs []spec) []string {
 	var leases []string
 	for _, s := range specs {
@@ -64,31 +65,31 @@ func leasesOf(specs []spec) []string {
 	return leases
 }
 
-// A member is a candidate as the harness sees it: a process, or several after each other, behind a proxy.
+// A member is a candidate as the harness sees it: the processes that run it one after the other, and their proxy.
 type member struct {
 	spec
 	network *proxy.Proxy
-	link    [2]proxy.Rule // of the network during this storm, when no fault is there
+	link    [2]proxy.Rule // rules of the network in this storm while it has no fault
 	dir     string
 	log     io.Writer
 	runs    int
 
-	onProcess, onNetwork sync.Mutex // held while a fault is there
+	onProcess, onNetwork sync.Mutex // held while it has a fault
 
 	mu      sync.Mutex
 	process *process
-	stopped bool // by a fault: it is not to be woken
+	stopped bool // by a fault, so that the supervisor must not continue it
 }
 
 // A process is one run of a candidate.
 type process struct {
 	cmd   *exec.Cmd
 	stdin io.Writer
-	asked bool          // to end
-	done  chan struct{} // closed when it is gone
+	asked bool          // to exit
+	done  chan struct{} // closed when it has exited
 }
 
-// restoreLink ends what a fault did to the candidate's network.
+// restoreLink removes a fault from the candidate's network.
 func (m *member) restoreLink() { m.network.Set(m.link[0], m.link[1]) }
 
 // start starts a candidate's next process.
@@ -122,7 +123,7 @@ func (m *member) start() error {
 	return nil
 }
 
-// signal sends a signal to the candidate's process. It returns os.ErrProcessDone when there is none.
+// signal sends a signal to the candidate's process. It returns os.ErrProcessDone if that has exited.
 func (m *member) signal(sig syscall.Signal) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -143,7 +144,7 @@ func (m *member) signal(sig syscall.Signal) error {
 	}
 }
 
-// tell writes a line to the candidate.
+// tell sends a command to the candidate.
 func (m *member) tell(line string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -151,8 +152,8 @@ func (m *member) tell(line string) error {
 	return err
 }
 
-// wake lets the process go on unless a fault stopped it: one that was to stop itself may have done so later than the fault
-// lasted.
+// wake continues the process unless a fault holds it stopped: a process that freezes itself may do so after its fault
+// is over.
 func (m *member) wake() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -161,10 +162,10 @@ func (m *member) wake() {
 	}
 }
 
-// patience is how long a candidate that is asked to stop may take: more than any of its requests, on a busy machine.
+// patience is how long a candidate may take to exit: longer than any of its requests takes on a busy machine.
 const patience = 40 * time.Second
 
-// end ends the process by a signal, and returns once it is gone.
+// end ends the process by a signal and returns once it has exited.
 func (m *member) end(sig syscall.Signal) error {
 	p := m.process
 	if err := m.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -184,7 +185,7 @@ func (m *member) end(sig syscall.Signal) error {
 	}
 }
 
-// failed returns an error if the process ended by itself.
+// failed returns an error if the process exited by itself.
 func (m *member) failed() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -200,7 +201,8 @@ func (m *member) failed() error {
 	return nil
 }
 
-// A burner keeps two CPUs busy, in a process of its own so that it does not slow down the harness alone.
+// burnCommand is the argument of a process that keeps two CPUs busy. It is not the harness, so that all processes
+// suffer alike.
 const burnCommand = "burn"
 
 func runBurner() int {
@@ -215,7 +217,7 @@ func runBurner() int {
 	return 0
 }
 
-// burn returns when ctx has ended, after d at the latest, and the burner is gone.
+// burn keeps two CPUs busy until ctx ends, for d at most.
 func burn(ctx context.Context, d time.Duration) error {
 	program, err := os.Executable()
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// A gateway stands between a candidate and the API server, and answers in its place when it is told to.
+// A gateway stands between a candidate and the API server and can answer requests in its place.
 type gateway struct {
-	mode atomic.Value // the last line of the harness about it, a string
+	mode atomic.Value // a string: the last command of the harness to it
 }
 
 // wrap returns a transport that goes through the gateway.
@@ -44,7 +44,7 @@ func answer(req *http.Request, contentType, body string) *http.Response {
 	}
 }
 
-// noSuchLease is what the API server says of a Lease that is not there.
+// noSuchLease returns the Status by which the API server reports that a Lease does not exist.
 func noSuchLease() string {
 	status := apierrors.NewNotFound(schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}, alone).ErrStatus
 	status.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}

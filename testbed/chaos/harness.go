@@ -35,37 +35,37 @@ const (
 	storeJournal  = "store.json"
 	candidatesLog = "candidates.log"
 
-	storm = 40 * time.Second // of faults between two calms
+	storm = 40 * time.Second // of faults between two pauses
 
-	// slack is what a busy machine may take beyond what the library promises.
+	// slack is added to the time within which the library promises a leader, for a busy machine.
 	slack = 20 * time.Second
 )
 
-// A harness is a run.
+// A harness is the state of one run.
 type harness struct {
 	config
 	chance *rand.Rand
 	leases []string
 	begun  time.Duration // by CLOCK_BOOTTIME
 
-	server    *controlplane.Server
-	operator  coordinationv1client.LeaseInterface
-	client    *rest.Config // of operator
-	dir       string       // of this run, in the control plane's
-	store     *Store
-	historian historian
-	members   []*member
-	closers   []func() error // of all but the server, in the order of opening
+	server       *controlplane.Server
+	operator     coordinationv1client.LeaseInterface
+	client       *rest.Config // of operator
+	dir          string       // of this run, in the control plane's
+	store        *Store
+	leaseHistory leaseHistory
+	members      []*member
+	closers      []func() error // of all but the server, in the order of opening
 
 	serverBusy sync.Mutex
 	hands      atomic.Int64
 	storms     int
-	slowest    time.Duration // until somebody led after a storm
+	slowest    time.Duration // from the end of a storm to a leader
 
 	mu     sync.Mutex
 	faults []fault
-	wrong  []violation   // found before there is a judge
-	failed chan struct{} // closed with the first
+	wrong  []violation   // found during the run
+	failed chan struct{} // closed with the first of them
 }
 
 func (h *harness) say(format string, args ...any) {
@@ -76,7 +76,7 @@ func (h *harness) say(format string, args ...any) {
 	fmt.Fprintf(h.out, "%8.2f s  %s\n", at.Seconds(), fmt.Sprintf(format, args...))
 }
 
-// fail notes that something went wrong with a lease since then, which ends the run, and returns errFailed.
+// fail records a violation that began then, ends the run, and returns errFailed.
 func (h *harness) fail(lease string, since time.Duration, err error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -87,10 +87,10 @@ func (h *harness) fail(lease string, since time.Duration, err error) error {
 	return errFailed
 }
 
-// errFailed ends a run that the judge is to look at nevertheless.
+// errFailed ends a run whose records are checked nevertheless.
 var errFailed = errors.New("failed")
 
-// open starts everything but the candidates.
+// open starts all parts of the run except the candidates.
 func (h *harness) open(ctx context.Context) (err error) {
 	h.failed = make(chan struct{})
 	h.leases = leasesOf(fleets[h.fleet])
@@ -118,9 +118,9 @@ func (h *harness) open(ctx context.Context) (err error) {
 	}
 	h.closers = append(h.closers, func() error { stop(); return nil })
 
-	h.historian = historian{events: map[string][]event{}, hands: map[string]string{}}
+	h.leaseHistory = leaseHistory{events: map[string][]event{}, hands: map[string]string{}}
 	following, cancel := context.WithCancel(context.Background())
-	wait, err := h.historian.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket), namespace)
+	wait, err := h.leaseHistory.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket), namespace)
 	if err != nil {
 		cancel()
 		return err
@@ -132,10 +132,10 @@ func (h *harness) open(ctx context.Context) (err error) {
 		return err
 	}
 	h.closers = append(h.closers, log.Close)
-	return h.man(namespace, socket, log)
+	return h.startProxies(namespace, socket, log)
 }
 
-// prepare makes a namespace, in which candidates may do what a Role for leasehold and client-go says.
+// prepare creates a namespace and grants the candidates the rights there that leasehold and client-go need.
 func (h *harness) prepare(ctx context.Context) (namespace string, err error) {
 	h.client = h.server.Config()
 	h.client.QPS = -1
@@ -165,11 +165,11 @@ func (h *harness) prepare(ctx context.Context) (namespace string, err error) {
 	return ns.Name, err
 }
 
-// group is that of the candidates' users.
+// group is the group of the candidates' users.
 const group = "candidates"
 
-// man starts the proxies of the candidates.
-func (h *harness) man(namespace, socket string, log *os.File) error {
+// startProxies starts a proxy for each candidate.
+func (h *harness) startProxies(namespace, socket string, log *os.File) error {
 	target, err := url.Parse(h.client.Host)
 	if err != nil {
 		return err
@@ -197,8 +197,8 @@ func (h *harness) man(namespace, socket string, log *os.File) error {
 	return nil
 }
 
-// play starts the candidates, disturbs them in storms, and stops them one after the other.
-func (h *harness) play(ctx context.Context) (err error) {
+// disturbAndStop starts the candidates, injects faults in storms, and stops the candidates one after the other.
+func (h *harness) disturbAndStop(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -227,7 +227,7 @@ func (h *harness) play(ctx context.Context) (err error) {
 	defer supervisor.Wait()
 	defer close(supervised)
 
-	if err := h.calm(ctx); err != nil {
+	if err := h.awaitLeaders(ctx); err != nil {
 		return err
 	}
 	for until := h.begun + h.duration; boottime.Now() < until; {
@@ -235,14 +235,14 @@ func (h *harness) play(ctx context.Context) (err error) {
 		stormy, over := context.WithTimeout(ctx, min(storm, until-boottime.Now()))
 		h.config.disturb(h, stormy)
 		over()
-		if err := h.calm(ctx); err != nil {
+		if err := h.awaitLeaders(ctx); err != nil {
 			return err
 		}
 	}
-	return h.empties(ctx)
+	return h.stopLeaders(ctx)
 }
 
-// supervise wakes processes that stopped by themselves, and finds those that ended by themselves.
+// supervise continues processes that froze themselves too late, and fails the run if one exits by itself.
 func (h *harness) supervise(until <-chan struct{}) {
 	for tick := time.NewTicker(500 * time.Millisecond); ; {
 		select {
@@ -261,8 +261,8 @@ func (h *harness) supervise(until <-chan struct{}) {
 	}
 }
 
-// calm waits until each lease has a leader, now that no fault is left.
-func (h *harness) calm(ctx context.Context) error {
+// awaitLeaders waits until each lease has a leader, once all faults are undone.
+func (h *harness) awaitLeaders(ctx context.Context) error {
 	from := boottime.Now()
 	for _, lease := range h.leases {
 		took, err := h.awaitLeader(ctx, lease, from)
@@ -295,14 +295,14 @@ func (h *harness) awaitLeader(ctx context.Context, lease string, from time.Durat
 	return 0, h.fail(lease, from, fmt.Errorf("nobody led within %v after the last fault", limit))
 }
 
-// ours tells whether any of the candidates for a lease is leasehold's.
+// ours reports whether any of the candidates for a lease is leasehold's.
 func ours(members []*member, lease string) bool {
 	return slices.ContainsFunc(members, func(m *member) bool { return m.Lease == lease && m.Kind != elector })
 }
 
-// empties stops the leader of each lease until nobody is left: each candidate of leasehold has to come to lead, and to stop
-// when told.
-func (h *harness) empties(ctx context.Context) error {
+// stopLeaders stops the leader of each lease until no candidate is left. Each candidate of leasehold must lead in
+// turn, and exit when it is terminated.
+func (h *harness) stopLeaders(ctx context.Context) error {
 	left := slices.Clone(h.members)
 	for len(left) > 0 {
 		lease := left[0].Lease
@@ -330,16 +330,16 @@ func (h *harness) empties(ctx context.Context) error {
 	return nil
 }
 
-// judge collects what was written and judges it.
-func (h *harness) judge() (*verdict, history, error) {
+// check reads all records of the run and checks them.
+func (h *harness) check() (*result, history, error) {
 	if err := h.catchUp(); err != nil {
 		return nil, history{}, err
 	}
-	all := history{start: h.begun, events: h.historian.all(), faults: h.faults}
+	all := history{start: h.begun, events: h.leaseHistory.all(), faults: h.faults}
 	if err := all.read(h.dir); err != nil {
 		return nil, history{}, err
 	}
-	v := judge(all)
+	v := check(all)
 	v.violations = append(h.wrong, v.violations...)
 	for _, lease := range slices.Sorted(maps.Keys(v.byLease)) {
 		if len(operations(v.byLease[lease])) == 0 {
@@ -351,7 +351,7 @@ func (h *harness) judge() (*verdict, history, error) {
 			continue
 		}
 		file := filepath.Join(h.dir, lease+".html")
-		v.blame(lease, 0, 0, "porcupine finds no order of what leaders did in which the lease was a lock; see %s", filepath.Base(file))
+		v.violate(lease, 0, 0, "porcupine finds no order of what leaders did in which the lease was a lock; see %s", filepath.Base(file))
 		if err := porcupine.VisualizePath(lock, info, file); err != nil {
 			return nil, history{}, err
 		}
@@ -359,7 +359,7 @@ func (h *harness) judge() (*verdict, history, error) {
 	return v, all, nil
 }
 
-// catchUp waits until the historian has seen the leases as they are now.
+// catchUp waits until the history of the leases includes their present state.
 func (h *harness) catchUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -368,18 +368,18 @@ func (h *harness) catchUp() error {
 		return err
 	}
 	for _, l := range list.Items {
-		for fmt.Sprint(h.historian.last(l.Name).Version) != l.ResourceVersion {
+		for fmt.Sprint(h.leaseHistory.last(l.Name).Version) != l.ResourceVersion {
 			sleep(ctx, 10*time.Millisecond)
 			if ctx.Err() != nil {
-				return fmt.Errorf("the history of %s ends with version %d, want %s", l.Name, h.historian.last(l.Name).Version, l.ResourceVersion)
+				return fmt.Errorf("the history of %s ends with version %d, want %s", l.Name, h.leaseHistory.last(l.Name).Version, l.ResourceVersion)
 			}
 		}
 	}
 	return nil
 }
 
-// report prints what happened.
-func (h *harness) report(v *verdict, all history) {
+// report prints a summary of the run.
+func (h *harness) report(v *result, all history) {
 	for i, x := range v.violations {
 		const most = 5
 		if i == most {
@@ -425,7 +425,7 @@ func sum[K comparable](m map[K]int) (n int) {
 	return n
 }
 
-// counts lists how often there was what.
+// counts lists the entries of m with their numbers.
 func counts[K ~string](m map[K]int) string {
 	var b bytes.Buffer
 	for i, key := range slices.Sorted(maps.Keys(m)) {
@@ -437,7 +437,7 @@ func counts[K ~string](m map[K]int) string {
 	return b.String()
 }
 
-// close ends everything, and keeps the files of the run where they would be removed.
+// close stops everything, and moves the files of the run out of the temporary directory if they are to be kept.
 func (h *harness) close(keep bool) (err error) {
 	for _, f := range slices.Backward(h.closers) {
 		err = errors.Join(err, f())

@@ -15,22 +15,22 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// An event is one state of a Lease, as the API server keeps it. Together they are all its states, in order.
+// An event is one state of a Lease in etcd. The events of a Lease are all its states, in order.
 type event struct {
-	At      time.Duration // when the harness heard of it: not before it was
+	At      time.Duration // when the harness received it, which is not before it happened
 	Version uint64
 	UID     string
 	Deleted bool `json:",omitempty"`
-	ByHand  bool `json:",omitempty"` // the operator's doing
+	ByHand  bool `json:",omitempty"` // an edit of the operator
 
 	Holder      string        `json:",omitempty"`
 	Acquired    time.Time     // by the holder's clock
-	Renewed     time.Time     // the same
+	Renewed     time.Time     // by the holder's clock
 	Duration    time.Duration `json:",omitempty"`
-	EmptyString bool          `json:",omitempty"` // the holder is "", as client-go releases a lease, instead of absent
+	EmptyString bool          `json:",omitempty"` // the holder is "", which client-go writes to release, rather than absent
 }
 
-// term is what a session's record keeps.
+// A term identifies the time for which one holder held a Lease.
 type term struct {
 	uid, holder string
 	acquired    int64
@@ -43,19 +43,19 @@ func (e event) term() term {
 	return term{e.UID, e.Holder, e.Acquired.UnixMicro()}
 }
 
-// handAnnotation numbers what the operator does, so that a write whose reply was lost can be told from others'.
+// handAnnotation numbers the operator's edits, so that one whose reply was lost can be recognised.
 const handAnnotation = "chaos/hand"
 
-// A historian writes down all states of the leases. It asks etcd: the API server, when it was killed, forgets what happened
-// before, and watches have gaps.
-type historian struct {
+// A leaseHistory records all states of the leases. It watches etcd, because the API server does not serve events from
+// before its restart.
+type leaseHistory struct {
 	mu     sync.Mutex
 	events map[string][]event // by lease
 	hands  map[string]string  // by lease: the last annotation
 }
 
 // follow watches the leases of a namespace until ctx ends. etcd may come and go meanwhile.
-func (h *historian) follow(ctx context.Context, socket, namespace string) (wait func() error, err error) {
+func (h *leaseHistory) follow(ctx context.Context, socket, namespace string) (wait func() error, err error) {
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, Logger: zap.NewNop()})
 	if err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func (h *historian) follow(ctx context.Context, socket, namespace string) (wait 
 	}, nil
 }
 
-func (h *historian) note(changes clientv3.WatchChan) error {
+func (h *leaseHistory) note(changes clientv3.WatchChan) error {
 	for r := range changes {
 		if err := r.Err(); err != nil && !errors.Is(err, context.Canceled) {
 			return fmt.Errorf("the history has a gap: %w", err)
@@ -97,7 +97,7 @@ func (h *historian) note(changes clientv3.WatchChan) error {
 	return nil
 }
 
-func (h *historian) add(l *coordinationv1.Lease, version uint64, deleted bool) {
+func (h *leaseHistory) add(l *coordinationv1.Lease, version uint64, deleted bool) {
 	e := event{At: boottime.Now(), Version: version, UID: string(l.UID), Deleted: deleted}
 	if l.Spec.HolderIdentity != nil {
 		e.Holder = *l.Spec.HolderIdentity
@@ -115,7 +115,7 @@ func (h *historian) add(l *coordinationv1.Lease, version uint64, deleted bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	hand := l.Annotations[handAnnotation]
-	e.ByHand = e.Deleted || hand != "" && hand != h.hands[l.Name] // nobody else deletes
+	e.ByHand = e.Deleted || hand != "" && hand != h.hands[l.Name] // only the operator deletes
 	if hand != "" {
 		h.hands[l.Name] = hand
 	}
@@ -123,7 +123,7 @@ func (h *historian) add(l *coordinationv1.Lease, version uint64, deleted bool) {
 }
 
 // last returns the last state of a Lease.
-func (h *historian) last(lease string) event {
+func (h *leaseHistory) last(lease string) event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	events := h.events[lease]
@@ -133,7 +133,7 @@ func (h *historian) last(lease string) event {
 	return events[len(events)-1]
 }
 
-func (h *historian) all() map[string][]event {
+func (h *leaseHistory) all() map[string][]event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	all := map[string][]event{}
@@ -143,11 +143,11 @@ func (h *historian) all() map[string][]event {
 	return all
 }
 
-// A fault is something that the harness did, and undid.
+// A fault is the record of an injected fault.
 type fault struct {
 	From, To  time.Duration
 	Kind      string
-	Candidate string `json:",omitempty"` // none: all of them
-	Lease     string `json:",omitempty"` // of an operator's deed
+	Candidate string `json:",omitempty"` // "" for all of them
+	Lease     string `json:",omitempty"` // of an operator's edit
 	Text      string
 }

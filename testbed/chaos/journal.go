@@ -14,11 +14,11 @@ type record struct {
 	Session string `json:"s"`
 	What    string `json:"k"`
 
-	// The session was found live at an instant between these two.
+	// The session was live at some instant between these two.
 	Before time.Duration `json:"b,omitempty"`
 	After  time.Duration `json:"a,omitempty"`
 
-	// After that look, the body wrote to the store between these two.
+	// After that check, the body wrote to the store between these two.
 	Sent    time.Duration `json:"w,omitempty"`
 	Done    time.Duration `json:"d,omitempty"`
 	Refused bool          `json:"x,omitempty"` // by the fenced store
@@ -28,24 +28,24 @@ type record struct {
 	Why  string     `json:"why,omitempty"`  // at the end
 }
 
-// A beginning says whose session it is.
+// A beginning describes a session and its candidate.
 type beginning struct {
 	Lease     string
-	Candidate string // its name, which it keeps when it is started again
+	Candidate string // its name, which it keeps across restarts
 	Kind      kind
 	Identity  string
 	PID       int
-	Token     uint64        `json:",omitempty"` // none of client-go's
-	Deadline  time.Duration // how long the holder trusts its lease after a renewal
-	Since     time.Duration // when the candidate could begin to campaign for it
-	Started   time.Duration // when its process was
+	Token     uint64        `json:",omitempty"` // 0 for client-go's
+	Deadline  time.Duration // for how long the holder trusts its lease after a renewal
+	Since     time.Duration // the earliest start of the campaign for it
+	Started   time.Duration // of its process
 }
 
-// What a record says.
+// Kinds of records.
 const (
-	begin = "begin" // the session's body begins
-	look  = "look"  // the session was live, and its body wrote
-	end   = "end"   // the body is about to return, After
+	begin = "begin" // the body of a session begins
+	look  = "look"  // the session was live and its body wrote
+	end   = "end"   // the body returns after the time in After
 )
 
 // A journal is the file of one process.
@@ -54,7 +54,7 @@ type journal struct {
 	file *os.File
 }
 
-// write returns when the record can outlive the process.
+// write returns once the record survives the end of the process.
 func (j *journal) write(r record) error {
 	line, err := json.Marshal(r)
 	if err != nil {
@@ -66,8 +66,8 @@ func (j *journal) write(r record) error {
 	return err
 }
 
-// readLines calls f for each line of a file, which is a JSON value. A process that was killed may leave half a line at the
-// end.
+// readLines calls f for the JSON value in each line of a file. It ignores half a line at the end, which a killed
+// process can leave.
 func readLines[T any](file string, f func(T)) error {
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -1,16 +1,16 @@
-// Command chaos looks for two leaders on a real Kubernetes API server. Candidates are processes of their own, each behind a
-// proxy to the API server; while they campaign, networks, processes, the server and an operator do what they do in bad
-// weeks. It needs Go and nothing else:
+// Command chaos searches for two leaders at the same time on a real Kubernetes API server. Each candidate is a
+// process behind its own proxy. While the candidates campaign, chaos injects faults into networks, processes and the
+// server, and edits Leases as an operator might. It needs only Go:
 //
 //	go run ./testbed/chaos -duration=10m
 //
-// The bodies of all leaders write down when they found their session live, by a clock that all processes share, and write
-// to a store, with their fencing token and without. In the end judge.go looks at all that was written: no two sessions of a
-// lease may have been live at the same time, tokens grow, and the store took no write with a token smaller than one before.
-// Between the faults, and at the end, somebody must come to lead. The exit code is 1 if anything was not as it should be.
+// The body of each leader records when it found its session live, by a clock that all processes share, and writes to
+// a store, with its fencing token and without. At the end check.go checks the records: no two sessions of a lease
+// were live at the same time, tokens increase, and the store accepted no write with a smaller token than an earlier
+// one. Between storms of faults, and at the end, a candidate must lead. The exit code is 1 if a check fails.
 //
-// The faults are drawn from -seed: the same seed draws the same faults at the same times. What they hit depends on who leads
-// then, so that a failure need not come again.
+// The faults come from -seed: the same seed gives the same faults at the same times. Their targets depend on the
+// leader at the time, so a failure may not recur.
 package main
 
 import (
@@ -33,7 +33,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// children runs what this program starts itself as, and does not return if it is that.
+// children runs the subcommands that this program starts in processes of their own. It does not return from one of
+// them.
 func children() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == candidateCommand:
@@ -46,9 +47,9 @@ func children() {
 func main() {
 	children()
 	c := config{disturb: (*harness).disturb, out: os.Stdout}
-	flag.DurationVar(&c.duration, "duration", 3*time.Minute, "for how long to disturb the candidates, with pauses")
-	flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano())%1e9, "draw the faults from `SEED` (default a new one)")
-	flag.StringVar(&c.fleet, "fleet", "all", "which candidates: "+strings.Join(slices.Sorted(maps.Keys(fleets)), " or ")+".\nThe latter are to overlap, to show that the judge sees it")
+	flag.DurationVar(&c.duration, "duration", 3*time.Minute, "inject faults for this long, with pauses")
+	flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano())%1e9, "choose the faults by `SEED` (default a random one)")
+	flag.StringVar(&c.fleet, "fleet", "all", "which candidates: "+strings.Join(slices.Sorted(maps.Keys(fleets)), " or ")+".\nThe candidates of client-go overlap; they show that the check finds it")
 	flag.StringVar(&c.dir, "dir", "", "keep data, journals and logs in `DIR` (default a temporary directory, kept after a failure)")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/chaos [flags]")
@@ -59,13 +60,13 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	signal.Ignore(syscall.SIGPIPE) // to tidy up even if nobody reads any more
+	signal.Ignore(syscall.SIGPIPE) // clean up even if the reader of standard output is gone
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process, and the children with it
+	context.AfterFunc(ctx, stop) // a second signal ends the process and its children
 	v, err := run(ctx, c)
 	if ctx.Err() != nil {
-		fmt.Fprintln(os.Stderr, "\nInterrupted; everything is stopped.")
+		fmt.Fprintln(os.Stderr, "\ninterrupted; all processes are stopped")
 		os.Exit(130)
 	}
 	if err != nil {
@@ -76,22 +77,22 @@ func main() {
 	}
 }
 
-// A config says what to do.
+// A config is the settings of a run.
 type config struct {
 	duration   time.Duration
 	seed       uint64
 	fleet, dir string
-	disturb    func(*harness, context.Context) // injects faults until ctx ends, and returns when all are undone
+	disturb    func(*harness, context.Context) // injects faults until ctx ends; returns once all are undone
 	out        io.Writer
 }
 
-// silence makes the watch that follows the leases write no log.
+// silence discards the log of client-go in this process.
 var silence = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) })
 
-// run plays faults for as long as c says, and judges what happened. It returns an error if it could not.
-func run(ctx context.Context, c config) (v *verdict, err error) {
+// run injects faults for c.duration and checks what happened. An error means that the run itself failed.
+func run(ctx context.Context, c config) (v *result, err error) {
 	silence()
-	fmt.Fprintf(c.out, "chaos: seed %d, fleet %s, %v; building and starting kube-apiserver and etcd takes minutes the first time\n", c.seed, c.fleet, c.duration)
+	fmt.Fprintf(c.out, "chaos: seed %d, fleet %s, %v; the first build of kube-apiserver and etcd takes minutes\n", c.seed, c.fleet, c.duration)
 	h := &harness{config: c, chance: rand.New(rand.NewPCG(c.seed, 0))}
 	defer func() {
 		keep := err != nil && ctx.Err() == nil || v != nil && len(v.violations) > 0
@@ -100,10 +101,10 @@ func run(ctx context.Context, c config) (v *verdict, err error) {
 	if err := h.open(ctx); err != nil {
 		return nil, err
 	}
-	if err := h.play(ctx); err != nil && !errors.Is(err, errFailed) {
+	if err := h.disturbAndStop(ctx); err != nil && !errors.Is(err, errFailed) {
 		return nil, err
 	}
-	v, history, err := h.judge()
+	v, history, err := h.check()
 	if err != nil {
 		return nil, err
 	}

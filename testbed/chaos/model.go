@@ -9,14 +9,15 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// What leaders do to a lease, for porcupine: a lock that is lost when another takes it, with tokens that grow.
+// An operation is what a session does to its lease, for porcupine: it acquires a lock that others take over later,
+// with tokens that increase, or is live.
 type operation struct {
 	acquire bool
 	session string
 	token   uint64
 }
 
-// lock is the model: the holder is who acquired last.
+// lock is the model: the last session that acquired it is the holder.
 var lock = porcupine.Model{
 	Init: func() any { return operation{} },
 	Step: func(state, input, _ any) (bool, any) {
@@ -39,8 +40,8 @@ var lock = porcupine.Model{
 	},
 }
 
-// operations are what the sessions of leasehold did. Of looks at a session in a row that no look of another interrupts, the
-// first and the last say all. Sessions whose overlap was excused are left out.
+// operations returns the operations of leasehold's sessions. Of consecutive checks of one session it keeps the first
+// and the last. It leaves out sessions whose overlap was excused.
 func operations(sessions []*session) []porcupine.Operation {
 	type seen struct {
 		*session
@@ -77,7 +78,8 @@ func operations(sessions []*session) []porcupine.Operation {
 	return ops
 }
 
-// linearize asks porcupine, for a minute at most, and returns what Visualize needs.
+// linearize checks the sessions against the model, for a minute at most. Its second result is for
+// porcupine.VisualizePath.
 func linearize(sessions []*session) (porcupine.CheckResult, porcupine.LinearizationInfo) {
 	return porcupine.CheckOperationsVerbose(lock, operations(sessions), time.Minute)
 }

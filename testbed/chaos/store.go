@@ -12,36 +12,36 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// A Write is what a body asks of the store.
+// A Write is a request of a body to the store.
 type Write struct {
 	Lease, Session, Candidate string
-	Token                     uint64        // 0 has none, and is written without fencing only
+	Token                     uint64        // 0 without one: written without fencing only
 	Looked                    time.Duration // when the body last found its session live
 }
 
-// A decision is what became of a write: one line of the store's journal, in the order in which they were taken.
+// A decision is the result of a write: one line of the store's journal, in the order of the decisions.
 type decision struct {
 	At       time.Duration `json:"at"`
 	Lease    string        `json:"lease"`
 	Session  string        `json:"s"`
 	Token    uint64        `json:"token,omitempty"`
-	Accepted bool          `json:"ok,omitempty"` // by the register that is fenced
+	Accepted bool          `json:"ok,omitempty"` // by the fenced register
 }
 
-// A Store has two registers for each lease: one refuses writes with a token smaller than one it has seen, the other takes
-// whatever comes. Bodies reach it by net/rpc.
+// A Store has two registers for each lease: the fenced one refuses a write with a smaller token than an earlier one,
+// the other accepts all writes. Bodies call it by net/rpc.
 type Store struct {
 	mu      sync.Mutex
 	journal *json.Encoder
 	highest map[string]uint64 // by lease
-	newest  map[string]Write  // by lease: whose look is the latest
+	newest  map[string]Write  // by lease: the one with the latest check
 }
 
 func newStore(journal io.Writer) *Store {
 	return &Store{journal: json.NewEncoder(journal), highest: map[string]uint64{}, newest: map[string]Write{}}
 }
 
-// Put takes a write and tells whether the fenced register refused it.
+// Put writes to both registers and reports whether the fenced one refused.
 func (s *Store) Put(w Write, refused *bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,14 +53,14 @@ func (s *Store) Put(w Write, refused *bool) error {
 	return s.journal.Encode(decision{boottime.Now(), w.Lease, w.Session, w.Token, w.Token != 0 && !*refused})
 }
 
-// leader returns the last write by somebody who was live.
+// leader returns the last write of a session that was live.
 func (s *Store) leader(lease string) Write {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.newest[lease]
 }
 
-// serve answers bodies on a socket until stop is called.
+// serve serves the store on a socket until stop is called.
 func (s *Store) serve(socket string) (stop func(), err error) {
 	l, err := net.Listen("unix", socket)
 	if err != nil {

@@ -13,22 +13,22 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// A tale makes a history by hand. Its times are in milliseconds.
-type tale struct {
+// A scenario is a history made for a test. Its times are in milliseconds.
+type scenario struct {
 	history
 	base time.Duration
 }
 
-func newTale() *tale {
-	return &tale{history: history{events: map[string][]event{}}, base: boottime.Now()}
+func newScenario() *scenario {
+	return &scenario{history: history{events: map[string][]event{}}, base: boottime.Now()}
 }
 
-func (t *tale) at(ms int) time.Duration { return t.base + time.Duration(ms)*time.Millisecond }
+func (t *scenario) at(ms int) time.Duration { return t.base + time.Duration(ms)*time.Millisecond }
 
-func (t *tale) wall(ms int) time.Time { return time.Now().Add(t.at(ms) - boottime.Now()) }
+func (t *scenario) wall(ms int) time.Time { return time.Now().Add(t.at(ms) - boottime.Now()) }
 
 // session adds one whose looks took no time, and the event of its acquisition at the first.
-func (t *tale) session(name string, token uint64, looks ...int) *tale {
+func (t *scenario) session(name string, token uint64, looks ...int) *scenario {
 	k := loop
 	if token == 0 {
 		k = elector
@@ -47,14 +47,14 @@ func (t *tale) session(name string, token uint64, looks ...int) *tale {
 }
 
 // look adds a look of a session and the write after it.
-func (t *tale) look(name string, before, after, sent int, refused bool) *tale {
+func (t *scenario) look(name string, before, after, sent int, refused bool) *scenario {
 	t.records = append(t.records, record{
 		Session: name, What: look, Before: t.at(before), After: t.at(after), Sent: t.at(sent), Done: t.at(sent), Refused: refused,
 	})
 	return t
 }
 
-func (t *tale) event(e event) *tale {
+func (t *scenario) event(e event) *scenario {
 	e.UID = "uid"
 	events := t.events[alone]
 	if n := len(events); n > 0 && events[n-1].Holder == e.Holder {
@@ -64,81 +64,81 @@ func (t *tale) event(e event) *tale {
 	return t
 }
 
-func (t *tale) holder(version uint64, name string, ms int, byHand bool) *tale {
+func (t *scenario) holder(version uint64, name string, ms int, byHand bool) *scenario {
 	return t.event(event{At: t.at(ms), Version: version, Holder: name, Acquired: t.wall(ms), Duration: 5 * time.Second, ByHand: byHand})
 }
 
-func (t *tale) put(name string, token uint64, ms int, accepted bool) *tale {
+func (t *scenario) put(name string, token uint64, ms int, accepted bool) *scenario {
 	t.decisions = append(t.decisions, decision{At: t.at(ms), Lease: alone, Session: name, Token: token, Accepted: accepted})
 	return t
 }
 
-func (t *tale) fault(candidate string, from, to int) *tale {
+func (t *scenario) fault(candidate string, from, to int) *scenario {
 	t.faults = append(t.faults, fault{From: t.at(from), To: t.at(to), Kind: "stop", Candidate: candidate, Text: candidate + ": stopped"})
 	return t
 }
 
-func TestJudge(t *testing.T) {
+func TestCheck(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
-		tale     *tale
+		scenario *scenario
 		want     string // in the violations; "" wants none
 		overlaps string // counts
 		lock     porcupine.CheckResult
 	}{
-		{"handover", newTale().session("a", 5, 10, 20).session("b", 7, 30, 40), "", "", porcupine.Ok},
-		{"and back", newTale().session("a", 5, 10, 20).session("b", 7, 30).session("c", 9, 40), "", "", porcupine.Ok},
-		{"found live in the same instant", newTale().session("a", 5, 10, 20).session("b", 7, 20, 30), "", "", porcupine.Ok},
-		{"live within another's life", newTale().session("a", 5, 10, 40).session("b", 7, 20, 30),
+		{"handover", newScenario().session("a", 5, 10, 20).session("b", 7, 30, 40), "", "", porcupine.Ok},
+		{"and back", newScenario().session("a", 5, 10, 20).session("b", 7, 30).session("c", 9, 40), "", "", porcupine.Ok},
+		{"found live in the same instant", newScenario().session("a", 5, 10, 20).session("b", 7, 20, 30), "", "", porcupine.Ok},
+		{"live within another's life", newScenario().session("a", 5, 10, 40).session("b", 7, 20, 30),
 			"a (token 5) and b (token 7) were live together for 10ms", "1 leasehold", porcupine.Illegal},
-		{"live before another was over", newTale().session("a", 5, 10, 30).session("b", 7, 20, 40),
+		{"live before another was over", newScenario().session("a", 5, 10, 30).session("b", 7, 20, 40),
 			"were live together for 10ms", "1 leasehold", porcupine.Illegal},
-		{"seen once within another's life", newTale().session("a", 5, 10, 30).session("b", 7, 20),
+		{"seen once within another's life", newScenario().session("a", 5, 10, 30).session("b", 7, 20),
 			"a (token 5) was live after b (token 7), whose token is greater", "1 leasehold", porcupine.Illegal},
-		{"frozen while it looked: it may have been live before", newTale().session("a", 5, 10).session("b", 7, 20, 30).
+		{"frozen while it looked: it may have been live before", newScenario().session("a", 5, 10).session("b", 7, 20, 30).
 			look("a", 11, 40, 40, true), "", "", porcupine.Ok},
-		{"frozen while it looked, when another was live", newTale().session("a", 5, 10).session("b", 7, 20, 30).
+		{"frozen while it looked, when another was live", newScenario().session("a", 5, 10).session("b", 7, 20, 30).
 			look("a", 21, 40, 40, true), "were live together for 1ms", "1 leasehold", porcupine.Illegal},
-		{"token that goes back", newTale().session("a", 7, 10, 20).session("b", 5, 30, 40),
+		{"token that goes back", newScenario().session("a", 7, 10, 20).session("b", 5, 30, 40),
 			"b (token 5) was live after a (token 7), whose token is greater", "1 leasehold", porcupine.Illegal},
-		{"token used twice", newTale().session("a", 7, 10, 20).session("b", 7, 30, 40), "the same token", "", porcupine.Illegal},
+		{"token used twice", newScenario().session("a", 7, 10, 20).session("b", 7, 30, 40), "the same token", "", porcupine.Illegal},
 
-		{"live after the store refused it", newTale().session("a", 5, 10).look("a", 11, 11, 12, true).look("a", 20, 20, 20, true),
+		{"live after the store refused it", newScenario().session("a", 5, 10).look("a", 11, 11, 12, true).look("a", 20, 20, 20, true),
 			"a (token 5) was live after the store had refused it", "", porcupine.Ok},
-		{"the store takes a token that is too small", newTale().put("b", 7, 10, true).put("a", 5, 20, true),
+		{"the store takes a token that is too small", newScenario().put("b", 7, 10, true).put("a", 5, 20, true),
 			"the store accepted a write of a (token 5) after one with token 7", "", porcupine.Ok},
-		{"the store refuses a token that is too small", newTale().put("b", 7, 10, true).put("a", 5, 20, false), "", "", porcupine.Ok},
+		{"the store refuses a token that is too small", newScenario().put("b", 7, 10, true).put("a", 5, 20, false), "", "", porcupine.Ok},
 
-		{"emptied by hand", newTale().session("a", 5, 10, 4000).holder(6, "", 20, true).session("b", 7, 30, 40), "", "1 by hand", porcupine.Ok},
-		{"emptied by hand, and trusted for longer than the deadline", newTale().session("a", 5, 10, 4021).holder(6, "", 20, true).session("b", 7, 30, 40),
+		{"emptied by hand", newScenario().session("a", 5, 10, 4000).holder(6, "", 20, true).session("b", 7, 30, 40), "", "1 by hand", porcupine.Ok},
+		{"emptied by hand, and trusted for longer than the deadline", newScenario().session("a", 5, 10, 4021).holder(6, "", 20, true).session("b", 7, 30, 40),
 			"led on for 4.001s", "1 leasehold", porcupine.Illegal},
-		{"emptied by hand after it was taken", newTale().session("a", 5, 10, 40).session("b", 7, 20).holder(8, "", 30, true),
+		{"emptied by hand after it was taken", newScenario().session("a", 5, 10, 40).session("b", 7, 20).holder(8, "", 30, true),
 			`"b" took the lease at version 7`, "1 leasehold", porcupine.Illegal},
-		{"label edited by hand", newTale().session("a", 5, 10, 40).event(event{Version: 6, Holder: "a", Duration: 5 * time.Second, ByHand: true}).session("b", 7, 30, 40),
+		{"label edited by hand", newScenario().session("a", 5, 10, 40).event(event{Version: 6, Holder: "a", Duration: 5 * time.Second, ByHand: true}).session("b", 7, 30, 40),
 			"were live together", "1 leasehold", porcupine.Illegal},
-		{"deleted under one that could see it", newTale().session("a", 5, 10, 40).
-			event(event{At: newTale().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40),
+		{"deleted under one that could see it", newScenario().session("a", 5, 10, 40).
+			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40),
 			"which the second candidate could see", "1 leasehold", porcupine.Illegal},
-		{"deleted under one that was stopped", newTale().session("a", 5, 10, 40).
-			event(event{At: newTale().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
+		{"deleted under one that was stopped", newScenario().session("a", 5, 10, 40).
+			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
 			fault("b", 5, 15), "", "1 by hand", porcupine.Ok},
-		{"deleted while another was stopped", newTale().session("a", 5, 10, 40).
-			event(event{At: newTale().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
+		{"deleted while another was stopped", newScenario().session("a", 5, 10, 40).
+			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
 			fault("c", 5, 15), "which the second candidate could see", "1 leasehold", porcupine.Illegal},
 
-		{"client-go's beside each other", newTale().session("a", 0, 10, 40).session("b", 0, 20, 30), "", "1 client-go", porcupine.Ok},
-		{"client-go's outlives its lease", newTale().session("a", 0, 10, 40).session("b", 7, 20, 30), "", "1 client-go", porcupine.Ok},
-		{"client-go's outlives its lease, and the next term is edited by hand", newTale().session("a", 0, 10, 5000).session("b", 7, 20, 5010).
+		{"client-go's beside each other", newScenario().session("a", 0, 10, 40).session("b", 0, 20, 30), "", "1 client-go", porcupine.Ok},
+		{"client-go's outlives its lease", newScenario().session("a", 0, 10, 40).session("b", 7, 20, 30), "", "1 client-go", porcupine.Ok},
+		{"client-go's outlives its lease, and the next term is edited by hand", newScenario().session("a", 0, 10, 5000).session("b", 7, 20, 5010).
 			event(event{Version: 8, Holder: "b", Duration: 7 * time.Second, ByHand: true}).
 			event(event{Version: 9, Holder: "b", Duration: 5 * time.Second}).
 			event(event{Version: 10, Holder: "b", Duration: 5 * time.Second, ByHand: true}), "", "1 client-go", porcupine.Ok},
-		{"client-go's begins after it was over", newTale().session("b", 7, 20, 30).holder(8, "", 35, false).session("a", 0, 25, 40), "", "1 client-go", porcupine.Ok},
-		{"client-go's releases another's", newTale().session("a", 5, 10, 40).event(event{Version: 6, EmptyString: true}).session("b", 7, 20, 50), "", "1 client-go", porcupine.Ok},
-		{"client-go's takes a lease from a live holder", newTale().session("a", 5, 10, 40).holder(6, "b", 20, false).session("b", 0, 30, 50),
+		{"client-go's begins after it was over", newScenario().session("b", 7, 20, 30).holder(8, "", 35, false).session("a", 0, 25, 40), "", "1 client-go", porcupine.Ok},
+		{"client-go's releases another's", newScenario().session("a", 5, 10, 40).event(event{Version: 6, EmptyString: true}).session("b", 7, 20, 50), "", "1 client-go", porcupine.Ok},
+		{"client-go's takes a lease from a live holder", newScenario().session("a", 5, 10, 40).holder(6, "b", 20, false).session("b", 0, 30, 50),
 			`"b" took the lease at version 6`, "1 leasehold", porcupine.Ok},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			v := judge(tt.tale.history)
+			v := check(tt.scenario.history)
 			got := ""
 			for _, x := range v.violations {
 				got += x.Text + "\n"
@@ -152,7 +152,7 @@ func TestJudge(t *testing.T) {
 			if got, _ := linearize(v.byLease[alone]); got != tt.lock {
 				t.Errorf("porcupine says %v, want %v", got, tt.lock)
 			}
-			if got := tt.tale.around(alone, tt.tale.at(0), tt.tale.at(50), v.byLease[alone]); strings.Count(got, "\n") < len(v.byLease[alone]) {
+			if got := tt.scenario.around(alone, tt.scenario.at(0), tt.scenario.at(50), v.byLease[alone]); strings.Count(got, "\n") < len(v.byLease[alone]) {
 				t.Errorf("what happened: %s", got)
 			}
 		})
@@ -160,19 +160,19 @@ func TestJudge(t *testing.T) {
 }
 
 func TestLateWrites(t *testing.T) {
-	tale := newTale().session("a", 5, 10).session("b", 7, 20, 40).session("c", 0, 60).session("d", 9, 70).
+	scenario := newScenario().session("a", 5, 10).session("b", 7, 20, 40).session("c", 0, 60).session("d", 9, 70).
 		look("a", 11, 11, 15, false). // in time
 		look("a", 12, 12, 21, false). // before b wrote
 		look("a", 13, 13, 30, true).
 		look("c", 61, 61, 65, false).
 		look("c", 62, 62, 75, false)
-	v := judge(tale.history)
+	v := check(scenario.history)
 	got := fmt.Sprint(v.late, v.fenced, v.early, v.lateElect)
 	if got != "2 1 1 1" {
 		t.Errorf("tried, fenced, too early to be fenced, client-go's: %s", got)
 	}
-	tale = newTale().put("a", 5, 1, true).put("c", 0, 2, false).put("b", 7, 3, true).put("a", 5, 4, false).put("a", 5, 5, false)
-	if v := judge(tale.history); v.unfenced != 2 || v.violations != nil {
+	scenario = newScenario().put("a", 5, 1, true).put("c", 0, 2, false).put("b", 7, 3, true).put("a", 5, 4, false).put("a", 5, 5, false)
+	if v := check(scenario.history); v.unfenced != 2 || v.violations != nil {
 		t.Errorf("%d went through, violations %v", v.unfenced, v.violations)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// A history is all that is known about a run.
+// A history is all records of a run.
 type history struct {
 	start     time.Duration
 	records   []record
@@ -22,7 +22,7 @@ type history struct {
 	faults    []fault
 }
 
-// read adds what the candidates and the store wrote into dir.
+// read adds the journals of the candidates and the store in dir.
 func (h *history) read(dir string) error {
 	journals, err := filepath.Glob(filepath.Join(dir, "*.journal"))
 	if err != nil {
@@ -36,15 +36,15 @@ func (h *history) read(dir string) error {
 	return readLines(filepath.Join(dir, storeJournal), func(d decision) { h.decisions = append(h.decisions, d) })
 }
 
-// A session is what its candidate wrote about it. It was live at some instant of each of its looks, and so at all times from
-// the first to the last of these instants.
+// A session is the records of one session. It was live at some instant of each of its looks, and therefore at all
+// times from the first to the last of these instants.
 type session struct {
 	beginning
 	id    string
 	looks []record
-	end   *record // nil if its process did not live to write it
+	end   *record // nil if its process ended before
 
-	excused bool // it outlived its lease for a reason that is not leasehold's
+	excused bool // it outlived its lease, and leasehold was not the cause
 }
 
 func (s *session) first() record { return s.looks[0] }
@@ -57,52 +57,52 @@ func (s *session) String() string {
 	return fmt.Sprintf("%s (token %d)", s.id, s.Token)
 }
 
-// precedes tells whether all of a's life can have been before all of b's.
+// precedes reports whether a can have ended before b began.
 func precedes(a, b *session) bool { return a.last().Before <= b.first().After }
 
-// beside is for how long both were live at least.
-func beside(a, b *session) time.Duration {
+// overlap returns for how long both were live at least.
+func overlap(a, b *session) time.Duration {
 	return min(a.last().Before, b.last().Before) - max(a.first().After, b.first().After)
 }
 
-// A violation is a guarantee that was broken, or something that went wrong with the harness.
+// A violation is a broken guarantee, or a failure of the harness.
 type violation struct {
 	Lease    string
 	Text     string
-	From, To time.Duration // what to look at
+	From, To time.Duration // when it happened
 }
 
-// A verdict is what the judge found.
-type verdict struct {
+// A result is what the checks found.
+type result struct {
 	violations []violation
-	excused    []violation           // overlaps that are not leasehold's fault
-	byLease    map[string][]*session // those that were live, in the order of their first looks
+	excused    []violation           // overlaps that leasehold did not cause
+	byLease    map[string][]*session // sessions that were live, in the order of their first looks
 	sessions   map[string]int        // by lease
 	byKind     map[kind]int
 	handovers  int
 	losses     map[string]int // by reason
 	looks      int
 
-	// Overlaps by whose fault they are. Leasehold's are violations as well.
+	// Overlaps by their cause. Those of leasehold are violations as well.
 	overlaps map[string]int
 	longest  map[string]time.Duration
 
-	late      int // writes sent after a newer session was seen live, with a token
-	fenced    int // of them, refused
-	early     int // of them, accepted because no newer leader had written yet
-	unfenced  int // writes with a token that reached the register without fencing after one with a greater token
-	lateElect int // writes of client-go's leaders after another was seen live: nothing fences them
+	late      int // writes with a token that were sent after a newer session was live
+	fenced    int // of these, the refused ones
+	early     int // of these, the ones accepted because no newer leader had written yet
+	unfenced  int // writes with a token that reached the unfenced register after one with a greater token
+	lateElect int // writes of client-go's leaders after another session was live: nothing fences them
 }
 
-// Whose fault an overlap is.
+// Causes of overlaps.
 const (
 	oursFault   = "leasehold"
 	theirsFault = "client-go"
 	byHand      = "by hand"
 )
 
-func judge(h history) *verdict {
-	v := &verdict{
+func check(h history) *result {
+	v := &result{
 		sessions: map[string]int{}, byKind: map[kind]int{}, losses: map[string]int{}, overlaps: map[string]int{},
 		longest: map[string]time.Duration{},
 	}
@@ -121,14 +121,14 @@ func judge(h history) *verdict {
 	return v
 }
 
-func (v *verdict) blame(lease string, from, to time.Duration, format string, args ...any) {
+func (v *result) violate(lease string, from, to time.Duration, format string, args ...any) {
 	v.violations = append(v.violations, violation{lease, fmt.Sprintf(format, args...), from, to})
 }
 
 var quoted = regexp.MustCompile(`"[^"]*"`)
 
-// sort returns the sessions that were live at all, by lease and in the order of their first looks.
-func (v *verdict) sort(h history) map[string][]*session {
+// sort returns the sessions that were live, by lease and in the order of their first looks.
+func (v *result) sort(h history) map[string][]*session {
 	all := map[string]*session{}
 	for _, r := range h.records {
 		s := all[r.Session]
@@ -163,9 +163,9 @@ func (v *verdict) sort(h history) map[string][]*session {
 	return byLease
 }
 
-// exclusion looks at all pairs of sessions: one must have been over before the other began, and the first of them has the
+// exclusion checks all pairs of sessions: one must have ended before the other began, and the first must have the
 // smaller token.
-func (v *verdict) exclusion(h history, lease string, sessions []*session) {
+func (v *result) exclusion(h history, lease string, sessions []*session) {
 	for i, a := range sessions {
 		for _, b := range sessions[i+1:] {
 			v.pair(h, lease, a, b)
@@ -173,11 +173,11 @@ func (v *verdict) exclusion(h history, lease string, sessions []*session) {
 	}
 }
 
-// pair judges two sessions, of which a was seen first.
-func (v *verdict) pair(h history, lease string, a, b *session) {
+// pair checks two sessions, of which a was live first.
+func (v *result) pair(h history, lease string, a, b *session) {
 	if a.Token != 0 && b.Token != 0 {
 		if a.Token == b.Token {
-			v.blame(lease, a.first().Before, b.first().After, "%v and %v have the same token", a, b)
+			v.violate(lease, a.first().Before, b.first().After, "%v and %v have the same token", a, b)
 			return
 		}
 		if a.Token > b.Token {
@@ -192,24 +192,24 @@ func (v *verdict) pair(h history, lease string, a, b *session) {
 	from, to := max(a.first().Before, b.first().Before), a.last().After
 	whose, why := h.fault(lease, a, b)
 	v.overlaps[whose]++
-	v.longest[whose] = max(v.longest[whose], beside(a, b))
+	v.longest[whose] = max(v.longest[whose], overlap(a, b))
 	if whose != oursFault {
 		a.excused = a.excused || a.Token != 0 && b.Token != 0
-		v.excused = append(v.excused, violation{lease, fmt.Sprintf("%v beside %v for %v: %s: %s", a, b, beside(a, b), whose, why), from, to})
+		v.excused = append(v.excused, violation{lease, fmt.Sprintf("%v beside %v for %v: %s: %s", a, b, overlap(a, b), whose, why), from, to})
 		return
 	}
-	if beside(a, b) > 0 {
-		v.blame(lease, from, to, "%v and %v were live together for %v: %s", a, b, beside(a, b), why)
+	if overlap(a, b) > 0 {
+		v.violate(lease, from, to, "%v and %v were live together for %v: %s", a, b, overlap(a, b), why)
 	} else {
-		v.blame(lease, from, to, "%v was live after %v, whose token is greater: %s", a, b, why)
+		v.violate(lease, from, to, "%v was live after %v, whose token is greater: %s", a, b, why)
 	}
 }
 
-// fault says whose fault it is that two sessions were live together, and why.
+// fault returns the cause of an overlap and its description.
 //
-// It is not leasehold's where a holder of client-go goes on after its deadline, or releases what is not its own any more;
-// and where the operator did what docs/safety.md has under Limits: freed the lease or gave it away while its holder led,
-// shortened its duration, or deleted it under candidates that did not see all of its term.
+// leasehold is not the cause where a holder of client-go leads past its deadline or releases a lease that it has
+// lost, nor where the operator made an edit that docs/safety.md lists under Limits: freed or reassigned the lease
+// while its holder led, shortened its duration, or deleted it while a candidate had not seen its whole term.
 func (h history) fault(lease string, a, b *session) (whose, why string) {
 	if a.Kind == elector && b.Kind == elector {
 		return theirsFault, "both are client-go's"
@@ -240,7 +240,7 @@ func (h history) fault(lease string, a, b *session) (whose, why string) {
 	}
 	e := events[i]
 	switch {
-	case e.Deleted && b.Kind != elector && h.witnessed(b, events[i-1], e):
+	case e.Deleted && b.Kind != elector && h.sawTerm(b, events[i-1], e):
 		return oursFault, "the Lease was deleted, which the second candidate could see"
 	case e.ByHand:
 		return h.byHand(a, e, "it was taken from its holder")
@@ -252,7 +252,7 @@ func (h history) fault(lease string, a, b *session) (whose, why string) {
 	return oursFault, fmt.Sprintf("%q took the lease at version %d", e.Holder, e.Version)
 }
 
-// byHand excuses an overlap that the operator made, for as long as the holder may trust what it knew before.
+// byHand excuses an overlap that the operator caused, for as long as the holder may trust its last renewal.
 func (h history) byHand(a *session, e event, what string) (whose, why string) {
 	if after := a.last().Before - e.At; after > a.Deadline {
 		return oursFault, fmt.Sprintf("%s by hand, and the holder led on for %v after that, longer than its renew deadline", what, after)
@@ -260,12 +260,12 @@ func (h history) byHand(a *session, e event, what string) (whose, why string) {
 	return byHand, what
 }
 
-// bootTime is the CLOCK_BOOTTIME of a time by the wall clock of this machine.
+// bootTime converts a wall-clock time of this machine to CLOCK_BOOTTIME.
 func bootTime(wall time.Time) time.Duration { return boottime.Now() - time.Since(wall.Round(0)) }
 
-// witnessed tells whether a session's candidate saw the term that ended with a deletion from its beginning to its end,
-// undisturbed: then it has to wait it out.
-func (h history) witnessed(b *session, last, deletion event) bool {
+// sawTerm reports whether a session's candidate could see the whole term that ended with a deletion, without a fault:
+// then it must wait until the term would have expired.
+func (h history) sawTerm(b *session, last, deletion event) bool {
 	acquired := bootTime(last.Acquired)
 	if b.Started > acquired-time.Second {
 		return false
@@ -276,10 +276,10 @@ func (h history) witnessed(b *session, last, deletion event) bool {
 	})
 }
 
-// fencing counts late writes, and looks for sessions that were live after the store had refused them.
-func (v *verdict) fencing(lease string, sessions []*session) {
+// fencing counts late writes and finds sessions that were live after the store had refused them.
+func (v *result) fencing(lease string, sessions []*session) {
 	for i, s := range sessions {
-		newer := time.Duration(math.MaxInt64) // when a session that followed was first seen live
+		newer := time.Duration(math.MaxInt64) // when a later session was first live
 		for _, next := range sessions[i+1:] {
 			if s.Token == 0 || next.Token > s.Token {
 				newer = min(newer, next.first().After)
@@ -287,8 +287,8 @@ func (v *verdict) fencing(lease string, sessions []*session) {
 		}
 		for n, l := range s.looks {
 			if l.Refused && n+1 < len(s.looks) && !s.excused {
-				v.blame(lease, l.Before, l.Done, "%v was live after the store had refused it", s)
-				s.excused = true // once is enough
+				v.violate(lease, l.Before, l.Done, "%v was live after the store had refused it", s)
+				s.excused = true // one violation is enough
 			}
 			switch {
 			case l.Sent <= newer:
@@ -305,8 +305,8 @@ func (v *verdict) fencing(lease string, sessions []*session) {
 	}
 }
 
-// store looks at what the store decided, and at what it would have without fencing.
-func (v *verdict) store(decisions []decision) {
+// store checks the decisions of the store and counts the writes that fencing stopped.
+func (v *result) store(decisions []decision) {
 	highest, accepted := map[string]uint64{}, map[string]uint64{}
 	for _, d := range decisions {
 		if d.Token == 0 {
@@ -320,13 +320,13 @@ func (v *verdict) store(decisions []decision) {
 			continue
 		}
 		if d.Token < accepted[d.Lease] {
-			v.blame(d.Lease, d.At, d.At, "the store accepted a write of %s (token %d) after one with token %d", d.Session, d.Token, accepted[d.Lease])
+			v.violate(d.Lease, d.At, d.At, "the store accepted a write of %s (token %d) after one with token %d", d.Session, d.Token, accepted[d.Lease])
 		}
 		accepted[d.Lease] = max(accepted[d.Lease], d.Token)
 	}
 }
 
-// around prints what happened to a lease about a time, at most so many lines.
+// around describes what happened to a lease around a time, in a limited number of lines.
 func (h history) around(lease string, from, to time.Duration, sessions []*session) string {
 	type line struct {
 		at   time.Duration
