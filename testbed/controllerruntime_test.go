@@ -25,7 +25,8 @@ import (
 )
 
 // manage runs controllers while this process leads: a manager per session.
-func manage(ctx context.Context, cfg *rest.Config, namespace string, setUp func(ctrl.Manager, leasehold.Session) error, opts ...leasehold.Option) error {
+func manage(ctx context.Context, cfg *rest.Config, namespace string, setUp func(ctrl.Manager, leasehold.Session) error,
+	opts ...leasehold.Option) error {
 	var ended error
 	for s := range leasehold.Sessions(ctx, append(opts, leasehold.WithError(&ended))...) {
 		mgr, err := ctrl.NewManager(cfg, ctrl.Options{
@@ -113,7 +114,8 @@ func TestControllerRuntime(t *testing.T) {
 
 	// Somebody takes the lease, for a second.
 	patch := `{"spec":{"holderIdentity":"thief","leaseDurationSeconds":1,"acquireTime":"2026-01-01T00:00:00.000000Z"}}`
-	if _, err := f.admin.Patch(t.Context(), lease, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if _, err := f.admin.Patch(t.Context(), lease, types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	f.await("led again", func() bool { return f.sessions.Load() >= 2 && f.leader() != "" })

@@ -77,8 +77,10 @@ func (b *countedBody) Close() error               { b.end(); return b.body.Close
 func (c *crowd) lead(n int) {
 	for i := range n {
 		c.loops.Go(func() {
-			for s := range leasehold.Sessions(c.ctx, leasehold.WithLease(fmt.Sprint("lease-", i)), leasehold.WithNamespace(c.ns),
-				leasehold.WithRESTConfig(c.config), leasehold.WithMonitor(&c.monitor), leasehold.WithLogger(c.logger())) {
+			for s := range leasehold.Sessions(c.ctx, leasehold.WithLease(fmt.Sprint("lease-", i)),
+				leasehold.WithNamespace(c.ns),
+				leasehold.WithRESTConfig(c.config), leasehold.WithMonitor(&c.monitor),
+				leasehold.WithLogger(c.logger())) {
 				<-s.Done()
 				c.ended.Add(1)
 			}
@@ -156,7 +158,8 @@ func TestManyLeasesByName(t *testing.T) {
 	if _, err := rbac.Roles(f.ns).Create(t.Context(), &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Name: "crowd"},
 		Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: names, Verbs: []string{"get", "watch", "patch"}},
+			{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: names,
+				Verbs: []string{"get", "watch", "patch"}},
 			{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"create"}},
 		},
 	}, metav1.CreateOptions{}); err != nil {
@@ -183,7 +186,8 @@ func TestManyLeasesByName(t *testing.T) {
 	if n := c.hole.dials.Load(); n > 5 {
 		t.Errorf("%d connections", n)
 	}
-	rule := fmt.Sprintf(`each Lease is followed by a watch of its own instead; a Role in namespace \"%s\" needs the rule`, f.ns)
+	rule := fmt.Sprintf(`each Lease is followed by a watch of its own instead; `+
+		`a Role in namespace \"%s\" needs the rule`, f.ns)
 	if n := strings.Count(f.log.String(), rule); n != 1 {
 		t.Errorf("the rule is named %d times", n)
 	}

@@ -86,10 +86,12 @@ func TestMonitorHandover(t *testing.T) {
 
 	first.quit()
 	f.awaitLeader("two")
-	if s := shown(two); !s.Leading || s.FencingToken == 0 || s.Sessions != 1 || s.Holder.Identity != "two" || s.Holder.Transitions != 1 || s.ValidForSeconds <= 10 {
+	if s := shown(two); !s.Leading || s.FencingToken == 0 || s.Sessions != 1 || s.Holder.Identity != "two" ||
+		s.Holder.Transitions != 1 || s.ValidForSeconds <= 10 {
 		t.Errorf("two: %+v", s)
 	}
-	if s := shown(one); s.Leading || s.Campaigning || s.Renewals != s.RenewalLatency.Count || s.RenewalLatency.SumSeconds <= 0 {
+	if s := shown(one); s.Leading || s.Campaigning || s.Renewals != s.RenewalLatency.Count ||
+		s.RenewalLatency.SumSeconds <= 0 {
 		t.Errorf("one: %+v", s)
 	}
 	series(one, "leasehold_leading", 0)
@@ -124,7 +126,8 @@ func TestEvents(t *testing.T) {
 	c.quit()
 	var events []corev1.Event
 	f.await("told", func() bool {
-		list, err := core.Events(f.ns).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(uid)})
+		list, err := core.Events(f.ns).List(t.Context(),
+			metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(uid)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +137,8 @@ func TestEvents(t *testing.T) {
 	said := map[string]bool{}
 	for _, e := range events {
 		said[e.Message] = true
-		if o := e.InvolvedObject; e.Type != "Normal" || e.Reason != "LeaderElection" || o.APIVersion != "coordination.k8s.io/v1" || o.Kind != "Lease" || o.Namespace != f.ns || o.Name != lease {
+		if o := e.InvolvedObject; e.Type != "Normal" || e.Reason != "LeaderElection" ||
+			o.APIVersion != "coordination.k8s.io/v1" || o.Kind != "Lease" || o.Namespace != f.ns || o.Name != lease {
 			t.Errorf("event %s %s about %+v", e.Type, e.Reason, o)
 		}
 	}

@@ -35,7 +35,8 @@ func (f *fleet) options(name string, opts ...leasehold.Option) []leasehold.Optio
 // patch changes the Lease by hand.
 func (f *fleet) patch(body string) *coordinationv1.Lease {
 	f.Helper()
-	l, err := f.admin.Patch(f.Context(), lease, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "kubectl-edit"})
+	l, err := f.admin.Patch(f.Context(), lease, types.MergePatchType, []byte(body),
+		metav1.PatchOptions{FieldManager: "kubectl-edit"})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -48,7 +49,8 @@ func (f *fleet) put(spec coordinationv1.LeaseSpec) *coordinationv1.Lease {
 	if err := f.admin.Delete(f.Context(), lease, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		f.Fatal(err)
 	}
-	l, err := f.admin.Create(f.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease}, Spec: spec}, metav1.CreateOptions{})
+	l, err := f.admin.Create(f.Context(),
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease}, Spec: spec}, metav1.CreateOptions{})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -58,7 +60,8 @@ func (f *fleet) put(spec coordinationv1.LeaseSpec) *coordinationv1.Lease {
 // held is the spec of a Lease that somebody holds for two seconds.
 func held(identity string, renewed time.Time) coordinationv1.LeaseSpec {
 	at := metav1.NewMicroTime(renewed)
-	return coordinationv1.LeaseSpec{HolderIdentity: &identity, LeaseDurationSeconds: new(int32(2)), AcquireTime: &at, RenewTime: &at, LeaseTransitions: new(int32(7))}
+	return coordinationv1.LeaseSpec{HolderIdentity: &identity, LeaseDurationSeconds: new(int32(2)), AcquireTime: &at,
+		RenewTime: &at, LeaseTransitions: new(int32(7))}
 }
 
 func (f *fleet) acquire(name string, opts ...leasehold.Option) leasehold.Session {
@@ -78,11 +81,14 @@ func TestParity(t *testing.T) {
 		show func(f *fleet)
 	}{
 		{"builder: name, namespace, identity, duration, interval, field manager, labels, owner", func(f *fleet) {
-			owner := metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "c", UID: "0f6e4cf7-5d0a-4b5c-8a0e-3f1c1a6f0a11"}
-			s := f.acquire("one", leasehold.WithDuration(30*time.Second), leasehold.WithRenewInterval(5*time.Second), leasehold.WithFieldManager("mine"),
+			owner := metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "c",
+				UID: "0f6e4cf7-5d0a-4b5c-8a0e-3f1c1a6f0a11"}
+			s := f.acquire("one", leasehold.WithDuration(30*time.Second), leasehold.WithRenewInterval(5*time.Second),
+				leasehold.WithFieldManager("mine"),
 				leasehold.WithLabels(map[string]string{"team": "storage"}), leasehold.WithOwner(owner))
 			l := f.get()
-			if *l.Spec.HolderIdentity != "one" || *l.Spec.LeaseDurationSeconds != 30 || l.ManagedFields[0].Manager != "mine" ||
+			if *l.Spec.HolderIdentity != "one" || *l.Spec.LeaseDurationSeconds != 30 ||
+				l.ManagedFields[0].Manager != "mine" ||
 				l.Labels["team"] != "storage" || l.OwnerReferences[0] != owner {
 				f.Errorf("the Lease is %v", l)
 			}
@@ -138,7 +144,8 @@ func TestParity(t *testing.T) {
 			}
 		}},
 		{"UseExisting, init(): ErrNotFound with the name; deleted later, it waits", func(f *fleet) {
-			_, err := leasehold.Acquire(f.Context(), f.options("one", leasehold.WithCreateMode(leasehold.UseExisting))...)
+			_, err := leasehold.Acquire(f.Context(),
+				f.options("one", leasehold.WithCreateMode(leasehold.UseExisting))...)
 			if !errors.Is(err, leasehold.ErrNotFound) || !strings.Contains(err.Error(), f.ns+"/"+lease) {
 				f.Errorf("error %v", err)
 			}
@@ -185,7 +192,8 @@ func TestParity(t *testing.T) {
 					return next.RoundTrip(req)
 				})
 			})
-			f.run("one", nil, leasehold.WithRESTConfig(cfg), leasehold.WithDuration(time.Minute), leasehold.WithBackOff(func() backoff.BackOff { return policy }))
+			f.run("one", nil, leasehold.WithRESTConfig(cfg), leasehold.WithDuration(time.Minute),
+				leasehold.WithBackOff(func() backoff.BackOff { return policy }))
 			f.awaitLeader("one")
 			policy.mu.Lock()
 			defer policy.mu.Unlock()
@@ -198,8 +206,10 @@ func TestParity(t *testing.T) {
 		{"odd content: no holder is free, whatever else is there", func(f *fleet) {
 			at := metav1.NowMicro()
 			for _, spec := range []coordinationv1.LeaseSpec{
-				{}, {HolderIdentity: new("")}, {RenewTime: &at, AcquireTime: &at}, {LeaseDurationSeconds: new(int32(3600))},
-				{HolderIdentity: new(""), RenewTime: &at, LeaseDurationSeconds: new(int32(3600)), LeaseTransitions: new(int32(1<<31 - 1))},
+				{}, {HolderIdentity: new("")}, {RenewTime: &at, AcquireTime: &at},
+				{LeaseDurationSeconds: new(int32(3600))},
+				{HolderIdentity: new(""), RenewTime: &at, LeaseDurationSeconds: new(int32(3600)),
+					LeaseTransitions: new(int32(1<<31 - 1))},
 			} {
 				f.put(spec)
 				s, err := leasehold.TryAcquire(f.Context(), f.options("one")...)
@@ -222,7 +232,8 @@ func TestParity(t *testing.T) {
 		{"claimed(), sync(): who holds it, from Monitor and Holders", func(f *fleet) {
 			var monitor leasehold.Monitor
 			s := f.acquire("one", leasehold.WithMonitor(&monitor))
-			if l := monitor.Leases()[0]; !l.Leading || l.Holder.Identity != "one" || l.FencingToken != s.FencingToken() || l.ResourceVersion == "" {
+			if l := monitor.Leases()[0]; !l.Leading || l.Holder.Identity != "one" ||
+				l.FencingToken != s.FencingToken() || l.ResourceVersion == "" {
 				f.Errorf("status %+v", l)
 			}
 			for h := range leasehold.Holders(f.Context(), f.options("observer")...) {
@@ -323,7 +334,8 @@ func TestParity(t *testing.T) {
 			w := httptest.NewRecorder()
 			monitor.ServeHTTP(w, httptest.NewRequest("GET", "/leases", nil))
 			var answer struct{ Leases []leasehold.LeaseStatus }
-			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || len(answer.Leases) != 1 || !answer.Leases[0].Leading {
+			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || len(answer.Leases) != 1 ||
+				!answer.Leases[0].Leading {
 				f.Errorf("%v: %s", err, w.Body)
 			}
 			if err := monitor.Check(nil); err != nil {
@@ -401,7 +413,8 @@ func TestParity(t *testing.T) {
 		{"fault: a shared, throttled client starves renewals", func(f *fleet) {
 			cfg := f.server.Config()
 			cfg.QPS, cfg.Burst = 0.001, 1
-			s, err := leasehold.Acquire(f.Context(), f.options("one", leasehold.WithRESTConfig(cfg), leasehold.WithDuration(time.Second))...)
+			s, err := leasehold.Acquire(f.Context(),
+				f.options("one", leasehold.WithRESTConfig(cfg), leasehold.WithDuration(time.Second))...)
 			if err != nil {
 				f.Fatal(err)
 			}
@@ -441,7 +454,8 @@ func TestDefaultIdentity(t *testing.T) {
 	t.Setenv("POD_NAME", "pod-7")
 	seen := map[string]bool{}
 	for range 2 {
-		for s := range leasehold.Sessions(t.Context(), leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), f.asAdmin()) {
+		for s := range leasehold.Sessions(t.Context(), leasehold.WithLease(lease), leasehold.WithNamespace(f.ns),
+			f.asAdmin()) {
 			if id := s.Holder().Identity; !strings.HasPrefix(id, "pod-7_") || len(id) != len("pod-7_")+36 || seen[id] {
 				t.Errorf("identity %q", id)
 			}

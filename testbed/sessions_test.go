@@ -147,7 +147,8 @@ func (f *fleet) run(name string, body func(leasehold.Session), opts ...leasehold
 	c := &candidate{stop: cancel, entered: make(chan struct{}), done: make(chan struct{})}
 	entered := sync.OnceFunc(func() { close(c.entered) })
 	opts = append([]leasehold.Option{
-		leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), leasehold.WithIdentity(name), leasehold.WithError(&c.err),
+		leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), leasehold.WithIdentity(name),
+		leasehold.WithError(&c.err),
 		leasehold.WithLogger(f.logger()),
 	}, opts...)
 	go func() {
@@ -201,7 +202,8 @@ func TestHandover(t *testing.T) {
 	two.quit()
 	f.awaitLeader("three")
 	three.quit()
-	if l := f.get(); l.Spec.HolderIdentity != nil || l.Spec.RenewTime != nil || l.Spec.AcquireTime != nil || l.Spec.LeaseDurationSeconds != nil {
+	if l := f.get(); l.Spec.HolderIdentity != nil || l.Spec.RenewTime != nil || l.Spec.AcquireTime != nil ||
+		l.Spec.LeaseDurationSeconds != nil {
 		t.Errorf("after the release: %v", l.Spec)
 	}
 }
@@ -221,11 +223,14 @@ func TestWire(t *testing.T) {
 	f.awaitLeader("one")
 	for round := range 3 {
 		l := f.get()
-		if *l.Spec.HolderIdentity != "one" || *l.Spec.LeaseDurationSeconds != 15 || int(*l.Spec.LeaseTransitions) != round ||
+		if *l.Spec.HolderIdentity != "one" || *l.Spec.LeaseDurationSeconds != 15 ||
+			int(*l.Spec.LeaseTransitions) != round ||
 			l.Spec.AcquireTime == nil || l.Spec.RenewTime == nil {
 			t.Fatalf("held: %v", l.Spec)
 		}
-		if _, err := f.admin.Patch(t.Context(), lease, types.MergePatchType, []byte(`{"metadata":{"labels":{"team":"storage"}}}`), metav1.PatchOptions{FieldManager: "kubectl"}); err != nil {
+		if _, err := f.admin.Patch(t.Context(), lease, types.MergePatchType,
+			[]byte(`{"metadata":{"labels":{"team":"storage"}}}`),
+			metav1.PatchOptions{FieldManager: "kubectl"}); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(f.get().ManagedFields); n > 4 {
@@ -376,7 +381,8 @@ func TestPromptLoss_G4(t *testing.T) {
 	}
 	f.await("led again", func() bool { return f.sessions.Load() == 2 })
 	patch := `{"spec":{"holderIdentity":"thief","acquireTime":"2026-01-01T00:00:00.000000Z"}}`
-	if _, err := f.admin.Patch(t.Context(), lease, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if _, err := f.admin.Patch(t.Context(), lease, types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	f.awaitLeader("")
@@ -551,7 +557,8 @@ func TestRights(t *testing.T) {
 	grant := func(verbs ...string) {
 		role := &rbacv1.Role{
 			ObjectMeta: metav1.ObjectMeta{Name: strings.Join(verbs, "-")},
-			Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: []string{lease}, Verbs: verbs}},
+			Rules: []rbacv1.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"},
+				ResourceNames: []string{lease}, Verbs: verbs}},
 		}
 		if verbs[0] == "create" {
 			role.Rules[0].ResourceNames = nil

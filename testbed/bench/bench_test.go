@@ -65,7 +65,8 @@ func TestFormat(t *testing.T) {
 		unit string
 		want string
 	}{
-		{0, "s", "0 s"}, {0.0000021, "s", "2.10 µs"}, {0.0024, "s", "2.40 ms"}, {0.187, "s", "187 ms"}, {1.87, "s", "1.87 s"}, {-0.0031, "s", "-3.10 ms"},
+		{0, "s", "0 s"}, {0.0000021, "s", "2.10 µs"}, {0.0024, "s", "2.40 ms"}, {0.187, "s", "187 ms"},
+		{1.87, "s", "1.87 s"}, {-0.0031, "s", "-3.10 ms"},
 		{12, "", "12"}, {0.4821, "", "0.482"}, {31.94, "", "31.9"}, {1234.5, "", "1234"},
 		{999, "B", "999 B"}, {1500, "B", "1.50 kB"}, {2.5e6, "B", "2.50 MB"},
 		{5.04, "%", "5.04 %"},
@@ -78,7 +79,8 @@ func TestFormat(t *testing.T) {
 
 func TestPrint(t *testing.T) {
 	r := &report{Standbys: 9}
-	r.add(row{What: "both", Unit: "s", ClientGo: summarize(2, 4), Leasehold: summarize(1, 1), Floor: summarize(0.5), Goal: "less"}, func() bool { return true })
+	r.add(row{What: "both", Unit: "s", ClientGo: summarize(2, 4), Leasehold: summarize(1, 1), Floor: summarize(0.5),
+		Goal: "less"}, func() bool { return true })
 	r.add(row{What: "missed", ClientGo: summarize(1), Leasehold: summarize(2)}, func() bool { return false })
 	r.add(row{What: "never seen", Leasehold: summarize(2)}, func() bool { panic("there is nothing to compare") })
 	r.note("a %s", "remark")
@@ -92,7 +94,8 @@ func TestPrint(t *testing.T) {
 		{"never", "seen", "-", "2", "1"},
 		{"a", "remark"},
 	} {
-		if !slices.ContainsFunc(strings.Split(out.String(), "\n"), func(line string) bool { return slices.Equal(strings.Fields(line), want) }) {
+		if !slices.ContainsFunc(strings.Split(out.String(), "\n"),
+			func(line string) bool { return slices.Equal(strings.Fields(line), want) }) {
 			t.Errorf("no line %q in\n%s", want, out.String())
 		}
 	}
@@ -100,7 +103,8 @@ func TestPrint(t *testing.T) {
 
 func TestPrintMarkdown(t *testing.T) {
 	r := &report{Crowds: []crowdReport{{
-		Leases: 1000, Duration: "15s", Acquire: 2.5, Goroutines: 6.1, Memory: 134000, Resident: 150000, Sockets: 1000, Watches: 2000, Requests: 351,
+		Leases: 1000, Duration: "15s", Acquire: 2.5, Goroutines: 6.1, Memory: 134000, Resident: 150000, Sockets: 1000,
+		Watches: 2000, Requests: 351,
 		Oldest: 3.1, Deadline: 12, CPU: 20.5, RawCPU: 18.2, Server: 75, BusyOldest: 3.42,
 	}}}
 	r.add(row{What: "a", ClientGo: summarize(1), Leasehold: summarize(2, 3)}, nil)
@@ -153,8 +157,10 @@ func TestChart(t *testing.T) {
 		t.Error("a chart of nothing")
 	}
 	r.add(row{What: "count", ClientGo: summarize(1, 2), Leasehold: summarize(1, 2)}, nil)
-	r.add(row{What: "handover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, -0.002, 1, 2, 3), Floor: summarize(0.001)}, nil)
-	r.add(row{What: "failover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002, 0.003, 0.001, 0.002)}, nil)
+	r.add(row{What: "handover", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, -0.002, 1, 2, 3),
+		Floor: summarize(0.001)}, nil)
+	r.add(row{What: "failover", Unit: "s", ClientGo: summarize(1, 2),
+		Leasehold: summarize(0.001, 0.002, 0.003, 0.001, 0.002)}, nil)
 	r.add(row{What: "too few", Unit: "s", ClientGo: summarize(1, 2), Leasehold: summarize(0.001, 0.002)}, nil)
 	file := filepath.Join(dir, "chart.svg")
 	if err := r.chart(file); err != nil {
@@ -195,7 +201,10 @@ func TestParseStat(t *testing.T) {
 
 func TestMeterKinds(t *testing.T) {
 	m := newMeter()
-	rt := roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: http.StatusOK}, nil })
+	rt := roundTripper(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusOK},
+			nil
+	})
 	send := func(method, query string) error {
 		_, err := m.roundTrip(rt, &http.Request{Method: method, URL: &url.URL{RawQuery: query}})
 		return err
@@ -282,10 +291,12 @@ func TestQuick(t *testing.T) {
 		t.Skip("-short: needs a real API server")
 	}
 	groups := [][]string{
-		{"handover", "failover", "herd"}, {"race", "blackhole", "takeover", "roundtrip"}, {"renewal", "steady", "program"},
+		{"handover", "failover", "herd"}, {"race", "blackhole", "takeover", "roundtrip"},
+		{"renewal", "steady", "program"},
 		{"fanout", "many"},
 	}
-	if got := slices.Sorted(slices.Values(slices.Concat(groups...))); !slices.Equal(got, slices.Sorted(slices.Values(names()))) {
+	if got := slices.Sorted(slices.Values(slices.Concat(groups...))); !slices.Equal(got,
+		slices.Sorted(slices.Values(names()))) {
 		t.Errorf("experiments %q, want %q", got, names())
 	}
 	for _, group := range groups {

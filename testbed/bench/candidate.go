@@ -24,7 +24,8 @@ type timing struct {
 var defaults = timing{duration: 15 * time.Second, deadline: 10 * time.Second, period: 2 * time.Second}
 
 func (t timing) String() string {
-	return fmt.Sprintf("client-go %v/%v/%v with ReleaseOnCancel, leasehold WithDuration(%v)", t.duration, t.deadline, t.period, t.duration)
+	return fmt.Sprintf("client-go %v/%v/%v with ReleaseOnCancel, leasehold WithDuration(%v)", t.duration, t.deadline,
+		t.period, t.duration)
 }
 
 // A side is one of the two that are compared: it runs a candidate until ctx ends.

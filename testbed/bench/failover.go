@@ -133,7 +133,8 @@ func (o *observer) run() {
 			continue
 		}
 		o.mu.Lock()
-		o.seen[held{lease.Name, *lease.Spec.HolderIdentity}] = sight{time.Now(), time.Duration(*lease.Spec.LeaseDurationSeconds) * time.Second}
+		o.seen[held{lease.Name, *lease.Spec.HolderIdentity}] = sight{time.Now(),
+			time.Duration(*lease.Spec.LeaseDurationSeconds) * time.Second}
 		o.mu.Unlock()
 	}
 }

@@ -19,7 +19,8 @@ func (b *bench) fanout() error {
 	}
 	b.report.WriteCPU, b.report.EventCPU = writes.P50, events.P50
 	b.report.add(row{What: "a conditional write: server CPU time", Unit: "s", Floor: writes}, nil)
-	b.report.add(row{What: fmt.Sprintf("a watch event, of %d: server CPU time", b.watchers), Unit: "s", Floor: events}, nil)
+	b.report.add(row{What: fmt.Sprintf("a watch event, of %d: server CPU time", b.watchers), Unit: "s", Floor: events},
+		nil)
 	var each [len(sides)]float64
 	for _, which := range []int{ours, elector} {
 		if each[which], err = b.standbyCPU(which); err != nil {

@@ -63,7 +63,8 @@ func (b *bench) cutOff(what string, cut func(*meter), d time.Duration) error {
 		Leasehold: summarize(lost[ours]), Goal: "0",
 	}
 	b.report.add(r, func() bool { return lost[ours] == 0 })
-	b.report.add(row{What: what + ": lost after", Unit: "s", ClientGo: summarize(after[elector]...), Leasehold: summarize(after[ours]...)}, nil)
+	b.report.add(row{What: what + ": lost after", Unit: "s", ClientGo: summarize(after[elector]...),
+		Leasehold: summarize(after[ours]...)}, nil)
 	return nil
 }
 
@@ -89,7 +90,8 @@ func (b *bench) takeover() error {
 			taken[which] = append(taken[which], time.Now())
 			now := metav1.NowMicro().UTC().Format(metav1.RFC3339Micro)
 			body := fmt.Appendf(nil, `{"spec":{"holderIdentity":"thief","acquireTime":%q,"renewTime":%q}}`, now, now)
-			if _, err := leases.Patch(b.ctx, leaders[which][i].lease, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "thief"}); err != nil {
+			if _, err := leases.Patch(b.ctx, leaders[which][i].lease, types.MergePatchType, body,
+				metav1.PatchOptions{FieldManager: "thief"}); err != nil {
 				return err
 			}
 			if err := b.sleep(b.period / 20); err != nil {

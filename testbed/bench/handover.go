@@ -66,7 +66,8 @@ func (b *bench) handover() error {
 	b.report.add(r, func() bool {
 		return r.Leasehold.P50 <= 1.1*r.Floor.P50 && r.Leasehold.P99 <= 3*r.Floor.P50
 	})
-	b.report.note("handover: the floor's p99 is %s; leasehold's greatest of %d is %s.", format(r.Floor.P99, "s"), r.Leasehold.N, format(r.Leasehold.Max, "s"))
+	b.report.note("handover: the floor's p99 is %s; leasehold's greatest of %d is %s.", format(r.Floor.P99, "s"),
+		r.Leasehold.N, format(r.Leasehold.Max, "s"))
 	return nil
 }
 
@@ -164,13 +165,15 @@ func (b *bench) newRaw(name string) (*raw, error) {
 		}
 		*to = client.Leases(metav1.NamespaceDefault)
 	}
-	lease, err := r.holder.Create(b.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	lease, err := r.holder.Create(b.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}},
+		metav1.CreateOptions{})
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(b.ctx)
 	r.stop = cancel
-	r.events, err = r.other.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name, ResourceVersion: lease.ResourceVersion})
+	r.events, err = r.other.Watch(ctx,
+		metav1.ListOptions{FieldSelector: "metadata.name=" + name, ResourceVersion: lease.ResourceVersion})
 	return r, err
 }
 
@@ -196,7 +199,8 @@ func (r *raw) handover() (time.Duration, error) {
 	begun := time.Now()
 	released := make(chan error, 1)
 	go func() {
-		_, err := r.holder.Patch(r.ctx, r.name, types.MergePatchType, releaseRaw(held.ResourceVersion), metav1.PatchOptions{FieldManager: "bench"})
+		_, err := r.holder.Patch(r.ctx, r.name, types.MergePatchType, releaseRaw(held.ResourceVersion),
+			metav1.PatchOptions{FieldManager: "bench"})
 		released <- err
 	}()
 	event, err := receive(r.bench, "event", r.events.ResultChan())

@@ -67,7 +67,8 @@ func (b *bench) herd() error {
 	for _, s := range our {
 		all = append(all, s.writes)
 	}
-	b.report.note("herd: later is from leasehold's handover %d on, once its candidates know each other; its write attempts from one handover to the next: %v.", known+1, all)
+	b.report.note("herd: \"later\" begins with leasehold's handover %d, once its candidates know each other; "+
+		"its write attempts from one handover to the next: %v.", known+1, all)
 	return nil
 }
 
@@ -83,13 +84,16 @@ func (b *bench) herdRows(what string, theirs, our []succession, goal string, rea
 	}
 	ourWrites, ourTook := writes(our), took(our)
 	if reached == nil {
-		b.report.add(row{What: "herd " + what + ": writes until one leads", ClientGo: writes(theirs), Leasehold: ourWrites}, nil)
+		b.report.add(row{What: "herd " + what + ": writes until one leads", ClientGo: writes(theirs),
+			Leasehold: ourWrites}, nil)
 	} else {
-		b.report.add(row{What: "herd " + what + ": writes until one leads", ClientGo: writes(theirs), Leasehold: ourWrites, Goal: goal},
+		b.report.add(row{What: "herd " + what + ": writes until one leads", ClientGo: writes(theirs),
+			Leasehold: ourWrites, Goal: goal},
 			func() bool { return reached(ourWrites, ourTook) })
 	}
 	b.report.add(row{What: "herd " + what + ": writes after that", ClientGo: late(theirs), Leasehold: late(our)}, nil)
-	b.report.add(row{What: "herd " + what + ": time to the new leader", Unit: "s", ClientGo: took(theirs), Leasehold: ourTook}, nil)
+	b.report.add(row{What: "herd " + what + ": time to the new leader", Unit: "s", ClientGo: took(theirs),
+		Leasehold: ourTook}, nil)
 }
 
 func summarizeBy[T any](all []T, value func(T) float64) *summary {

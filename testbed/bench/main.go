@@ -72,13 +72,15 @@ func main() {
 	markdown := flag.Bool("markdown", false, "print tables in Markdown, as in docs/performance.md")
 	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ","))
 	n := flag.Int("n", full.handovers, "how many handovers to measure")
-	quickly := flag.Bool("quick", false, "under a minute: shorter leases, fewer candidates and samples, to see that it works")
+	quickly := flag.Bool("quick", false,
+		"under a minute: shorter leases, fewer candidates and samples, to see that it works")
 	var own []crowd
-	flag.Func("crowd", "instead of the usual numbers of leases of one process, measure `N,D`: N leases of duration D", func(s string) error {
-		c, err := parseCrowd(s)
-		own = append(own, c)
-		return err
-	})
+	flag.Func("crowd", "instead of the usual numbers of leases of one process, measure `N,D`: N leases of duration D",
+		func(s string) error {
+			c, err := parseCrowd(s)
+			own = append(own, c)
+			return err
+		})
 	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
@@ -175,9 +177,12 @@ var farLinks = []link{
 }
 
 var full = size{
-	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8, expiries: 2,
-	victims: 10, hole: 8 * time.Second, links: farLinks, linked: 70 * time.Second, window: time.Minute, idle: 12 * time.Second,
-	racers: 300, learning: 20, terms: 100, solos: 8, renewing: 90 * time.Second, watchers: 900, fanouts: 3, fanning: 30 * time.Second, weighing: 15 * time.Second,
+	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8,
+	expiries: 2,
+	victims:  10, hole: 8 * time.Second, links: farLinks, linked: 70 * time.Second, window: time.Minute,
+	idle:   12 * time.Second,
+	racers: 300, learning: 20, terms: 100, solos: 8, renewing: 90 * time.Second, watchers: 900, fanouts: 3,
+	fanning: 30 * time.Second, weighing: 15 * time.Second,
 	crowds: []crowd{
 		{count: 1, duration: defaults.duration},
 		{count: 100, duration: defaults.duration},
@@ -193,8 +198,10 @@ var full = size{
 var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
-	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[2:], linked: 5 * time.Second, window: 3 * time.Second, idle: time.Second,
-	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1, fanning: time.Second, weighing: time.Second,
+	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[2:], linked: 5 * time.Second, window: 3 * time.Second,
+	idle:   time.Second,
+	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1,
+	fanning: time.Second, weighing: time.Second,
 	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true, raw: true}}, crowding: time.Second,
 }
 
@@ -216,7 +223,8 @@ func run(ctx context.Context, size size, chosen []string, progress io.Writer) (_
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := &bench{size: size, ctx: ctx, progress: progress, report: &report{
-		Start: time.Now().UTC().Truncate(time.Second), LoadBefore: load(), Timing: size.String(), Standbys: size.standbys,
+		Start: time.Now().UTC().Truncate(time.Second), LoadBefore: load(), Timing: size.String(),
+		Standbys: size.standbys,
 	}}
 	b.say("building and starting kube-apiserver and etcd; the first build takes some minutes")
 	if b.server, err = controlplane.Start(ctx, controlplane.Options{NoFsync: true}); err != nil {

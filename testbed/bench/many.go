@@ -53,7 +53,7 @@ type crowdReport struct {
 	Sockets    int     `json:"sockets"`
 	Watches    float64 `json:"watches"`          // of both processes, as the API server counts them
 	Requests   float64 `json:"requests"`         // per second, of both processes, as the API server counts them
-	Oldest     float64 `json:"oldest"`           // seconds: the greatest age that the last good renewal of any lease reached
+	Oldest     float64 `json:"oldest"`           // seconds: the greatest age of any lease's last renewal
 	Deadline   float64 `json:"deadline"`         // seconds: at what age a lease is lost
 	CPU        float64 `json:"cpu"`              // percent of a core
 	RawCPU     float64 `json:"rawCPU,omitempty"` // the same for raw renewals alone
@@ -81,7 +81,8 @@ func (b *bench) many() error {
 
 func (b *bench) crowd(c crowd) (err error) {
 	b.say("many: %d leases of %v", c.count, c.duration)
-	t := task{Work: workCrowd, Kubeconfig: b.server.Kubeconfig(), Leases: b.lease("many"), Count: c.count, Duration: c.duration}
+	t := task{Work: workCrowd, Kubeconfig: b.server.Kubeconfig(), Leases: b.lease("many"), Count: c.count,
+		Duration: c.duration}
 	rawCPU := 0.0
 	if c.raw {
 		if rawCPU, err = b.rawCPU(c); err != nil {
@@ -157,17 +158,20 @@ func (b *bench) crowd(c crowd) (err error) {
 			return err
 		}
 	}
-	b.crowdRow(c, row{What: "moved to its standby", Unit: "s", Leasehold: summarize(moves...), Floor: summarize(floors...), Goal: "p50 <= 1.5 x floor"},
+	b.crowdRow(c, row{What: "moved to its standby", Unit: "s", Leasehold: summarize(moves...),
+		Floor: summarize(floors...), Goal: "p50 <= 1.5 x floor"},
 		func(r row) bool { return r.Leasehold.P50 <= 1.5*r.Floor.P50 })
 	b.crowdRow(c, row{What: "goroutines each", Leasehold: summarize(report.Goroutines), Goal: "<= 1"},
 		func(r row) bool { return r.Leasehold.P50 <= 1 })
 	b.crowdRow(c, row{What: "resident memory each", Unit: "B", Leasehold: summarize(report.Resident), Goal: "<= 12 kB"},
 		func(r row) bool { return r.Leasehold.P50 <= 12e3 })
 	if c.raw {
-		b.crowdRow(c, row{What: "leader's CPU", Unit: "%", Leasehold: summarize(report.CPU), Floor: summarize(report.RawCPU), Goal: "<= 1.2 x floor"},
+		b.crowdRow(c, row{What: "leader's CPU", Unit: "%", Leasehold: summarize(report.CPU),
+			Floor: summarize(report.RawCPU), Goal: "<= 1.2 x floor"},
 			func(r row) bool { return r.Leasehold.P50 <= 1.2*r.Floor.P50 })
 	}
-	b.crowdRow(c, row{What: "sessions lost, a busy time included", Leasehold: summarize(float64(report.Lost)), Goal: "0"},
+	b.crowdRow(c, row{What: "sessions lost, a busy time included", Leasehold: summarize(float64(report.Lost)),
+		Goal: "0"},
 		func(r row) bool { return r.Leasehold.P50 == 0 })
 	return nil
 }
@@ -204,7 +208,8 @@ func (b *bench) weigh(c crowd, leader *process, idle counters, report *crowdRepo
 		return err
 	}
 	n, took := float64(c.count), after.at.Sub(before.at).Seconds()
-	report.Goroutines, report.Memory, report.Sockets = float64(weight.Goroutines)/n, float64(weight.Heap+weight.Stacks)/n, weight.Sockets
+	report.Goroutines, report.Memory, report.Sockets = float64(weight.Goroutines)/n,
+		float64(weight.Heap+weight.Stacks)/n, weight.Sockets
 	report.Resident = float64(weight.Resident) / n
 	report.Watches = after.watches - idle.watches
 	report.Requests = (after.requests - before.requests) / took
@@ -223,7 +228,8 @@ func (b *bench) rawCPU(c crowd) (cpu float64, err error) {
 	if err := raw.acquire(); err != nil {
 		return 0, err
 	}
-	p, err := b.newProcess(task{Work: workRawWrite, Kubeconfig: b.server.Kubeconfig(), Leases: raw.prefix, Count: c.count, Duration: c.duration})
+	p, err := b.newProcess(task{Work: workRawWrite, Kubeconfig: b.server.Kubeconfig(), Leases: raw.prefix,
+		Count: c.count, Duration: c.duration})
 	if err != nil {
 		return 0, err
 	}
@@ -334,7 +340,8 @@ func (b *bench) newRawCrowd(count int) (*rawCrowd, error) {
 		r.names = append(r.names, fmt.Sprintf("%s-%d", r.prefix, i))
 	}
 	return r, r.each(func(name string) error {
-		_, err := r.leases[0].Create(b.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		_, err := r.leases[0].Create(b.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}},
+			metav1.CreateOptions{})
 		return err
 	})
 }
@@ -364,7 +371,8 @@ func (r *rawCrowd) move() (time.Duration, error) {
 	}
 	begun := time.Now()
 	err := r.each(func(name string) error {
-		released, err := r.leases[0].Patch(r.ctx, name, types.MergePatchType, releaseRaw(""), metav1.PatchOptions{FieldManager: "bench"})
+		released, err := r.leases[0].Patch(r.ctx, name, types.MergePatchType, releaseRaw(""),
+			metav1.PatchOptions{FieldManager: "bench"})
 		if err == nil {
 			_, err = acquireRaw(r.ctx, r.leases[1], name, "other", released.ResourceVersion)
 		}
@@ -380,7 +388,8 @@ func (r *rawCrowd) close() {
 }
 
 // acquireRaw applies what leasehold does.
-func acquireRaw(ctx context.Context, leases coordinationv1client.LeaseInterface, name, identity, version string) (*coordinationv1.Lease, error) {
+func acquireRaw(ctx context.Context, leases coordinationv1client.LeaseInterface, name, identity,
+	version string) (*coordinationv1.Lease, error) {
 	now := metav1.NowMicro()
 	lease := applycoordinationv1.Lease(name, metav1.NamespaceDefault).WithSpec(applycoordinationv1.LeaseSpec().
 		WithHolderIdentity(identity).WithLeaseDurationSeconds(15).WithAcquireTime(now).WithRenewTime(now).WithLeaseTransitions(1))
@@ -396,5 +405,6 @@ func releaseRaw(version string) []byte {
 	if version != "" {
 		metadata = fmt.Sprintf(`"metadata":{"resourceVersion":%q},`, version)
 	}
-	return fmt.Appendf(nil, `{%s"spec":{"holderIdentity":null,"leaseDurationSeconds":null,"acquireTime":null,"renewTime":null}}`, metadata)
+	return fmt.Appendf(nil,
+		`{%s"spec":{"holderIdentity":null,"leaseDurationSeconds":null,"acquireTime":null,"renewTime":null}}`, metadata)
 }

@@ -66,7 +66,7 @@ type census struct {
 	Leading    int       `json:"leading"`
 	Lost       int       `json:"lost"`       // sessions
 	LastBegun  time.Time `json:"lastBegun"`  // when a session began last
-	Goroutines int       `json:"goroutines"` // what of this and the next three was there before the first campaign is not counted
+	Goroutines int       `json:"goroutines"` // without those before the first campaign, as the next three
 	Heap       int64     `json:"heap"`       // bytes of objects after a garbage collection
 	Stacks     int64     `json:"stacks"`
 	Resident   int64     `json:"resident"` // bytes
@@ -246,7 +246,8 @@ func weigh() census {
 	resident, _ := residentBytes(os.Getpid())
 	runtime.GC()
 	samples := []metrics.Sample{
-		{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"},
 	}
 	metrics.Read(samples)
 	return census{
@@ -343,7 +344,8 @@ func (p *process) await(what string, will func(census) bool) (census, error) {
 			return c, err
 		}
 		if time.Now().After(deadline) {
-			return c, fmt.Errorf("not all %s, but %d led and %d followed, %d sessions lost: %w", what, c.Leading, c.Following, c.Lost, errLate)
+			return c, fmt.Errorf("not all %s, but %d led and %d followed, %d sessions lost: %w", what, c.Leading,
+				c.Following, c.Lost, errLate)
 		}
 		if err := p.sleep(max(20*time.Millisecond, time.Duration(p.count)*10*time.Microsecond)); err != nil {
 			return c, err

@@ -91,7 +91,8 @@ func (m *meter) dial(ctx context.Context, network, address string) (net.Conn, er
 			return nil, context.Cause(ctx)
 		}
 	}
-	conn, err := (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext(ctx, network, address)
+	conn, err := (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext(ctx, network,
+		address)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +225,8 @@ func residentBytes(pid int) (int64, error) {
 	}
 	for line := range strings.Lines(string(data)) {
 		if size, found := strings.CutPrefix(line, "VmRSS:"); found {
-			kilobytes, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(size), "kB")), 10, 64)
+			kilobytes, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(size), "kB")),
+				10, 64)
 			return kilobytes << 10, err
 		}
 	}

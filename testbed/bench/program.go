@@ -45,9 +45,11 @@ func (b *bench) program() error {
 		what  string
 		of    []*summary
 		limit float64 // MB
-	}{{"a program without a clientset: size", sizes, 20}, {"a program without a clientset: resident memory", resident, 16}} {
+	}{{"a program without a clientset: size", sizes, 20},
+		{"a program without a clientset: resident memory", resident, 16}} {
 		measured := row{
-			What: r.what, Unit: "B", ClientGo: r.of[0], Leasehold: r.of[1], Floor: r.of[2], Goal: fmt.Sprintf("<= %g MB", r.limit),
+			What: r.what, Unit: "B", ClientGo: r.of[0], Leasehold: r.of[1], Floor: r.of[2],
+			Goal: fmt.Sprintf("<= %g MB", r.limit),
 		}
 		b.report.add(measured, func() bool { return measured.Leasehold.P50 <= r.limit*1e6 })
 	}
@@ -56,7 +58,8 @@ func (b *bench) program() error {
 
 // build builds one of the programs into a file.
 func (b *bench) build(name, file string) error {
-	cmd := exec.CommandContext(b.ctx, "go", "build", "-o", file, "github.com/leasehold-go/leasehold/testbed/bench/programs/"+name)
+	cmd := exec.CommandContext(b.ctx, "go", "build", "-o", file,
+		"github.com/leasehold-go/leasehold/testbed/bench/programs/"+name)
 	if _, source, _, ok := runtime.Caller(0); ok && filepath.IsAbs(source) { // not so with -trimpath
 		cmd.Dir = filepath.Dir(source)
 	}
@@ -72,7 +75,8 @@ func (b *bench) build(name, file string) error {
 func (b *bench) resident(file string) (int64, error) {
 	server := b.server.Config()
 	input, err := json.Marshal(config.Config{
-		Host: server.Host, Lease: b.lease("weighed"), Authority: server.CAData, Cert: server.CertData, Key: server.KeyData,
+		Host: server.Host, Lease: b.lease("weighed"), Authority: server.CAData, Cert: server.CertData,
+		Key: server.KeyData,
 	})
 	if err != nil {
 		return 0, err

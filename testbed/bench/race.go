@@ -44,7 +44,8 @@ func (b *bench) race() error {
 	of = row{What: what + "nobody leads for", Unit: "s", Leasehold: gap, Goal: "p90 <= 100 ms"}
 	of.Reached = new(late <= 0.100)
 	b.report.add(of, nil)
-	b.report.note("race: %d terms after %d; writes a term on average %s; nobody leads for %s at p90, %s at most; writes of the first terms: %.0f.",
+	b.report.note("race: %d terms after %d; writes a term on average %s; nobody leads for %s at p90, %s at most; "+
+		"writes of the first terms: %.0f.",
 		len(gaps), b.learning, digits(mean(writes)), format(late, "s"), format(gap.Max, "s"), r.writes[:b.learning])
 	return nil
 }

@@ -39,7 +39,8 @@ func newRawClient(cfg *rest.Config) (*rawClient, error) {
 func (c *rawClient) close() { c.http.CloseIdleConnections() }
 
 // do sends a request that is answered by a Lease.
-func (c *rawClient) do(ctx context.Context, method, path, contentType string, body []byte) (*coordinationv1.Lease, error) {
+func (c *rawClient) do(ctx context.Context, method, path, contentType string, body []byte) (*coordinationv1.Lease,
+	error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -77,7 +78,8 @@ func (c *rawClient) renew(ctx context.Context, name, version string) (string, er
 
 // watch counts the bytes of a Lease's events until ctx ends.
 func (c *rawClient) watch(ctx context.Context, name string, bytes *atomic.Int64) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"?watch=true&fieldSelector=metadata.name%3D"+name, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		c.base+"?watch=true&fieldSelector=metadata.name%3D"+name, nil)
 	if err != nil {
 		return err
 	}

@@ -85,8 +85,9 @@ func (b *bench) renewal() error {
 	if err != nil {
 		return err
 	}
-	b.report.note("renewal: %d processes of each kind with one candidate each, over %v; the floor's p99 of CPU time for a renewal is %s; Leases of %s.",
-		b.solos, b.renewing, format(summarize(cost[renewalCPU][workRawWrite]...).P99, "s"), sizes)
+	b.report.note("renewal: %d leaders and %d standbys of each kind, a process each, over %v; "+
+		"the floor's p99 of CPU time for a renewal is %s; Leases of %s.",
+		b.solos, b.solos, b.renewing, format(summarize(cost[renewalCPU][workRawWrite]...).P99, "s"), sizes)
 	for _, t := range trios {
 		if err := t.end(); err != nil {
 			return err

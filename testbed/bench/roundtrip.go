@@ -100,7 +100,8 @@ func (b *bench) roundTrip() error {
 			}
 			b.report.add(r, func() bool { return of.P50 >= r.ClientGo.P50-noise })
 		}
-		b.report.note("round trip of %v, D %v: connections opened in %v: %s.", l.roundTrip, l.duration, b.linked, strings.Join(connections, ", "))
+		b.report.note("round trip of %v, D %v: connections opened in %v: %s.", l.roundTrip, l.duration, b.linked,
+			strings.Join(connections, ", "))
 		connections = nil
 	}
 	for _, of := range candidates {

@@ -51,7 +51,8 @@ func (s *solo) sessions(ctx context.Context, cfg *rest.Config) {
 
 func (s *solo) elect(ctx context.Context, client coordinationv1client.LeasesGetter) {
 	clientgo.Candidate{
-		Client: countingGetter{client, &s.updates}, Namespace: metav1.NamespaceDefault, Lease: s.Leases, Identity: s.Identity,
+		Client: countingGetter{client, &s.updates}, Namespace: metav1.NamespaceDefault, Lease: s.Leases,
+		Identity: s.Identity,
 		Duration: s.Duration, Deadline: s.Deadline, Period: s.Period, Away: s.Duration / 5,
 	}.Run(ctx, s.lead)
 }
@@ -103,7 +104,8 @@ type countingLeases struct {
 	updates *atomic.Int64
 }
 
-func (c countingLeases) Update(ctx context.Context, l *coordinationv1.Lease, o metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+func (c countingLeases) Update(ctx context.Context, l *coordinationv1.Lease,
+	o metav1.UpdateOptions) (*coordinationv1.Lease, error) {
 	c.updates.Add(1)
 	return c.LeaseInterface.Update(ctx, l, o)
 }

@@ -42,15 +42,20 @@ func (b *bench) steady() error {
 		traffic[i].cpu -= floor
 	}
 	theirs, our := traffic[elector], traffic[ours]
-	r := row{What: "steady fleet: requests/s", ClientGo: summarize(theirs.requests), Leasehold: summarize(our.requests), Goal: "<= 0.5"}
+	r := row{What: "steady fleet: requests/s", ClientGo: summarize(theirs.requests),
+		Leasehold: summarize(our.requests), Goal: "<= 0.5"}
 	b.report.add(r, func() bool { return our.requests <= 0.5 })
-	r = row{What: "steady fleet: server CPU above idle, of a core", Unit: "%", ClientGo: summarize(theirs.cpu), Leasehold: summarize(our.cpu), Goal: "<= client-go / 12"}
+	r = row{What: "steady fleet: server CPU above idle, of a core", Unit: "%", ClientGo: summarize(theirs.cpu),
+		Leasehold: summarize(our.cpu), Goal: "<= client-go / 12"}
 	b.report.add(r, func() bool { return our.cpu <= theirs.cpu/12 })
-	leader := row{What: "bytes on the wire per leader-hour", Unit: "B", ClientGo: summarize(theirs.leader), Leasehold: summarize(our.leader), Goal: "<= 1.36 MB"}
+	leader := row{What: "bytes on the wire per leader-hour", Unit: "B", ClientGo: summarize(theirs.leader),
+		Leasehold: summarize(our.leader), Goal: "<= 1.36 MB"}
 	b.report.add(leader, func() bool { return our.leader <= 1.36e6 })
-	standby := row{What: standbyBytes, Unit: "B", ClientGo: summarize(theirs.standbys...), Leasehold: summarize(our.standbys...), Goal: "<= 535 kB"}
+	standby := row{What: standbyBytes, Unit: "B", ClientGo: summarize(theirs.standbys...),
+		Leasehold: summarize(our.standbys...), Goal: "<= 535 kB"}
 	b.report.add(standby, func() bool { return standby.Leasehold.P50 <= 535e3 })
-	b.report.note("steady: measured over %v on each side, bytes extrapolated from that to an hour; the idle server used %s to %s of a core in %d times %v.",
+	b.report.note("steady: measured over %v on each side, bytes extrapolated from that to an hour; "+
+		"the idle server used %s to %s of a core in %d times %v.",
 		b.window, format(slices.Min(idle), "%"), format(slices.Max(idle), "%"), len(idle), b.idle)
 	return nil
 }

@@ -124,7 +124,8 @@ func piped(w io.Writer, rows [][]string) error {
 
 func (r *report) comparison() [][]string {
 	rows := [][]string{{
-		"", "client-go p50", "p99", "n", "leasehold p50", "p99", "n", "floor p50", "client-go / leasehold", "leasehold / floor", "goal", "reached",
+		"", "client-go p50", "p99", "n", "leasehold p50", "p99", "n", "floor p50", "client-go / leasehold",
+		"leasehold / floor", "goal", "reached",
 	}}
 	for _, row := range r.Rows {
 		cells := append([]string{row.What}, row.ClientGo.columns(row.Unit)...)
@@ -138,7 +139,8 @@ func (r *report) comparison() [][]string {
 // crowds is the table of processes that lead many leases, each beside a standby.
 func (r *report) crowds() [][]string {
 	rows := [][]string{{
-		"leases", "D", "all led after", "goroutines each", "memory each", "resident each", "connections", "watches of both", "requests/s of both",
+		"leases", "D", "all led after", "goroutines each", "memory each", "resident each", "connections",
+		"watches of both", "requests/s of both",
 		"oldest renewal", "of", "the same, a core busy", "sessions lost", "CPU", "raw writes' CPU", "server's CPU",
 	}}
 	for _, c := range r.Crowds {
@@ -150,8 +152,10 @@ func (r *report) crowds() [][]string {
 			raw = format(c.RawCPU, "%")
 		}
 		rows = append(rows, []string{
-			fmt.Sprint(c.Leases), c.Duration, format(c.Acquire, "s"), digits(c.Goroutines), format(c.Memory, "B"), format(c.Resident, "B"), fmt.Sprint(c.Sockets), digits(c.Watches),
-			digits(c.Requests), format(c.Oldest, "s"), format(c.Deadline, "s"), busy, fmt.Sprint(c.Lost), format(c.CPU, "%"), raw, format(c.Server, "%"),
+			fmt.Sprint(c.Leases), c.Duration, format(c.Acquire, "s"), digits(c.Goroutines), format(c.Memory, "B"),
+			format(c.Resident, "B"), fmt.Sprint(c.Sockets), digits(c.Watches),
+			digits(c.Requests), format(c.Oldest, "s"), format(c.Deadline, "s"), busy, fmt.Sprint(c.Lost),
+			format(c.CPU, "%"), raw, format(c.Server, "%"),
 		})
 	}
 	return rows

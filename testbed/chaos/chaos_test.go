@@ -58,7 +58,8 @@ func TestChaos(t *testing.T) {
 		t.Errorf("%d violations, see above", len(v.violations))
 	}
 	if v.handovers < 4 || v.looks < looks || len(v.byKind) < kinds {
-		t.Errorf("too little happened: %d handovers, %d looks, candidates of %s", v.handovers, v.looks, counts(v.byKind))
+		t.Errorf("too little happened: %d handovers, %d looks, candidates of %s", v.handovers, v.looks,
+			counts(v.byKind))
 	}
 }
 

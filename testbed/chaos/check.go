@@ -195,7 +195,8 @@ func (v *result) pair(h history, lease string, a, b *session) {
 	v.longest[whose] = max(v.longest[whose], overlap(a, b))
 	if whose != oursFault {
 		a.excused = a.excused || a.Token != 0 && b.Token != 0
-		v.excused = append(v.excused, violation{lease, fmt.Sprintf("%v beside %v for %v: %s: %s", a, b, overlap(a, b), whose, why), from, to})
+		v.excused = append(v.excused,
+			violation{lease, fmt.Sprintf("%v beside %v for %v: %s: %s", a, b, overlap(a, b), whose, why), from, to})
 		return
 	}
 	if overlap(a, b) > 0 {
@@ -255,7 +256,9 @@ func (h history) fault(lease string, a, b *session) (whose, why string) {
 // byHand excuses an overlap that the operator caused, for as long as the holder may trust its last renewal.
 func (h history) byHand(a *session, e event, what string) (whose, why string) {
 	if after := a.last().Before - e.At; after > a.Deadline {
-		return oursFault, fmt.Sprintf("%s by hand, and the holder led on for %v after that, longer than its renew deadline", what, after)
+		return oursFault,
+			fmt.Sprintf("%s by hand, and the holder led on for %v after that, longer than its renew deadline", what,
+				after)
 	}
 	return byHand, what
 }
@@ -320,7 +323,8 @@ func (v *result) store(decisions []decision) {
 			continue
 		}
 		if d.Token < accepted[d.Lease] {
-			v.violate(d.Lease, d.At, d.At, "the store accepted a write of %s (token %d) after one with token %d", d.Session, d.Token, accepted[d.Lease])
+			v.violate(d.Lease, d.At, d.At, "the store accepted a write of %s (token %d) after one with token %d",
+				d.Session, d.Token, accepted[d.Lease])
 		}
 		accepted[d.Lease] = max(accepted[d.Lease], d.Token)
 	}

@@ -49,7 +49,8 @@ func (t *scenario) session(name string, token uint64, looks ...int) *scenario {
 // look adds a look of a session and the write after it.
 func (t *scenario) look(name string, before, after, sent int, refused bool) *scenario {
 	t.records = append(t.records, record{
-		Session: name, What: look, Before: t.at(before), After: t.at(after), Sent: t.at(sent), Done: t.at(sent), Refused: refused,
+		Session: name, What: look, Before: t.at(before), After: t.at(after), Sent: t.at(sent), Done: t.at(sent),
+		Refused: refused,
 	})
 	return t
 }
@@ -65,16 +66,19 @@ func (t *scenario) event(e event) *scenario {
 }
 
 func (t *scenario) holder(version uint64, name string, ms int, byHand bool) *scenario {
-	return t.event(event{At: t.at(ms), Version: version, Holder: name, Acquired: t.wall(ms), Duration: 5 * time.Second, ByHand: byHand})
+	return t.event(event{At: t.at(ms), Version: version, Holder: name, Acquired: t.wall(ms), Duration: 5 * time.Second,
+		ByHand: byHand})
 }
 
 func (t *scenario) put(name string, token uint64, ms int, accepted bool) *scenario {
-	t.decisions = append(t.decisions, decision{At: t.at(ms), Lease: alone, Session: name, Token: token, Accepted: accepted})
+	t.decisions = append(t.decisions,
+		decision{At: t.at(ms), Lease: alone, Session: name, Token: token, Accepted: accepted})
 	return t
 }
 
 func (t *scenario) fault(candidate string, from, to int) *scenario {
-	t.faults = append(t.faults, fault{From: t.at(from), To: t.at(to), Kind: "stop", Candidate: candidate, Text: candidate + ": stopped"})
+	t.faults = append(t.faults, fault{From: t.at(from), To: t.at(to), Kind: "stop", Candidate: candidate,
+		Text: candidate + ": stopped"})
 	return t
 }
 
@@ -87,54 +91,76 @@ func TestCheck(t *testing.T) {
 		lock     porcupine.CheckResult
 	}{
 		{"handover", newScenario().session("a", 5, 10, 20).session("b", 7, 30, 40), "", "", porcupine.Ok},
-		{"and back", newScenario().session("a", 5, 10, 20).session("b", 7, 30).session("c", 9, 40), "", "", porcupine.Ok},
-		{"found live in the same instant", newScenario().session("a", 5, 10, 20).session("b", 7, 20, 30), "", "", porcupine.Ok},
+		{"and back", newScenario().session("a", 5, 10, 20).session("b", 7, 30).session("c", 9, 40), "", "",
+			porcupine.Ok},
+		{"found live in the same instant", newScenario().session("a", 5, 10, 20).session("b", 7, 20, 30), "", "",
+			porcupine.Ok},
 		{"live within another's life", newScenario().session("a", 5, 10, 40).session("b", 7, 20, 30),
 			"a (token 5) and b (token 7) were live together for 10ms", "1 leasehold", porcupine.Illegal},
 		{"live before another was over", newScenario().session("a", 5, 10, 30).session("b", 7, 20, 40),
 			"were live together for 10ms", "1 leasehold", porcupine.Illegal},
 		{"seen once within another's life", newScenario().session("a", 5, 10, 30).session("b", 7, 20),
 			"a (token 5) was live after b (token 7), whose token is greater", "1 leasehold", porcupine.Illegal},
-		{"frozen while it looked: it may have been live before", newScenario().session("a", 5, 10).session("b", 7, 20, 30).
-			look("a", 11, 40, 40, true), "", "", porcupine.Ok},
+		{"frozen while it looked: it may have been live before",
+			newScenario().session("a", 5, 10).session("b", 7, 20, 30).
+				look("a", 11, 40, 40, true), "", "", porcupine.Ok},
 		{"frozen while it looked, when another was live", newScenario().session("a", 5, 10).session("b", 7, 20, 30).
 			look("a", 21, 40, 40, true), "were live together for 1ms", "1 leasehold", porcupine.Illegal},
 		{"token that goes back", newScenario().session("a", 7, 10, 20).session("b", 5, 30, 40),
 			"b (token 5) was live after a (token 7), whose token is greater", "1 leasehold", porcupine.Illegal},
-		{"token used twice", newScenario().session("a", 7, 10, 20).session("b", 7, 30, 40), "the same token", "", porcupine.Illegal},
+		{"token used twice", newScenario().session("a", 7, 10, 20).session("b", 7, 30, 40), "the same token", "",
+			porcupine.Illegal},
 
-		{"live after the store refused it", newScenario().session("a", 5, 10).look("a", 11, 11, 12, true).look("a", 20, 20, 20, true),
+		{"live after the store refused it",
+			newScenario().session("a", 5, 10).look("a", 11, 11, 12, true).look("a", 20, 20, 20, true),
 			"a (token 5) was live after the store had refused it", "", porcupine.Ok},
 		{"the store takes a token that is too small", newScenario().put("b", 7, 10, true).put("a", 5, 20, true),
 			"the store accepted a write of a (token 5) after one with token 7", "", porcupine.Ok},
-		{"the store refuses a token that is too small", newScenario().put("b", 7, 10, true).put("a", 5, 20, false), "", "", porcupine.Ok},
+		{"the store refuses a token that is too small", newScenario().put("b", 7, 10, true).put("a", 5, 20, false), "",
+			"", porcupine.Ok},
 
-		{"emptied by hand", newScenario().session("a", 5, 10, 4000).holder(6, "", 20, true).session("b", 7, 30, 40), "", "1 by hand", porcupine.Ok},
-		{"emptied by hand, and trusted for longer than the deadline", newScenario().session("a", 5, 10, 4021).holder(6, "", 20, true).session("b", 7, 30, 40),
+		{"emptied by hand", newScenario().session("a", 5, 10, 4000).holder(6, "", 20, true).session("b", 7, 30, 40),
+			"", "1 by hand", porcupine.Ok},
+		{"emptied by hand, and trusted for longer than the deadline",
+			newScenario().session("a", 5, 10, 4021).holder(6, "", 20, true).session("b", 7, 30, 40),
 			"led on for 4.001s", "1 leasehold", porcupine.Illegal},
-		{"emptied by hand after it was taken", newScenario().session("a", 5, 10, 40).session("b", 7, 20).holder(8, "", 30, true),
+		{"emptied by hand after it was taken",
+			newScenario().session("a", 5, 10, 40).session("b", 7, 20).holder(8, "", 30, true),
 			`"b" took the lease at version 7`, "1 leasehold", porcupine.Illegal},
-		{"label edited by hand", newScenario().session("a", 5, 10, 40).event(event{Version: 6, Holder: "a", Duration: 5 * time.Second, ByHand: true}).session("b", 7, 30, 40),
+		{"label edited by hand", newScenario().session("a", 5, 10,
+			40).event(event{Version: 6, Holder: "a", Duration: 5 * time.Second, ByHand: true}).session("b", 7, 30, 40),
 			"were live together", "1 leasehold", porcupine.Illegal},
 		{"deleted under one that could see it", newScenario().session("a", 5, 10, 40).
-			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40),
+			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b",
+			7, 30, 40),
 			"which the second candidate could see", "1 leasehold", porcupine.Illegal},
 		{"deleted under one that was stopped", newScenario().session("a", 5, 10, 40).
-			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
+			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b",
+			7, 30, 40).
 			fault("b", 5, 15), "", "1 by hand", porcupine.Ok},
 		{"deleted while another was stopped", newScenario().session("a", 5, 10, 40).
-			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b", 7, 30, 40).
+			event(event{At: newScenario().at(20), Version: 6, Holder: "a", Deleted: true, ByHand: true}).session("b",
+			7, 30, 40).
 			fault("c", 5, 15), "which the second candidate could see", "1 leasehold", porcupine.Illegal},
 
-		{"client-go's beside each other", newScenario().session("a", 0, 10, 40).session("b", 0, 20, 30), "", "1 client-go", porcupine.Ok},
-		{"client-go's outlives its lease", newScenario().session("a", 0, 10, 40).session("b", 7, 20, 30), "", "1 client-go", porcupine.Ok},
-		{"client-go's outlives its lease, and the next term is edited by hand", newScenario().session("a", 0, 10, 5000).session("b", 7, 20, 5010).
-			event(event{Version: 8, Holder: "b", Duration: 7 * time.Second, ByHand: true}).
-			event(event{Version: 9, Holder: "b", Duration: 5 * time.Second}).
-			event(event{Version: 10, Holder: "b", Duration: 5 * time.Second, ByHand: true}), "", "1 client-go", porcupine.Ok},
-		{"client-go's begins after it was over", newScenario().session("b", 7, 20, 30).holder(8, "", 35, false).session("a", 0, 25, 40), "", "1 client-go", porcupine.Ok},
-		{"client-go's releases another's", newScenario().session("a", 5, 10, 40).event(event{Version: 6, EmptyString: true}).session("b", 7, 20, 50), "", "1 client-go", porcupine.Ok},
-		{"client-go's takes a lease from a live holder", newScenario().session("a", 5, 10, 40).holder(6, "b", 20, false).session("b", 0, 30, 50),
+		{"client-go's beside each other", newScenario().session("a", 0, 10, 40).session("b", 0, 20, 30), "",
+			"1 client-go", porcupine.Ok},
+		{"client-go's outlives its lease", newScenario().session("a", 0, 10, 40).session("b", 7, 20, 30), "",
+			"1 client-go", porcupine.Ok},
+		{"client-go's outlives its lease, and the next term is edited by hand",
+			newScenario().session("a", 0, 10, 5000).session("b", 7, 20, 5010).
+				event(event{Version: 8, Holder: "b", Duration: 7 * time.Second, ByHand: true}).
+				event(event{Version: 9, Holder: "b", Duration: 5 * time.Second}).
+				event(event{Version: 10, Holder: "b", Duration: 5 * time.Second, ByHand: true}), "", "1 client-go",
+			porcupine.Ok},
+		{"client-go's begins after it was over",
+			newScenario().session("b", 7, 20, 30).holder(8, "", 35, false).session("a", 0, 25, 40), "", "1 client-go",
+			porcupine.Ok},
+		{"client-go's releases another's",
+			newScenario().session("a", 5, 10, 40).event(event{Version: 6, EmptyString: true}).session("b", 7, 20, 50),
+			"", "1 client-go", porcupine.Ok},
+		{"client-go's takes a lease from a live holder",
+			newScenario().session("a", 5, 10, 40).holder(6, "b", 20, false).session("b", 0, 30, 50),
 			`"b" took the lease at version 6`, "1 leasehold", porcupine.Ok},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -152,7 +178,8 @@ func TestCheck(t *testing.T) {
 			if got, _ := linearize(v.byLease[alone]); got != tt.lock {
 				t.Errorf("porcupine says %v, want %v", got, tt.lock)
 			}
-			if got := tt.scenario.around(alone, tt.scenario.at(0), tt.scenario.at(50), v.byLease[alone]); strings.Count(got, "\n") < len(v.byLease[alone]) {
+			if got := tt.scenario.around(alone, tt.scenario.at(0), tt.scenario.at(50),
+				v.byLease[alone]); strings.Count(got, "\n") < len(v.byLease[alone]) {
 				t.Errorf("what happened: %s", got)
 			}
 		})
@@ -171,7 +198,8 @@ func TestLateWrites(t *testing.T) {
 	if got != "2 1 1 1" {
 		t.Errorf("tried, fenced, too early to be fenced, client-go's: %s", got)
 	}
-	scenario = newScenario().put("a", 5, 1, true).put("c", 0, 2, false).put("b", 7, 3, true).put("a", 5, 4, false).put("a", 5, 5, false)
+	scenario = newScenario().put("a", 5, 1, true).put("c", 0, 2, false).put("b", 7, 3, true).put("a", 5, 4,
+		false).put("a", 5, 5, false)
 	if v := check(scenario.history); v.unfenced != 2 || v.violations != nil {
 		t.Errorf("%d went through, violations %v", v.unfenced, v.violations)
 	}
@@ -184,7 +212,8 @@ func TestStore(t *testing.T) {
 		lease   string
 		token   uint64
 		refused bool
-	}{{"a", 5, false}, {"a", 5, false}, {"a", 7, false}, {"a", 5, true}, {"b", 5, false}, {"a", 0, false}, {"a", 8, false}, {"a", 7, true}} {
+	}{{"a", 5, false}, {"a", 5, false}, {"a", 7, false}, {"a", 5, true}, {"b", 5, false}, {"a", 0, false},
+		{"a", 8, false}, {"a", 7, true}} {
 		var refused bool
 		if err := s.Put(Write{Lease: w.lease, Token: w.token}, &refused); err != nil || refused != w.refused {
 			t.Errorf("%+v: refused %v, %v", w, refused, err)
@@ -203,7 +232,8 @@ func TestReadLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer j.file.Close()
-	for _, r := range []record{{Session: "a", What: begin, Of: &beginning{Lease: alone, Token: 7}}, {Session: "a", What: look, Refused: true}} {
+	for _, r := range []record{{Session: "a", What: begin, Of: &beginning{Lease: alone, Token: 7}},
+		{Session: "a", What: look, Refused: true}} {
 		if err := j.write(r); err != nil {
 			t.Fatal(err)
 		}

@@ -284,7 +284,8 @@ func (h *harness) delay(ctx context.Context, d randomFault) error {
 		} else if d.pick/4%3 == 2 {
 			toClient, what = proxy.Rule{}, "requests"
 		}
-		defer h.begin(d, m.Name, "", "%s: %s delayed by %v and more for %v", m.Name, what, short(rule.Delay), short(length))()
+		defer h.begin(d, m.Name, "", "%s: %s delayed by %v and more for %v", m.Name, what, short(rule.Delay),
+			short(length))()
 		m.network.Set(toServer, toClient)
 		sleep(ctx, length)
 		m.restoreLink()
@@ -354,7 +355,8 @@ func (h *harness) partition(ctx context.Context, d randomFault) error {
 		}
 		group.Go(func() {
 			defer m.onNetwork.Unlock()
-			defer h.begin(d, m.Name, "", "%s: everything %s for %v, with other candidates", m.Name, what, short(length))()
+			defer h.begin(d, m.Name, "", "%s: everything %s for %v, with other candidates", m.Name, what,
+				short(length))()
 			m.network.Set(rule, rule)
 			sleep(ctx, length)
 			m.restoreLink()
@@ -436,8 +438,10 @@ func (h *harness) terminate(ctx context.Context, d randomFault) error {
 func (h *harness) starve(ctx context.Context, d randomFault) error {
 	return h.onProcess(d, func(m *member) error {
 		length := d.length(m.Duration)
-		on, off := 2*time.Millisecond+time.Duration(d.y*float64(10*time.Millisecond)), 30*time.Millisecond+time.Duration(d.z*float64(200*time.Millisecond))
-		defer h.begin(d, m.Name, "", "%s: runs for %v in %v for %v", m.Name, on.Round(time.Millisecond), (on + off).Round(time.Millisecond), short(length))()
+		on, off := 2*time.Millisecond+time.Duration(d.y*float64(10*time.Millisecond)),
+			30*time.Millisecond+time.Duration(d.z*float64(200*time.Millisecond))
+		defer h.begin(d, m.Name, "", "%s: runs for %v in %v for %v", m.Name, on.Round(time.Millisecond),
+			(on + off).Round(time.Millisecond), short(length))()
 		for until := boottime.Now() + length; boottime.Now() < until && ctx.Err() == nil; {
 			if err := m.signal(syscall.SIGSTOP); err != nil {
 				return ignoreEnded(err)
@@ -499,8 +503,10 @@ func (h *harness) pauseServer(ctx context.Context, d randomFault) error {
 func (h *harness) slowServer(ctx context.Context, d randomFault) error {
 	return h.onServer(func() error {
 		length := d.length(5 * time.Second)
-		on, off := 5*time.Millisecond+time.Duration(d.y*float64(15*time.Millisecond)), 10*time.Millisecond+time.Duration(d.z*float64(90*time.Millisecond))
-		defer h.begin(d, "", "", "API server and etcd run for %v in %v for %v", on.Round(time.Millisecond), (on + off).Round(time.Millisecond), short(length))()
+		on, off := 5*time.Millisecond+time.Duration(d.y*float64(15*time.Millisecond)),
+			10*time.Millisecond+time.Duration(d.z*float64(90*time.Millisecond))
+		defer h.begin(d, "", "", "API server and etcd run for %v in %v for %v", on.Round(time.Millisecond),
+			(on + off).Round(time.Millisecond), short(length))()
 		for until := boottime.Now() + length; boottime.Now() < until && ctx.Err() == nil; {
 			if err := h.server.Pause(); err != nil {
 				return err
@@ -579,7 +585,9 @@ func (h *harness) steal(ctx context.Context, d randomFault) error {
 		what = "freed after " + short(length).String()
 	}
 	defer h.begin(d, "", lease, "%s: held by an intruder for %d s, %s", lease, seconds, what)()
-	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"holderIdentity":"intruder","leaseDurationSeconds":%d,"acquireTime":%q,"renewTime":%q}`, seconds, now(), now()))
+	h.patch(ctx, lease,
+		fmt.Sprintf(`},"spec":{"holderIdentity":"intruder","leaseDurationSeconds":%d,"acquireTime":%q,"renewTime":%q}`,
+			seconds, now(), now()))
 	if release {
 		sleep(ctx, length)
 		if h.leaseHistory.last(lease).Holder == "intruder" {

@@ -94,7 +94,8 @@ func TestGateway(t *testing.T) {
 		}
 		var status metav1.Status
 		err = json.NewDecoder(resp.Body).Decode(&status)
-		if resp.StatusCode != tt.code || (err != nil) != tt.noStatus || !tt.noStatus && status.Reason != metav1.StatusReasonNotFound {
+		if resp.StatusCode != tt.code || (err != nil) != tt.noStatus || !tt.noStatus &&
+			status.Reason != metav1.StatusReasonNotFound {
 			t.Errorf("%d, %q: %d with %+v, %v", i, tt.mode, resp.StatusCode, status, err)
 		}
 	}

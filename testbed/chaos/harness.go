@@ -120,7 +120,8 @@ func (h *harness) open(ctx context.Context) (err error) {
 
 	h.leaseHistory = leaseHistory{events: map[string][]event{}, hands: map[string]string{}}
 	following, cancel := context.WithCancel(context.Background())
-	wait, err := h.leaseHistory.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket), namespace)
+	wait, err := h.leaseHistory.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket),
+		namespace)
 	if err != nil {
 		cancel()
 		return err
@@ -143,7 +144,8 @@ func (h *harness) prepare(ctx context.Context) (namespace string, err error) {
 	if err != nil {
 		return "", err
 	}
-	ns, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "chaos-"}}, metav1.CreateOptions{})
+	ns, err := client.CoreV1().Namespaces().Create(ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "chaos-"}}, metav1.CreateOptions{})
 	if err != nil {
 		return "", err
 	}
@@ -351,7 +353,8 @@ func (h *harness) check() (*result, history, error) {
 			continue
 		}
 		file := filepath.Join(h.dir, lease+".html")
-		v.violate(lease, 0, 0, "porcupine finds no order of what leaders did in which the lease was a lock; see %s", filepath.Base(file))
+		v.violate(lease, 0, 0, "porcupine finds no order of what leaders did in which the lease was a lock; see %s",
+			filepath.Base(file))
 		if err := porcupine.VisualizePath(lock, info, file); err != nil {
 			return nil, history{}, err
 		}
@@ -371,7 +374,8 @@ func (h *harness) catchUp() error {
 		for fmt.Sprint(h.leaseHistory.last(l.Name).Version) != l.ResourceVersion {
 			sleep(ctx, 10*time.Millisecond)
 			if ctx.Err() != nil {
-				return fmt.Errorf("the history of %s ends with version %d, want %s", l.Name, h.leaseHistory.last(l.Name).Version, l.ResourceVersion)
+				return fmt.Errorf("the history of %s ends with version %d, want %s", l.Name,
+					h.leaseHistory.last(l.Name).Version, l.ResourceVersion)
 			}
 		}
 	}
@@ -411,9 +415,11 @@ func (h *harness) report(v *result, all history) {
 	row("losses", "%d: %s", sum(v.losses), counts(v.losses))
 	row("looks at live sessions", "%d", v.looks)
 	row("led after the last fault", "within %v", short(h.slowest))
-	row("late writes", "%d tried, %d fenced, %d before the new leader wrote; %d went through without fencing; %d of client-go's",
+	row("late writes",
+		"%d tried, %d fenced, %d before the new leader wrote; %d went through without fencing; %d of client-go's",
 		v.late, v.fenced, v.early, v.unfenced, v.lateElect)
-	row("overlaps", "%d of leasehold, %d of client-go (longest %v), %d made by hand (longest %v)", v.overlaps[oursFault],
+	row("overlaps", "%d of leasehold, %d of client-go (longest %v), %d made by hand (longest %v)",
+		v.overlaps[oursFault],
 		v.overlaps[theirsFault], short(v.longest[theirsFault]), v.overlaps[byHand], short(v.longest[byHand]))
 	row("violations", "%d", len(v.violations))
 }

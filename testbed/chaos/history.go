@@ -27,7 +27,7 @@ type event struct {
 	Acquired    time.Time     // by the holder's clock
 	Renewed     time.Time     // by the holder's clock
 	Duration    time.Duration `json:",omitempty"`
-	EmptyString bool          `json:",omitempty"` // the holder is "", which client-go writes to release, rather than absent
+	EmptyString bool          `json:",omitempty"` // the holder is "", as client-go writes it
 }
 
 // A term identifies the time for which one holder held a Lease.
@@ -65,7 +65,8 @@ func (h *leaseHistory) follow(ctx context.Context, socket, namespace string) (wa
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
-	changes := client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(now.Header.Revision+1))
+	changes := client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithPrevKV(),
+		clientv3.WithRev(now.Header.Revision+1))
 	done := make(chan error, 1)
 	go func() { done <- h.note(changes) }()
 	return func() error {

@@ -48,9 +48,13 @@ func main() {
 	children()
 	c := config{disturb: (*harness).disturb, out: os.Stdout}
 	flag.DurationVar(&c.duration, "duration", 3*time.Minute, "inject faults for this long, with pauses")
-	flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano())%1e9, "choose the faults by `SEED` (default a random one)")
-	flag.StringVar(&c.fleet, "fleet", "all", "which candidates: "+strings.Join(slices.Sorted(maps.Keys(fleets)), " or ")+".\nThe candidates of client-go overlap; they show that the check finds it")
-	flag.StringVar(&c.dir, "dir", "", "keep data, journals and logs in `DIR` (default a temporary directory, kept after a failure)")
+	flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano())%1e9,
+		"choose the faults by `SEED` (default a random one)")
+	flag.StringVar(&c.fleet, "fleet", "all",
+		"which candidates: "+strings.Join(slices.Sorted(maps.Keys(fleets)),
+			" or ")+".\nThe candidates of client-go overlap; they show that the check finds it")
+	flag.StringVar(&c.dir, "dir", "",
+		"keep data, journals and logs in `DIR` (default a temporary directory, kept after a failure)")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/chaos [flags]")
 		flag.PrintDefaults()
@@ -92,7 +96,8 @@ var silence = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHan
 // run injects faults for c.duration and checks what happened. An error means that the run itself failed.
 func run(ctx context.Context, c config) (v *result, err error) {
 	silence()
-	fmt.Fprintf(c.out, "chaos: seed %d, fleet %s, %v; the first build of kube-apiserver and etcd takes minutes\n", c.seed, c.fleet, c.duration)
+	fmt.Fprintf(c.out, "chaos: seed %d, fleet %s, %v; the first build of kube-apiserver and etcd takes minutes\n",
+		c.seed, c.fleet, c.duration)
 	h := &harness{config: c, chance: rand.New(rand.NewPCG(c.seed, 0))}
 	defer func() {
 		keep := err != nil && ctx.Err() == nil || v != nil && len(v.violations) > 0
