@@ -50,10 +50,10 @@ func TestExclusive(t *testing.T) {
 			rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(25, amber, 1, end), rec(28, teal, 2, begin), rec(30, teal, 2, end),
 		}, 3, ""},
 		{"killed", []record{rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(70, teal, 2, begin)}, 50, ""},
-		{"frozen, woken, stopped", []record{
+		{"frozen, resumed, stopped", []record{
 			rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(70, teal, 2, begin), lost(rec(80, amber, 1, end)), rec(90, teal, 2, work),
 		}, 50, ""},
-		{"frozen, woken, worked on", []record{
+		{"frozen, resumed, worked on", []record{
 			rec(10, amber, 1, begin), rec(70, teal, 2, begin), rec(80, amber, 1, work), lost(rec(81, amber, 1, end)), rec(90, teal, 2, work),
 		}, 0, "teal (token 2) led for 10ns beside amber (token 1)"},
 		{"began too early", []record{
@@ -144,7 +144,7 @@ func TestFrame(t *testing.T) {
   teal           ─────────▏110✕┄┄┄┄┄─▏140████░░░░░░░░░░░░░░░░░░
   violet         ──────────────────────────────────────────────
                  0s         5s         10s        15s         20s        25s        30s
-                 █ leads, with its fencing token   ─ stands by   ┄ dead, its lease runs out
+                 █ leads, with its fencing token   ─ stands by   ┄ dead, its lease expires
 
   teal is frozen
 

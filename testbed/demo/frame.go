@@ -156,7 +156,7 @@ func (f *frame) chart(t *timeline) {
 		f.text(s.of(t.start+at), fmt.Sprintf("%ds", int(at.Seconds())), dim)
 	}
 	f.line()
-	f.text(s.column, "█ leads, with its fencing token   ─ stands by   ┄ dead, its lease runs out", dim)
+	f.text(s.column, "█ leads, with its fencing token   ─ stands by   ┄ dead, its lease expires", dim)
 }
 
 // row draws what the processes of a candidate do: wait, lead, or nothing.

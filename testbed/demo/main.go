@@ -75,7 +75,7 @@ func demo(svgFile string) int {
 		fmt.Fprintf(os.Stderr, "\n%sFailed: %v\n", logs, err)
 		return 1
 	}
-	screen.say("\nAll as it should be, in %.0f s. The candidate is the loop in testbed/demo/candidate.go.", (t.now - t.start).Seconds())
+	screen.say("\nAll checks passed in %.0f s. The candidate is the loop in testbed/demo/candidate.go.", (t.now - t.start).Seconds())
 	return 0
 }
 

@@ -109,7 +109,7 @@ func (s *show) terminate(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	s.tell("%s is asked to stop: it gives the lease back, and another takes it at once", old.row.name)
+	s.tell("%s gets SIGTERM: it releases the lease, and another takes it at once", old.row.name)
 	at := s.mark("a", "SIGTERM")
 	if err := old.row.process.signal(syscall.SIGTERM); err != nil {
 		return err
@@ -131,7 +131,7 @@ func (s *show) kill(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	s.tell("%s is killed: its lease has to run out, %v after its last renewal", old.row.name, leaseDuration)
+	s.tell("%s is killed: its lease expires %v after its last renewal", old.row.name, leaseDuration)
 	at := s.mark("b", "SIGKILL")
 	if err := old.row.process.signal(syscall.SIGKILL); err != nil {
 		return err
@@ -153,7 +153,7 @@ func (s *show) freeze(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	s.tell("%s is frozen: it knows nothing of its lease running out", old.row.name)
+	s.tell("%s is frozen: it cannot see that its lease expires", old.row.name)
 	at := s.mark("c", "SIGSTOP")
 	if err := old.row.process.signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -165,8 +165,8 @@ func (s *show) freeze(ctx context.Context, st *step) error {
 	if err := s.pause(ctx, nap); err != nil {
 		return err
 	}
-	s.tell("%s is woken: one look at the clock tells it that it does not lead any more", old.row.name)
-	woken := s.mark("c", "woken")
+	s.tell("%s is resumed: by its clock it knows at once that it does not lead any more", old.row.name)
+	woken := s.mark("c", "resumed")
 	old.row.frozen[len(old.row.frozen)-1].end(woken)
 	if err := old.row.process.signal(syscall.SIGCONT); err != nil {
 		return err
@@ -175,7 +175,7 @@ func (s *show) freeze(ctx context.Context, st *step) error {
 		return err
 	}
 	if old.worked.to > woken {
-		return fmt.Errorf("%s worked for %v after it was woken", old.row.name, old.worked.to-woken)
+		return fmt.Errorf("%s worked for %v after it was resumed", old.row.name, old.worked.to-woken)
 	}
 	if !old.lost {
 		return fmt.Errorf("%s did not lose the lease, its session ended by itself: %s", old.row.name, old.why)
@@ -211,7 +211,7 @@ func (s *show) silence(ctx context.Context, st *step) error {
 		return fmt.Errorf("%s lost the lease: %s", leader.row.name, leader.why)
 	}
 	st.who, st.after, st.tokens = leader.row.name+" leads on", "–", fmt.Sprint(leader.token)
-	st.remark = "nobody lost anything"
+	st.remark = "no lease was lost"
 	return nil
 }
 
@@ -221,7 +221,7 @@ func (s *show) remove(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	s.tell("the Lease is deleted: %s stops its work, and only then makes a new one", old.row.name)
+	s.tell("the Lease is deleted: %s stops its work, and only then creates another", old.row.name)
 	at := s.mark("e", "deleted")
 	if err := s.leases.Delete(ctx, leaseName, metav1.DeleteOptions{}); err != nil {
 		return err
@@ -239,7 +239,7 @@ func (s *show) remove(ctx context.Context, st *step) error {
 	if heir.row == old.row {
 		st.who = heir.row.name + " itself"
 	}
-	st.remark = fmt.Sprintf("work stopped within %s", short(old.ended-at))
+	st.remark = fmt.Sprintf("work stopped in %s", short(old.ended-at))
 	return nil
 }
 
@@ -260,7 +260,7 @@ func (s *show) check(_ context.Context, st *step) error {
 		return err
 	}
 	st.remark = fmt.Sprintf("%d sessions, %s apart or more, in %d records of work", len(sessions), short(closest), len(records))
-	s.note = "it is over: nobody worked beside another, not for an instant"
+	s.note = "done: no two processes worked at the same time"
 	return nil
 }
 
