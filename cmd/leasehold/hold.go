@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -232,6 +233,8 @@ func (h *holding) notAcquired(err error) error {
 	switch {
 	case errors.As(err, &asked):
 		return asked.exit()
+	case errors.Is(err, leasehold.ErrExists), errors.Is(err, leasehold.ErrNotFound):
+		return errors.New(strings.NewReplacer("CreateNew", "--create=new", "UseExisting", "--create=never").Replace(err.Error()))
 	case errors.Is(err, leasehold.ErrHeld):
 		if who := h.heldBy(); who != "" {
 			err = fmt.Errorf("leasehold: lease %s", who)

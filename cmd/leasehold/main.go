@@ -308,6 +308,8 @@ var leaseResources = []string{"lease", "leases", "lease.coordination.k8s.io", "l
 func leaseName(arg string) (string, error) {
 	kind, name, found := strings.Cut(arg, "/")
 	switch {
+	case arg == "":
+		return "", usagef("LEASE is empty: its name is required")
 	case !found:
 		return arg, nil
 	case !slices.Contains(leaseResources, strings.ToLower(kind)):

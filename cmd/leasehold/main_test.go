@@ -104,6 +104,7 @@ func TestUsage(t *testing.T) {
 		{"watch --timeline -o json", 2, "--timeline and --output json are mutually exclusive"},
 		{"claim", 2, "missing LEASE"},
 		{"claim a b", 2, "want one lease, not 2: a b"},
+		{"claim lease/a lease/b", 2, "want one lease, not 2"},
 		{"claim A", 2, `lease name "A"`},
 		{"claim pod/a", 2, `"pod/a": want NAME or lease/NAME`},
 		{"claim lease/", 2, `missing the name after lease/`},
