@@ -233,6 +233,7 @@ func TestPrintLeases(t *testing.T) {
 	}{
 		{printer{list: true}, "jsonpath={.items[*].spec.holderIdentity}", "reconciler-7d9f_3e096a27 warmer-0"},
 		{printer{}, "jsonpath={.spec.holderIdentity}{.nothing}", "reconciler-7d9f_3e096a27"},
+		{printer{}, "jsonpath={.metadata.managedFields[*].manager}", "leasehold"},
 		{printer{}, "jsonpath-as-json={.spec.leaseTransitions}", "[\n    12\n]\n"},
 		{printer{}, "go-template={{.metadata.name}} {{.spec.leaseTransitions}}", "reconciler 12"},
 		{printer{list: true}, `go-template={{range .items}}{{.metadata.name}},{{end}}`, "backup,reconciler,cache-warmer,"},

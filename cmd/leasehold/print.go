@@ -84,26 +84,14 @@ func (p *printer) printRows(w io.Writer, rows []row, now time.Time) error {
 		}
 		return nil
 	}
-	var leases []coordinationv1.Lease
+	objects := []any{}
 	for _, r := range rows {
 		l := r.lease
 		l.TypeMeta = metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"}
-		l.ManagedFields = nil
-		leases = append(leases, l)
-	}
-	if p.kind == "json" || p.kind == "yaml" {
-		f := format(p.kind)
-		if !p.list && len(leases) == 1 {
-			return f.marshal(w, leases[0])
+		if p.template == nil { // as kubectl does
+			l.ManagedFields = nil
 		}
-		if leases == nil {
-			leases = []coordinationv1.Lease{}
-		}
-		return f.marshal(w, map[string]any{"apiVersion": "v1", "kind": "List", "items": leases, "metadata": map[string]any{"resourceVersion": ""}})
-	}
-	objects := []any{}
-	for i := range leases {
-		object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&leases[i])
+		object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&l)
 		if err != nil {
 			return err
 		}
@@ -112,10 +100,14 @@ func (p *printer) printRows(w io.Writer, rows []row, now time.Time) error {
 	if p.columns != nil {
 		return p.printColumns(w, objects)
 	}
+	var object any = map[string]any{"apiVersion": "v1", "kind": "List", "items": objects, "metadata": map[string]any{"resourceVersion": ""}}
 	if !p.list && len(objects) == 1 {
-		return p.template(w, objects[0])
+		object = objects[0]
 	}
-	return p.template(w, map[string]any{"apiVersion": "v1", "kind": "List", "items": objects, "metadata": map[string]any{"resourceVersion": ""}})
+	if p.template != nil {
+		return p.template(w, object)
+	}
+	return format(p.kind).marshal(w, object)
 }
 
 func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
