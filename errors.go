@@ -19,7 +19,7 @@ import (
 var (
 	// ErrLost is how a session ends that did not end itself. The text says why: the renew deadline
 	// passed, another holder took the lease (it is named), the Lease was deleted, its content was
-	// changed by hand, or the machine slept.
+	// changed by hand, the machine slept, or the work was stuck (WithBeat).
 	ErrLost = errors.New("lease lost")
 	// ErrReleased is how a session ends whose work is done: the loop body returned, or Release was
 	// called.
@@ -45,10 +45,11 @@ const (
 	deleted = "deleted" // the Lease does not exist any more
 	emptied = "emptied" // the holder was removed from the Lease
 	edited  = "edited"  // what the holder relies on was changed
+	stalled = "stalled" // the work did not call Beat
 )
 
 // lossReasons are the reasons of losses, as metrics count them.
-var lossReasons = [...]string{expired, slept, taken, deleted, emptied, edited}
+var lossReasons = [...]string{expired, slept, taken, deleted, emptied, edited, stalled}
 
 func lostBecause(reason, format string, args ...any) error {
 	return &loss{reason, fmt.Sprintf(format, args...)}

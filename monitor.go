@@ -64,7 +64,7 @@ type LeaseStatus struct {
 	Sessions uint64            `json:"sessions"`
 	Renewals uint64            `json:"renewals"`
 	Failures uint64            `json:"failures"` // requests that failed, other than by meeting somebody else's write
-	Losses   map[string]uint64 `json:"losses"`   // by reason: expired, slept, taken, deleted, emptied, edited
+	Losses   map[string]uint64 `json:"losses"`   // by reason: expired, slept, taken, deleted, emptied, edited, stalled
 
 	LastError     string    `json:"lastError,omitempty"`
 	LastErrorTime time.Time `json:"lastErrorTime,omitzero"`

@@ -32,6 +32,7 @@ type options struct {
 	duration        time.Duration
 	renewDeadline   time.Duration
 	renewInterval   time.Duration
+	beat            time.Duration // 0 for none
 	createMode      CreateMode
 	newBackOff      func() backoff.BackOff
 	log             *slog.Logger

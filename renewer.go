@@ -19,7 +19,8 @@ type renewer struct {
 	due      instant   // when to renew next
 	pending  []renewal // those that may have taken effect after the last one known to have
 	inFlight bool      // a renewal is under way
-	altered  bool      // the last renewal succeeded, but the server stored another time
+	beat     beatCheck
+	altered  bool // the last renewal succeeded, but the server stored another time
 	replies  chan reply
 
 	group  errgroup.Group // run, and the renewal under way
@@ -49,6 +50,7 @@ func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
 		reflector: c.reflector,
 		delays:    c.renewDelays,
 		due:       sent.add(firstRenewal(c.options)),
+		beat:      beatCheck{limit: c.options.beat, heard: sent.mono},
 		replies:   make(chan reply, 1),
 		ended:     make(chan struct{}),
 		flight:    make(chan struct{}, 1),
@@ -86,7 +88,12 @@ func (r *renewer) run(ctx context.Context) {
 			return
 		}
 		now := r.clock.now()
-		wake := s.until.Load().left(now)
+		look, stuck := r.beat.look(s, now.mono)
+		if stuck && !stopping {
+			s.lose(lostBecause(stalled, "the work did not call Beat for %v", r.beat.limit))
+			continue
+		}
+		wake := min(s.until.Load().left(now), look)
 		switch {
 		case r.inFlight:
 		case stopping:

@@ -191,6 +191,7 @@ type session struct {
 
 	until   atomic.Pointer[instant] // trusted until then: the start of the last good write + renew deadline
 	renewed chan struct{}           // has room for one: until has moved
+	beaten  atomic.Bool             // the work called Beat since the last look
 	altered atomic.Bool             // renewals succeed, but the server stores another time than was sent
 
 	losing sync.Once

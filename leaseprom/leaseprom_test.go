@@ -113,7 +113,7 @@ func TestSeriesAreBounded(t *testing.T) {
 			for range leasehold.Sessions(t.Context(), leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"),
 				leasehold.WithIdentity(fmt.Sprint(term)), leasehold.WithClient(srv.Client("a")), leasehold.WithMonitor(&monitor),
 				leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
-				if n := series(); n != 19 { // with one for each reason of losses
+				if n := series(); n != 20 { // with one for each reason of losses
 					t.Fatalf("%d series of one lease", n)
 				}
 				break

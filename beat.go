@@ -1,0 +1,47 @@
+package leasehold
+
+import "time"
+
+// WithBeat loses the session if its work does not call Beat for d: a process that still renews its lease while its
+// work is stuck keeps every other candidate from doing it. The loss has the reason "stalled", and the lease is not
+// renewed any more, nor released, because the work may go on: others acquire it when it expires. It comes after d,
+// and d and a quarter at the latest. The first d begins when the session does. There is no default.
+func WithBeat(d time.Duration) Option {
+	return func(o *options) {
+		o.beat = d
+		if d < shortestDelay {
+			o.fault("WithBeat: want a duration of at least %v, not %v", shortestDelay, d)
+		}
+	}
+}
+
+// Beat says that the work of the session goes on, for WithBeat. It costs a few nanoseconds, so that a loop may call
+// it every time. Of a session without WithBeat, or one that has ended, it does nothing.
+func (s Session) Beat() {
+	// A load is cheaper than a store, which other cores have to hear of.
+	if s.state != nil && !s.state.beaten.Load() {
+		s.state.beaten.Store(true)
+	}
+}
+
+// A beatCheck looks, four times in each limit, whether the work called Beat. The renewer owns it.
+type beatCheck struct {
+	limit time.Duration // 0 where the work need not call Beat
+	heard time.Time     // when a look last found a call; the call was earlier
+	next  time.Time     // when to look next
+}
+
+// look returns how long to wait until the next look, and whether the work is stuck.
+func (b *beatCheck) look(s *session, now time.Time) (wait time.Duration, stuck bool) {
+	if b.limit == 0 {
+		return maxDuration, false
+	}
+	if wait := b.next.Sub(now); wait > 0 {
+		return wait, false
+	}
+	if s.beaten.Swap(false) || !s.yielded.Load() {
+		b.heard = now
+	}
+	b.next = now.Add(b.limit / 4)
+	return b.limit / 4, now.Sub(b.heard) >= b.limit
+}
