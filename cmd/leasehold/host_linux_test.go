@@ -34,6 +34,17 @@ func orphaned() []process {
 	return all
 }
 
+// dying is the tree while the tool is being killed: orphans have the parent 1, and the watchdog still the tool.
+func dying() []process {
+	all := slices.Clone(tree)
+	for i, p := range all {
+		if p.pid == 130 || p.pid == 140 {
+			all[i].parent = 1
+		}
+	}
+	return all
+}
+
 func pids(ps []process) string {
 	slices.SortFunc(ps, func(a, b process) int { return cmp.Compare(a.pid, b.pid) })
 	var ids []int
@@ -60,6 +71,7 @@ func TestSurvivors(t *testing.T) {
 		{"the tool is gone", orphaned(), 100, 120, false, inherited, "[120 121 130 131 140]"},
 		{"the tool is gone before it named the group", orphaned(), 100, 0, false, inherited, "[120 121 130 131 140]"},
 		{"the tool is gone before it started a command", orphaned()[:4], 100, 0, false, none, "[]"},
+		{"the tool is being killed", dying(), 100, 120, true, inherited, "[120 121 130 131 140]"},
 		{"nothing is marked", orphaned(), 100, 120, false, none, "[120 121 130 131]"},
 		{"nothing is left", tree[:6], 100, 0, true, none, "[]"},
 	} {
