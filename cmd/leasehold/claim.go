@@ -55,7 +55,7 @@ func (t *tool) claim(h *holding, opts []leasehold.Option) error {
 	defer stop()
 	ctx, cancel := context.WithCancelCause(interrupted)
 	defer cancel(nil)
-	// Output that blocks must not keep the lease, nor a reader that goes away end the process.
+	// If the output blocks, the lease must still be released; if its reader goes away, the process must not end.
 	out := newLogWriter(t.out)
 	defer out.flush()
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)

@@ -108,7 +108,7 @@ func (t *tool) complete(words []string) error {
 	return err
 }
 
-// candidates returns what the last of words may be completed to.
+// candidates returns the completions of the last of words.
 func (t *tool) candidates(ctx context.Context, words []string) (candidates []string, directive int) {
 	words, given := join(words)
 	if len(words) == 0 {
@@ -160,7 +160,7 @@ func (t *tool) suggest(ctx context.Context, words []string, word string) (values
 	}
 	flags := t.flagSet(command)
 	flags.ParseErrorsAllowlist.UnknownFlags = true
-	// An incomplete flag at the end is an error, and what comes before it counts.
+	// An incomplete flag at the end is an error; the flags before it are set.
 	flags.Parse(args)
 	if flags.ArgsLenAtDash() >= 0 {
 		return nil, 0 // the command of run

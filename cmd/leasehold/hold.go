@@ -44,7 +44,7 @@ func (t *timing) options() []leasehold.Option {
 	}
 }
 
-// holding is how run and claim wait for a lease and hold it.
+// holding has the flags by which run and claim wait for a lease and hold it.
 type holding struct {
 	timing
 	identity        string
@@ -209,7 +209,7 @@ func (h *holding) read(ctx context.Context) *coordinationv1.Lease {
 	return l
 }
 
-// durationOf returns for how long others must see a lease unchanged before they may acquire it.
+// durationOf returns how long others must see a lease unchanged before they may acquire it.
 func (h *holding) durationOf(s coordinationv1.LeaseSpec) time.Duration {
 	if seconds := valueOf(s.LeaseDurationSeconds); seconds > 0 {
 		return time.Duration(seconds) * time.Second

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// A host is the environment of the processes that run starts: it receives signals, and collects processes that have ended.
+// A host receives the signals of run, and collects the processes that have ended.
 type host struct {
 	log      *slog.Logger
 	signals  chan os.Signal // sent to the tool
@@ -23,7 +23,7 @@ type host struct {
 	watchdog *watchdog
 }
 
-// A process is one that the command started.
+// A process is an entry of the process table.
 type process struct {
 	pid, parent, group int
 	name               string
@@ -115,7 +115,7 @@ type group struct {
 	status     *syscall.WaitStatus // of the command; nil while it runs
 }
 
-// start starts the command. It must be called on the thread of main, with which the command dies.
+// start starts the command. It must be called on the main thread: the kernel kills the command when its thread ends.
 func (h *host) start(path string, argv, env []string) (*group, error) {
 	g := &group{host: h, foreground: hasTerminal()}
 	var err error
@@ -126,7 +126,7 @@ func (h *host) start(path string, argv, env []string) (*group, error) {
 	return g, nil
 }
 
-// signal sends sig to the process group. It does nothing where the group is gone.
+// signal sends sig to the process group. It does nothing if the group is gone.
 func (g *group) signal(sig syscall.Signal) { syscall.Kill(-g.id, sig) }
 
 // signalAll sends sig to the process group, and to the processes that left it.
@@ -139,7 +139,7 @@ func (g *group) signalAll(sig syscall.Signal) {
 	}
 }
 
-// left returns the processes that the command started and that have not ended, as people read them.
+// left names the processes of the group that have not ended.
 func (g *group) left() []string {
 	var names []string
 	for _, p := range started(g.id, g.host.watchdog.pid()) {

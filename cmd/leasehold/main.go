@@ -19,7 +19,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// The exit codes that are not a command's own; doc.go explains them.
+// The exit codes of the tool; doc.go explains them.
 const (
 	exitFailed      = 1
 	exitUsage       = 2
@@ -77,7 +77,7 @@ type command struct {
 	// offline commands need no API server, and have no flags to find one.
 	offline bool
 	flags   func(*pflag.FlagSet)
-	// run is called with the arguments that are no flags; dash is how many of them were before "--", -1 without one.
+	// run is called with the arguments that are no flags; dash is the number of those before "--", -1 without one.
 	run func(t *tool, args []string, dash int) error
 }
 
@@ -205,7 +205,7 @@ func find(name string) *command {
 // flagSet returns the flags of c, which set fields of c and t.
 func (t *tool) flagSet(c *command) *pflag.FlagSet {
 	flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
-	flags.SetOutput(io.Discard) // errors are shown once, by main
+	flags.SetOutput(io.Discard) // main prints the error
 	flags.SortFlags = false
 	if c.flags != nil {
 		c.flags(flags)
@@ -271,7 +271,7 @@ func interruptible() (context.Context, context.CancelFunc) {
 	return ctx, func() { cancel(nil) }
 }
 
-// An exitError ends the tool with a code of its own. Without an error it says nothing.
+// An exitError ends the tool with a code of its own. Without an error nothing is printed.
 type exitError struct {
 	code int
 	err  error

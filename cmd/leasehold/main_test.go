@@ -119,7 +119,7 @@ func TestUsage(t *testing.T) {
 		{"release a --holder b", 2, "--force and --holder are required together"},
 		{"release a --force --holder b -i c", 2, "--force and --identity are mutually exclusive"},
 		{"create", 2, "missing LEASE"},
-		{"explain a", 2, "no arguments wanted: a"},
+		{"explain a", 2, "want no arguments, not a"},
 		{"explain --duration 1500ms", 2, "in whole seconds"},
 		{"explain --duration 10s --renew-deadline 9500ms", 2, "want renew deadline (9.5s) <= 0.9 x duration (10s)"},
 		{"explain --replicas 0", 2, "want at least 1"},

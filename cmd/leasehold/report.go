@@ -102,7 +102,7 @@ func (t *tool) record(s selection, args []string, path string, lasts time.Durati
 	return changes, errors.Join(err, failed)
 }
 
-// readRecording returns what record wrote.
+// readRecording returns the changes that record wrote.
 func (t *tool) readRecording(path string) ([]change, error) {
 	in := t.in
 	if path != "-" {
@@ -121,7 +121,7 @@ func (t *tool) readRecording(path string) ([]change, error) {
 			return nil, fmt.Errorf("%s, line %d: %w", path, n, err)
 		}
 		if c.Time.IsZero() || c.Status == "" {
-			return nil, fmt.Errorf("%s, line %d: want the time and the status of a lease, as watch -o json writes them", path, n)
+			return nil, fmt.Errorf("%s, line %d: want the time and the status of a lease, as of watch -o json", path, n)
 		}
 		changes = append(changes, c)
 	}
@@ -131,8 +131,8 @@ func (t *tool) readRecording(path string) ([]change, error) {
 	return changes, lines.Err()
 }
 
-// A pageFile is where a page is written to. It is opened before anything is watched, so that a mistake in its name costs
-// nothing, and keeps an older page until the new one is complete.
+// A pageFile is the destination of a page. It is opened before the watch begins, so that a mistake in its name is found
+// first, and keeps an older page until the new one is complete.
 type pageFile struct {
 	tool    *tool
 	file    *os.File // nil for standard output
@@ -159,7 +159,7 @@ func (p *pageFile) write(changes []change) error {
 	if err := renderPage(&page, changes); err != nil {
 		return err
 	}
-	p.file.Truncate(0) // fails for what is no file, as /dev/stdout
+	p.file.Truncate(0) // fails for a device, as /dev/stdout
 	_, err := p.file.Write(page.Bytes())
 	if err := errors.Join(err, p.file.Close()); err != nil {
 		return err
@@ -169,7 +169,7 @@ func (p *pageFile) write(changes []change) error {
 	return err
 }
 
-// close removes the file if it was created for nothing.
+// close removes the file if it was created and no page was written.
 func (p *pageFile) close() {
 	if p.file == nil || p.written {
 		return
@@ -201,7 +201,7 @@ func roundly(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// split divides a name into a part that may be cut for want of room and the end, in which the names of pods differ.
+// split divides a name into a beginning that a narrow page cuts and an end, in which the names of pods differ.
 func split(s string) (head, tail string) {
 	const end = 14
 	runes := []rune(s)

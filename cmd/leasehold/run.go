@@ -114,7 +114,7 @@ func (o *runOptions) complete() error {
 	return nil
 }
 
-// A runner runs a command whenever it holds the lease.
+// A runner runs a command while it holds the lease.
 type runner struct {
 	*runOptions
 	tool    *tool
@@ -125,7 +125,7 @@ type runner struct {
 }
 
 func (t *tool) runCommand(o *runOptions, lease string, argv []string) error {
-	opts, err := o.holding.complete(t, lease) // the times first: what follows depends on them
+	opts, err := o.holding.complete(t, lease) // first: it completes the times that follow
 	if err != nil {
 		return err
 	}

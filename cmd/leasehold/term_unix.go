@@ -19,14 +19,14 @@ type supervisor struct {
 	group   *group
 	began   time.Duration // by clock(), as all times here
 	trusted time.Duration // the lease is certainly ours until then, at least
-	killAt  time.Duration // when to kill what is left
+	killAt  time.Duration // when to kill the processes that are left
 	killWhy string        // why, for the log
 	killed  bool          // the kill was logged
 	asked   os.Signal     // the signal that asked to stop
 	lost    error         // why the lease was lost
 	cut     bool          // it was lost while the command ran
 
-	watchdogLost bool // it was logged that the watchdog is gone
+	watchdogLost bool // the end of the watchdog was logged
 }
 
 const (
@@ -125,7 +125,7 @@ func (sv *supervisor) check() {
 	}
 	sv.cut = sv.group.status == nil
 	if now < sv.trusted {
-		// Its trust had not ended: another holds the lease already, or anybody may take it.
+		// It was still trusted: another holds the lease already, or any candidate may acquire it.
 		sv.killBy(now, "the lease is gone")
 		sv.kill()
 	} else {

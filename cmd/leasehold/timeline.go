@@ -200,7 +200,7 @@ func (h history) handovers() []handover {
 	return all
 }
 
-// facts returns what is worth knowing beside the bars, a sentence each.
+// facts returns the figures beside the bars, a sentence each.
 func (h history) facts() []string {
 	terms := "1 term"
 	if n := h.terms(); n != 1 {
@@ -247,7 +247,7 @@ func (h history) facts() []string {
 	return facts
 }
 
-// palette has the colours of candidates, by their order; those of the terminal are the nearest.
+// palette has the colours of candidates, by their order, with the nearest ones of a terminal.
 var palette = []struct{ html, terminal string }{
 	{"#4269d0", "\x1b[38;5;68m"}, {"#efb118", "\x1b[38;5;214m"}, {"#3ca951", "\x1b[38;5;71m"}, {"#ff725c", "\x1b[38;5;209m"},
 	{"#a463f2", "\x1b[38;5;135m"}, {"#38b2c5", "\x1b[38;5;73m"}, {"#ff8ab7", "\x1b[38;5;211m"}, {"#9c6b4e", "\x1b[38;5;137m"},
@@ -297,8 +297,8 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 
 const nobody = "(nobody)"
 
-// bar draws the lane of a candidate: a full block for the time it led, a light one for a lease of its that had expired;
-// and in the lane of nobody a dot.
+// bar draws the lane of a candidate: a full block for the time it led, a light one for the time
+// after its lease had expired. The lane of nobody has dots.
 func (h history) bar(name string, from, to time.Time, columns int) string {
 	cells := []rune(strings.Repeat(" ", columns))
 	total := to.Sub(from)

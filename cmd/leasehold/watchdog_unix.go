@@ -85,7 +85,7 @@ func (d *watchdog) close() {
 // watchdogMain is the main function of the watchdog's process.
 func watchdogMain() {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	// Our parent at this moment may be another already: whoever adopts orphans.
+	// Not os.Getppid: if the tool has just been killed, our parent is already the process that adopts orphans.
 	tool, err := strconv.Atoi(os.Args[2])
 	if err != nil || tool <= 0 {
 		os.Exit(exitUsage)
