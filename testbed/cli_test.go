@@ -27,11 +27,11 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
 )
 
-// cli is cmd/leasehold, built once, against the real API server.
+// cli runs cmd/leasehold, which is built once, against the real API server.
 type cli struct {
 	*fleet
-	dir       string // for what commands write
-	podConfig string // a kubeconfig of the service account of the manifests, once written
+	dir       string // the working directory of commands
+	podConfig string // a kubeconfig for the service account of the manifests, once it is written
 }
 
 var built struct {
@@ -126,7 +126,7 @@ func (a *call) code() int {
 	select {
 	case <-a.done:
 	case <-time.After(time.Minute):
-		a.signal(syscall.SIGQUIT) // has it say where it is
+		a.signal(syscall.SIGQUIT) // prints its goroutines
 		<-a.done
 		a.Fatalf("still running after a minute: %v\n%s", a.cmd.Args, a.stderr.String())
 	}
@@ -147,7 +147,7 @@ func (a *call) signal(sig os.Signal) {
 	}
 }
 
-// file returns what a command has written to a file; "" before.
+// file returns the content of a file that a command writes; "" before.
 func (c *cli) file(name string) string {
 	content, _ := os.ReadFile(filepath.Join(c.dir, name))
 	return strings.TrimSpace(string(content))
@@ -165,7 +165,7 @@ func (c *cli) pid(name string) int {
 	return pid
 }
 
-// alive tells whether a process runs. One that nobody has collected yet does not.
+// alive reports whether a process runs. A zombie does not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -187,12 +187,12 @@ func (c *cli) holder(name string) string {
 	return *l.Spec.HolderIdentity
 }
 
-// say has a shell write its process ID to a file, in one step.
+// say is a script that writes the process ID of its shell to a file, in one step.
 func say(file string) string {
 	return "echo $$ >" + file + ".new && mv " + file + ".new " + file + "; "
 }
 
-// The command finds out about its term, reads standard input, and the lease is free afterwards.
+// The command has its term in its environment and can read standard input. The lease is free afterwards.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -222,7 +222,7 @@ func TestRunExitCodes(t *testing.T) {
 	group.SetLimit(4)
 	for code := range 256 {
 		group.Go(func() error {
-			// Its lease is its own, so that nobody waits.
+			// Each has a lease of its own, so that none waits.
 			cmd := c.command("run", fmt.Sprintf("exit-%d", code), "-n", c.ns, "--log-level=error", "--", "sh", "-c", fmt.Sprintf("exit %d", code))
 			out, _ := cmd.CombinedOutput()
 			if got := cmd.ProcessState.ExitCode(); got != code || len(out) > 0 {
@@ -281,7 +281,7 @@ func TestRunWait(t *testing.T) {
 	}
 }
 
-// heeds waits until run heeds signals, which it does before it starts its watchdog.
+// heeds waits until run handles signals: it does when it starts its watchdog.
 func (a *call) heeds() {
 	a.Helper()
 	pid := a.cmd.Process.Pid
@@ -312,7 +312,7 @@ func TestRunStop(t *testing.T) {
 	}
 }
 
-// SIGINT stays SIGINT.
+// SIGINT is passed on as SIGINT.
 func TestRunInterrupt(t *testing.T) {
 	c := newCLI(t)
 	a := c.start("run", "job", "--", "sh", "-c", `trap 'exit 5' INT; `+say("started")+`while :; do sleep 0.1; done`)
@@ -339,7 +339,7 @@ func TestRunStubborn(t *testing.T) {
 			pid := c.pid("started")
 			for range tt.signals {
 				a.signal(syscall.SIGTERM)
-				// A signal that is still to be taken note of would swallow the next.
+				// While a signal is pending, another of its kind is lost.
 				c.await("asked to stop", func() bool { return strings.Contains(a.stderr.String(), "stopping the command") })
 			}
 			a.wantCode(137)
@@ -353,7 +353,7 @@ func TestRunStubborn(t *testing.T) {
 	}
 }
 
-// The lease is not released before the last process is gone: neither one of the group, nor a daemon that left it.
+// The lease is released only after the last process ended, be it in the process group or a daemon that left it.
 func TestRunGrandchildren(t *testing.T) {
 	t.Parallel()
 	quoted := func(name string) string {
@@ -378,7 +378,7 @@ func TestRunGrandchildren(t *testing.T) {
 	}
 }
 
-// Whatever happens to the tool, its processes do not outlive the lease.
+// When the tool is killed, so are the processes of the command.
 func TestRunKilled(t *testing.T) {
 	c := newCLI(t)
 	a := c.start("run", "job", "--", "sh", "-c", stubborn+`sh -c '`+strings.ReplaceAll(stubborn+say("child"), "'", `'\''`)+`while :; do sleep 0.1; done' & `+
@@ -405,7 +405,7 @@ func TestRunSuspended(t *testing.T) {
 	a.wantCode(123)
 }
 
-// Cut off from the API server, the command is told to stop, and killed before another has the lease.
+// Cut off from the API server, the command receives SIGTERM, and SIGKILL before another holds the lease.
 func TestRunLost(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -457,15 +457,14 @@ func TestRunTaken(t *testing.T) {
 	}
 }
 
-// With --restart a command that ends at once is started again, but not in a hot loop; and after a loss it is when the lease
-// is back.
+// With --restart a command that ends is started again, after a pause; after a loss it is when the lease is acquired again.
 func TestRunRestart(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	a := c.start("run", "job", "--restart", "--", "sh", "-c", "echo $LEASEHOLD_FENCING_TOKEN >>starts; exit 3")
 	began := time.Now()
 	starts := func() []string { return strings.Fields(c.file("starts")) }
-	// In a pause no command runs, whose own exit code would be the tool's.
+	// During a pause no command runs that could determine the exit code.
 	c.await("the third pause", func() bool { return strings.Count(a.stderr.String(), "restarted after a pause") >= 3 })
 	n, most := len(starts()), 1+int(time.Since(began)/(800*time.Millisecond))
 	if n > most {
@@ -495,7 +494,7 @@ func TestRunRestart(t *testing.T) {
 	a.wantCode(143)
 }
 
-// As the first process of a container it collects what others leave behind.
+// As the first process of a container the tool collects orphans.
 func TestRunFirstProcess(t *testing.T) {
 	c := newCLI(t)
 	unshare := []string{"unshare", "--fork", "--pid", "--mount-proc"}
@@ -524,7 +523,7 @@ func newProxy(t *testing.T, server *controlplane.Server) *proxy.Proxy {
 	return p
 }
 
-// The commands around a lease, as an operator types them.
+// An operator's session with all commands.
 func TestOperator(t *testing.T) {
 	c := newCLI(t)
 	do := func(code int, stdout, stderr string, args ...string) {
@@ -577,7 +576,7 @@ func TestOperator(t *testing.T) {
 
 	claim = c.start("claim", "job", "--identity", "operator2")
 	seen("held", "operator2")
-	c.await("told", func() bool { return claim.stdout.String() != "" }) // else it takes the lease again before it does
+	c.await("told", func() bool { return claim.stdout.String() != "" }) // before that it would acquire the lease again
 	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force", "--holder=operator2")
 	claim.wantCode(123)
 	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")
@@ -603,7 +602,7 @@ func TestOperator(t *testing.T) {
 	do(1, "", `a Role in namespace "NS" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["job"], verbs: ["get"]}`, "watch", "job", "--as=nobody")
 }
 
-// With the right to get leases but not to watch them, watch reads.
+// With the right to get leases but not to watch them, watch polls.
 func TestWatchPolls(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -614,7 +613,7 @@ func TestWatchPolls(t *testing.T) {
 	c.await("seen", func() bool { return strings.Contains(a.stdout.String(), " me\n") })
 }
 
-// A credential plugin is a child too: it is not collected in the place of client-go, which waits for it.
+// A credential plugin is also a child: the tool must leave it to client-go, which waits for it.
 func TestRunCredentialPlugin(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -622,7 +621,7 @@ func TestRunCredentialPlugin(t *testing.T) {
 	credential, err := json.Marshal(map[string]any{
 		"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
 		"status": map[string]any{
-			"expirationTimestamp":   "2000-01-01T00:00:00Z", // it is asked for again and again
+			"expirationTimestamp":   "2000-01-01T00:00:00Z", // so that it is called for each request
 			"clientCertificateData": string(cfg.CertData), "clientKeyData": string(cfg.KeyData),
 		},
 	})

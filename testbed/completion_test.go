@@ -15,7 +15,7 @@ func TestCompletion(t *testing.T) {
 	for _, shell := range []struct {
 		name  string
 		args  []string
-		setUp string // what people have in the file that the shell reads first
+		setUp string // as in a user's startup file
 	}{
 		{"bash", []string{"--norc", "--noprofile", "-i"}, `bind 'set bell-style none'; bind 'set enable-bracketed-paste off'`},
 		{"zsh", []string{"-f", "-i"}, `unsetopt zle_bracketed_paste prompt_cr beep`},

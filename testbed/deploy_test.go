@@ -93,7 +93,7 @@ func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstr
 // asPod starts the tool as the service account of the manifests.
 func (c *cli) asPod(args ...string) *call {
 	c.Helper()
-	if c.podConfig == "" { // once: nobody may read it while it is written
+	if c.podConfig == "" { // once: another process may be reading it
 		var err error
 		c.podConfig, err = c.server.UserKubeconfig("system:serviceaccount:"+c.ns+":reconciler", "system:serviceaccounts", "system:serviceaccounts:"+c.ns)
 		if err != nil {
@@ -244,7 +244,7 @@ func takeTurns(c *cli, need string) {
 	}
 	for _, a := range []*call{one, two, three} {
 		for line := range strings.Lines(a.stderr.String()) {
-			// A Role counts a moment after it was made.
+			// A Role takes effect a moment after its creation.
 			if strings.Contains(line, "forbidden") && a != one && (need == "" || !strings.Contains(line, need)) {
 				c.Errorf("refused: %s", line)
 			}
@@ -276,10 +276,10 @@ func TestRunDeployment(t *testing.T) {
 	args := slices.Clone(container.Command[1:])
 	for i, arg := range args {
 		if strings.HasPrefix(arg, "--listen=") {
-			args[i] = "--listen=127.0.0.1:0" // these pods share a network
+			args[i] = "--listen=127.0.0.1:0" // these replicas share a network
 		}
 	}
-	// So that a crash is over soon.
+	// A short failover after the crash.
 	args = slices.Insert(args, len(args)-1, "--duration=2s")
 	var replicas []*call
 	for range *d.Spec.Replicas {
@@ -329,7 +329,7 @@ func TestFlowSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	get := func(kind string) (flowSchema, priorityLevel string) {
-		as.Resource(kinds[kind]).Namespace(c.ns).Get(t.Context(), "reconciler", metav1.GetOptions{}) // the reply's header is what counts
+		as.Resource(kinds[kind]).Namespace(c.ns).Get(t.Context(), "reconciler", metav1.GetOptions{}) // only the response's header matters
 		return seen.get("X-Kubernetes-Pf-Flowschema-Uid"), seen.get("X-Kubernetes-Pf-Prioritylevel-Uid")
 	}
 	c.await("decided by the FlowSchema", func() bool {

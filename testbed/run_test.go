@@ -179,6 +179,12 @@ func TestRunExpired(t *testing.T) {
 	}
 	crashed("job")
 	crashed("claimed")
+	crashed("again")
+	// Written by hand: who wrote this will never renew it.
+	patched := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "patched"}, Spec: coordinationv1.LeaseSpec{HolderIdentity: new("hand")}}
+	if _, err := c.admin.Create(t.Context(), patched, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	held := c.start("run", "held", "--identity=alive", "--", "sh", "-c", say("started")+"exec sleep 600")
 	c.pid("started")
 	const expired = `error: leasehold: lease held by "dead", not renewed for 24s; free in at most 2s with --wait 3s` + "\n"
@@ -194,6 +200,10 @@ func TestRunExpired(t *testing.T) {
 		{"a short wait for a holder that is alive", []string{"run", "held", "--wait=300ms"}, 124, `error: the lease was not acquired within 300ms: held by "alive", renewed `},
 		{"the same, a code of its own", []string{"run", "held", "--wait=300ms", "--held-exit-code=3"}, 3, "error: "},
 		{"a short wait for one that is dead", []string{"run", "job", "--wait=300ms"}, 0, ""},
+		{"a wait that ends before the Lease is read", []string{"run", "again", "--wait=1ns"}, 0, ""},
+		{"no wait for a holder without times", []string{"run", "patched", "--no-wait", "--duration=2s"}, 124,
+			`held by "hand", never renewed; free in at most 2s with --wait 3s`},
+		{"a short wait for a holder without times", []string{"run", "patched", "--wait=1ms", "--duration=2s"}, 0, ""},
 		{"claimed by a short wait", []string{"claim", "claimed", "--wait=300ms"}, 0, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/pflag"
 	coordinationv1 "k8s.io/api/coordination/v1"
-	"k8s.io/apimachinery/pkg/util/duration"
 
 	"github.com/leasehold-go/leasehold"
 )
@@ -182,14 +181,16 @@ func (h *holding) limit(cancel context.CancelCauseFunc) (stop func()) {
 // another, or could have been acquired by this process.
 func (h *holding) awaitExpiry(ctx context.Context) {
 	l := h.read(ctx)
-	if l == nil || status(l.Spec, time.Now()) != expired {
+	if l == nil || !h.expired(l.Spec, time.Now()) {
 		return
 	}
 	end := time.Now().Add(h.durationOf(l.Spec) + expirySlack)
 	for ctx.Err() == nil && time.Now().Before(end) {
-		seen := h.monitor.Leases()
-		if len(seen) == 0 || seen[0].Holder == nil || !seen[0].Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time) {
-			return
+		for _, s := range h.monitor.Leases() {
+			read := s.ResourceVersion != "" // by the campaign
+			if read && (s.Holder == nil || !s.Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time)) {
+				return
+			}
 		}
 		sleep(ctx, 50*time.Millisecond)
 	}
@@ -207,6 +208,11 @@ func (h *holding) read(ctx context.Context) *coordinationv1.Lease {
 		return nil
 	}
 	return l
+}
+
+// expired reports whether the lease has expired by its own times and this machine's clock.
+func (h *holding) expired(s coordinationv1.LeaseSpec, now time.Time) bool {
+	return holderOf(s) != "" && now.Sub(valueOf(s.RenewTime).Time) > h.durationOf(s)
 }
 
 // durationOf returns how long others must see a lease unchanged before they may acquire it.
@@ -259,13 +265,15 @@ func (h *holding) heldBy() string {
 	}
 	now := time.Now()
 	text := fmt.Sprintf("held by %q", holderOf(l.Spec))
-	if l.Spec.RenewTime == nil {
-		return text
-	}
-	silent := max(0, now.Sub(l.Spec.RenewTime.Time))
-	if status(l.Spec, now) != expired {
-		return fmt.Sprintf("%s, renewed %s ago", text, duration.HumanDuration(silent))
+	renewed := age(l.Spec.RenewTime, now)
+	switch {
+	case !h.expired(l.Spec, now):
+		return fmt.Sprintf("%s, renewed %s ago", text, renewed)
+	case l.Spec.RenewTime == nil:
+		text += ", never renewed"
+	default:
+		text += ", not renewed for " + renewed
 	}
 	d := h.durationOf(l.Spec)
-	return fmt.Sprintf("%s, not renewed for %s; free in at most %v with --wait %v", text, duration.HumanDuration(silent), d, d+expirySlack)
+	return fmt.Sprintf("%s; free in at most %v with --wait %v", text, d, d+expirySlack)
 }

@@ -101,7 +101,9 @@ func (sv *supervisor) follow() (ran time.Duration) {
 func (sv *supervisor) ended(ran time.Duration, gone bool) {
 	attrs := []any{"exitCode", sv.group.code(), "after", ran.Round(time.Millisecond)}
 	if !gone {
-		attrs = append(attrs, "waitingFor", sv.group.left(), "gracePeriod", sv.gracePeriod)
+		if left := sv.group.left(); len(left) > 0 {
+			attrs = append(attrs, "waitingFor", left, "gracePeriod", sv.gracePeriod)
+		}
 		sv.stop(syscall.SIGTERM)
 	}
 	sv.tool.log.Info("command ended", attrs...)
