@@ -265,7 +265,7 @@ func (c *checker) renews(t *term, stamp int64, candidate *candidate, elector *el
 			t.renewed = sent
 		}
 	case elector != nil:
-		elector.term = t.Key
+		elector.term = t.Term
 		if sent, ok := elector.sent[stamp]; ok && sent.After(elector.renewed) {
 			elector.renewed = sent
 		}

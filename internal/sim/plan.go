@@ -150,6 +150,15 @@ func (w *World) longestDuration() (longest time.Duration) {
 	return longest
 }
 
+// shortestDuration returns the shortest duration that a candidate records, at most 15 s.
+func (w *World) shortestDuration() time.Duration {
+	shortest := 15 * time.Second
+	for _, c := range w.candidates {
+		shortest = min(shortest, c.duration)
+	}
+	return shortest
+}
+
 // planClocks gives each candidate a clock whose rate differs from every other's by less than D/R. client-go's electors
 // use the world's own.
 func (w *World) planClocks(r rng) {
