@@ -49,7 +49,8 @@ func newCLI(t *testing.T) *cli {
 			return
 		}
 		built.path = filepath.Join(dir, "leasehold")
-		out, err := exec.Command("go", "build", "-o", built.path, "github.com/leasehold-go/leasehold/cmd/leasehold").CombinedOutput()
+		out, err := exec.Command("go", "build", "-o", built.path,
+			"github.com/leasehold-go/leasehold/cmd/leasehold").CombinedOutput()
 		if err != nil {
 			built.err = fmt.Errorf("%w\n%s", err, out)
 		}
@@ -197,7 +198,8 @@ func TestRun(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	input := strings.Repeat("0123456789abcde\n", 1<<16)
-	cmd := c.command("run", "job", "--identity", "me", "--", "sh", "-c", `echo $LEASEHOLD_LEASE $LEASEHOLD_NAMESPACE $LEASEHOLD_IDENTITY $LEASEHOLD_FENCING_TOKEN; cat`)
+	cmd := c.command("run", "job", "--identity", "me", "--", "sh", "-c",
+		`echo $LEASEHOLD_LEASE $LEASEHOLD_NAMESPACE $LEASEHOLD_IDENTITY $LEASEHOLD_FENCING_TOKEN; cat`)
 	cmd.Stdin = strings.NewReader(input)
 	a := c.startCmd(cmd)
 	a.wantCode(0)
@@ -223,7 +225,8 @@ func TestRunExitCodes(t *testing.T) {
 	for code := range 256 {
 		group.Go(func() error {
 			// Each has a lease of its own, so that none waits.
-			cmd := c.command("run", fmt.Sprintf("exit-%d", code), "-n", c.ns, "--log-level=error", "--", "sh", "-c", fmt.Sprintf("exit %d", code))
+			cmd := c.command("run", fmt.Sprintf("exit-%d", code), "-n", c.ns, "--log-level=error", "--", "sh", "-c",
+				fmt.Sprintf("exit %d", code))
 			out, _ := cmd.CombinedOutput()
 			if got := cmd.ProcessState.ExitCode(); got != code || len(out) > 0 {
 				t.Errorf("exit code %d, want %d; it said %q", got, code, out)
@@ -340,7 +343,10 @@ func TestRunStubborn(t *testing.T) {
 			for range tt.signals {
 				a.signal(syscall.SIGTERM)
 				// While a signal is pending, another of its kind is lost.
-				c.await("asked to stop", func() bool { return strings.Contains(a.stderr.String(), "stopping the command") })
+				c.await("asked to stop", func() bool {
+					return strings.Contains(a.stderr.String(),
+						"stopping the command")
+				})
 			}
 			a.wantCode(137)
 			if alive(pid) {
@@ -357,7 +363,8 @@ func TestRunStubborn(t *testing.T) {
 func TestRunGrandchildren(t *testing.T) {
 	t.Parallel()
 	quoted := func(name string) string {
-		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) + `while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
+		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) +
+			`while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
 	}
 	for name, script := range map[string]string{
 		"child":  quoted("child"),
@@ -381,7 +388,8 @@ func TestRunGrandchildren(t *testing.T) {
 // When the tool is killed, so are the processes of the command.
 func TestRunKilled(t *testing.T) {
 	c := newCLI(t)
-	a := c.start("run", "job", "--", "sh", "-c", stubborn+`sh -c '`+strings.ReplaceAll(stubborn+say("child"), "'", `'\''`)+`while :; do sleep 0.1; done' & `+
+	a := c.start("run", "job", "--", "sh", "-c", stubborn+`sh -c '`+strings.ReplaceAll(stubborn+say("child"), "'",
+		`'\''`)+`while :; do sleep 0.1; done' & `+
 		say("started")+"while :; do sleep 0.1; done")
 	pids := []int{c.pid("started"), c.pid("child")}
 	a.signal(syscall.SIGKILL)
@@ -419,7 +427,8 @@ func TestRunLost(t *testing.T) {
 			t.Parallel()
 			c := newCLI(t)
 			network := newProxy(t, c.server)
-			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
+			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms",
+				"--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
 			pid := c.pid("started")
 			c.run("two", func(s leasehold.Session) {
 				if alive(pid) {
@@ -439,17 +448,20 @@ func TestRunLost(t *testing.T) {
 
 func TestRunTaken(t *testing.T) {
 	c := newCLI(t)
-	a := c.start("run", "job", "--duration=60s", "--", "sh", "-c", stubborn+say("started")+"while :; do sleep 0.1; done")
+	a := c.start("run", "job", "--duration=60s", "--", "sh", "-c",
+		stubborn+say("started")+"while :; do sleep 0.1; done")
 	pid := c.pid("started")
 	patch := `{"spec":{"holderIdentity":"thief"}}`
-	if _, err := c.admin.Patch(t.Context(), "job", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if _, err := c.admin.Patch(t.Context(), "job", types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	a.wantCode(123)
 	if alive(pid) {
 		t.Error("it is still there")
 	}
-	if said := a.stderr.String(); !strings.Contains(said, `error: the command was stopped: lease lost: now held by "thief"`) {
+	if said := a.stderr.String(); !strings.Contains(said,
+		`error: the command was stopped: lease lost: now held by "thief"`) {
 		t.Errorf("it said %s", said)
 	}
 	if h := c.holder("job"); h != "thief" {
@@ -457,7 +469,8 @@ func TestRunTaken(t *testing.T) {
 	}
 }
 
-// With --restart a command that ends is started again, after a pause; after a loss it is when the lease is acquired again.
+// With --restart a command that ends is started again, after a pause; after a loss it is when the lease is acquired
+// again.
 func TestRunRestart(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -530,8 +543,10 @@ func TestOperator(t *testing.T) {
 		c.Helper()
 		a := c.start(args...)
 		a.wantCode(code)
-		for _, got := range []struct{ name, text, want string }{{"output", a.stdout.String(), stdout}, {"errors", a.stderr.String(), stderr}} {
-			if want := strings.ReplaceAll(got.want, "NS", c.ns); !strings.Contains(got.text, want) || want == "" && got.text != "" {
+		for _, got := range []struct{ name, text, want string }{{"output", a.stdout.String(), stdout},
+			{"errors", a.stderr.String(), stderr}} {
+			if want := strings.ReplaceAll(got.want, "NS", c.ns); !strings.Contains(got.text, want) || want == "" &&
+				got.text != "" {
 				c.Errorf("%v: %s %q, want %q", args, got.name, got.text, want)
 			}
 		}
@@ -549,7 +564,8 @@ func TestOperator(t *testing.T) {
 		c.Helper()
 		c.await("seen to be "+status+" "+holder, func() bool {
 			for line := range strings.Lines(watch.stdout.String()) {
-				if strings.Contains(line, `"name":"job","status":"`+status+`"`) && (holder == "" || strings.Contains(line, `"holder":"`+holder+`"`)) {
+				if strings.Contains(line, `"name":"job","status":"`+status+`"`) &&
+					(holder == "" || strings.Contains(line, `"holder":"`+holder+`"`)) {
 					return true
 				}
 			}
@@ -568,7 +584,8 @@ func TestOperator(t *testing.T) {
 	do(1, "", `error: NS/job not released: "operator" holds it, not "me"`, "release", "job", "--force", "--holder=me")
 	claim.signal(os.Interrupt)
 	claim.wantCode(0)
-	if got := claim.stdout.String(); !strings.Contains(got, "holding "+c.ns+"/job as \"operator\"") || !strings.HasSuffix(got, "released "+c.ns+"/job\n") {
+	if got := claim.stdout.String(); !strings.Contains(got, "holding "+c.ns+"/job as \"operator\"") ||
+		!strings.HasSuffix(got, "released "+c.ns+"/job\n") {
 		t.Errorf("claim: %q", got)
 	}
 	do(0, "NS/job is free already\n", "", "release", "job", "-i", "operator")
@@ -577,7 +594,8 @@ func TestOperator(t *testing.T) {
 	claim = c.start("claim", "job", "--identity", "operator2")
 	seen("held", "operator2")
 	c.await("told", func() bool { return claim.stdout.String() != "" }) // before that it would acquire the lease again
-	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force", "--holder=operator2")
+	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force",
+		"--holder=operator2")
 	claim.wantCode(123)
 	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")
 	seen("held", "operator3")
@@ -644,7 +662,8 @@ func TestRunCredentialPlugin(t *testing.T) {
 	if err := clientcmd.WriteToFile(*kubeconfig, path); err != nil {
 		t.Fatal(err)
 	}
-	a := c.start("run", "job", "--kubeconfig="+path, "--", "sh", "-c", `for i in $(seq 40); do (setsid sleep 0.02 & sleep 0.02 &); sleep 0.1; done`)
+	a := c.start("run", "job", "--kubeconfig="+path, "--", "sh", "-c",
+		`for i in $(seq 40); do (setsid sleep 0.02 & sleep 0.02 &); sleep 0.1; done`)
 	a.wantCode(0)
 	if calls := strings.Count(c.file("plugin.calls"), "called"); calls < 2 {
 		t.Errorf("the plugin was called %d times", calls)

@@ -33,15 +33,18 @@ func TestContext(t *testing.T) {
 	c := newCLI(t)
 	other := c.server.Namespace(t)
 	c.start("create", "here").wantCode(0)
-	if _, err := leases(t, c.server.Config()).Leases(other).Create(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "there"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := leases(t, c.server.Config()).Leases(other).Create(t.Context(),
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "there"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	cfg := c.server.Config()
 	nobody := freeAddress(t)
 	kubeconfig := clientcmdapi.NewConfig()
-	kubeconfig.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: cfg.CertData, ClientKeyData: cfg.KeyData}
+	kubeconfig.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: cfg.CertData,
+		ClientKeyData: cfg.KeyData}
 	kubeconfig.Clusters["up"] = &clientcmdapi.Cluster{Server: cfg.Host, CertificateAuthorityData: cfg.CAData}
-	kubeconfig.Clusters["down"] = &clientcmdapi.Cluster{Server: "https://" + nobody, CertificateAuthorityData: cfg.CAData}
+	kubeconfig.Clusters["down"] = &clientcmdapi.Cluster{Server: "https://" + nobody,
+		CertificateAuthorityData: cfg.CAData}
 	kubeconfig.Contexts["here"] = &clientcmdapi.Context{Cluster: "up", AuthInfo: "admin", Namespace: c.ns}
 	kubeconfig.Contexts["there"] = &clientcmdapi.Context{Cluster: "up", AuthInfo: "admin", Namespace: other}
 	kubeconfig.Contexts["nowhere"] = &clientcmdapi.Context{Cluster: "down", AuthInfo: "admin", Namespace: c.ns}
@@ -74,8 +77,8 @@ func TestContext(t *testing.T) {
 	}
 }
 
-// All writes of run and claim have the field manager of --field-manager: the creation of the Lease, claims, renewals and
-// releases.
+// All writes of run and claim have the field manager of --field-manager: the creation of the Lease, claims, renewals
+// and releases.
 func TestFieldManager(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -142,7 +145,8 @@ func TestListen(t *testing.T) {
 			t.Errorf("/metrics lacks %s:\n%s", want, exposed)
 		}
 	}
-	if l := answer.Leases[0]; l.Namespace != c.ns || l.Name != "job" || l.Identity != "me" || !strings.Contains(text, `"leading": true`) {
+	if l := answer.Leases[0]; l.Namespace != c.ns || l.Name != "job" || l.Identity != "me" ||
+		!strings.Contains(text, `"leading": true`) {
 		t.Errorf("/leases: %s", text)
 	}
 	a.signal(os.Interrupt)

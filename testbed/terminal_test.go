@@ -14,8 +14,8 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// On a terminal the timeline is one picture of the terminal's width, also after log lines and changes of its size. The last
-// picture remains.
+// On a terminal the timeline is one picture of the terminal's width, also after log lines and changes of its size. The
+// last picture remains.
 func TestDrawn(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -30,7 +30,8 @@ func TestDrawn(t *testing.T) {
 			t.Parallel()
 			c := newCLI(t)
 			grant(c.fleet, "getter", "get")
-			c.run("leader-with-a-rather-long-name", func(s leasehold.Session) { <-s.Done() }, c.asAdmin(), leasehold.WithLease("job"))
+			c.run("leader-with-a-rather-long-name", func(s leasehold.Session) { <-s.Done() }, c.asAdmin(),
+				leasehold.WithLease("job"))
 			c.awaitLeader("leader-with-a-rather-long-name")
 
 			cmd := c.command("watch", "job", "--timeline", "--as=getter", "-n", c.ns)
@@ -58,7 +59,8 @@ func TestDrawn(t *testing.T) {
 			}
 			drawn(80)
 			c.await("logged above it", func() bool {
-				return strings.Contains(strings.ReplaceAll(terminal.shown(), "\n", ""), "the leases are read every two seconds")
+				return strings.Contains(strings.ReplaceAll(terminal.shown(), "\n", ""),
+					"the leases are read every two seconds")
 			})
 			for _, columns := range []int{45, 120, 30} {
 				if err := terminal.resize(columns, 24); err != nil {

@@ -19,7 +19,8 @@ type cluster struct {
 }
 
 func (c *cluster) flags(flags *pflag.FlagSet) {
-	flags.StringVar(&c.kubeconfig, "kubeconfig", "", "path to the kubeconfig file (default $KUBECONFIG, else ~/.kube/config; in a pod its service account)")
+	flags.StringVar(&c.kubeconfig, "kubeconfig", "",
+		"path to the kubeconfig file (default $KUBECONFIG, else ~/.kube/config; in a pod its service account)")
 	names := clientcmd.RecommendedConfigOverrideFlags("")
 	clientcmd.BindOverrideFlags(&c.overrides, flags, names)
 }

@@ -22,9 +22,9 @@ func completionCommand() *command {
 		short:   "Print a completion script for a shell",
 		offline: true,
 		long: `
-It completes commands, flags and their values, and the names of leases and namespaces, for which it asks the API server for
-at most two seconds. For "kubectl leasehold" no script is needed: link the tool as kubectl_complete-leasehold too, in a
-directory of $PATH, and kubectl's own completion uses it.`,
+It completes commands, flags and their values, and the names of leases and namespaces, for which it asks the API
+server for at most two seconds. For "kubectl leasehold" no script is needed: link the tool as
+kubectl_complete-leasehold too, in a directory of $PATH, and kubectl's own completion uses it.`,
 		examples: `
 # in ~/.bashrc
 source <(leasehold completion bash)
@@ -124,8 +124,8 @@ func (t *tool) candidates(ctx context.Context, words []string) (candidates []str
 	return candidates, directive
 }
 
-// join undoes what bash does to --flag=value: it makes three words of it, and a name with colons becomes many. It returns
-// also how many bytes of the last word are in words before the shell's last one.
+// join undoes what bash does to --flag=value: it makes three words of it, and a name with colons becomes many. It
+// returns also how many bytes of the last word are in words before the shell's last one.
 func join(words []string) (joined []string, given int) {
 	breaks := func(word string) bool { return word != "" && strings.Trim(word, "=:") == "" }
 	for i, word := range words {

@@ -21,8 +21,9 @@ func explainCommand() *command {
 		short:   "Explain the times of a lease",
 		offline: true,
 		long: `
-It computes the effects of the duration, the renew deadline and the renew interval: how long a failover takes, which outage
-a leader survives, how much time the work has to stop, and how many requests the API server answers. It makes none itself.`,
+It computes the effects of the duration, the renew deadline and the renew interval: how long a failover takes, which
+outage a leader survives, how much time the work has to stop, and how many requests the API server answers. It makes
+none itself.`,
 		examples: `
 leasehold explain
 leasehold explain --duration 60s
@@ -81,11 +82,12 @@ type explanation struct {
 
 func explain(t timing, replicas int) explanation {
 	d, r, i := t.duration, t.renewDeadline, t.renewInterval
-	// A renewal times out after a quarter of the time that the deadline leaves after the interval. If the API server comes
-	// back just after one was sent, that one times out, and the retry follows at most a quarter of a timeout later.
+	// A renewal times out after a quarter of the time that the deadline leaves after the interval. If the API server
+	// comes back just after one was sent, that one times out, and the retry follows at most a quarter of a timeout
+	// later.
 	timeout := min((r-i)/4, 10*time.Second)
-	// A renewal is sent 0.9 to 1 interval after the last. The API server ends a watch after 30 to 60 minutes; then the Lease
-	// is read and watched again.
+	// A renewal is sent 0.9 to 1 interval after the last. The API server ends a watch after 30 to 60 minutes; then the
+	// Lease is read and watched again.
 	renewals := int(time.Hour / (i * 95 / 100))
 	const following = 3
 	e := explanation{
@@ -118,18 +120,29 @@ func (e explanation) print(w io.Writer) error {
 	}
 	var rows [][]string
 	row := func(name, value, why string) { rows = append(rows, []string{name, value, why}) }
-	row("Duration", seconds(e.DurationSeconds), "others wait so long before they acquire a lease that its holder does not renew")
-	row("Renew deadline", seconds(e.RenewDeadlineSeconds), "a holder trusts its lease so long after it sent its last successful renewal")
-	row("Renew interval", seconds(e.RenewIntervalSeconds), "from one renewal to the next; a request times out after "+seconds(e.LongestRequestBeforeRetrySeconds)+" and is retried")
+	row("Duration", seconds(e.DurationSeconds),
+		"others wait so long before they acquire a lease that its holder does not renew")
+	row("Renew deadline", seconds(e.RenewDeadlineSeconds),
+		"a holder trusts its lease so long after it sent its last successful renewal")
+	row("Renew interval", seconds(e.RenewIntervalSeconds),
+		"from one renewal to the next; a request times out after "+
+			seconds(e.LongestRequestBeforeRetrySeconds)+" and is retried")
 	row("", "", "")
-	row("Failover after a crash", fmt.Sprintf("%s to %s", seconds(e.FailoverAfterCrashMinSeconds), seconds(e.FailoverAfterCrashMaxSeconds)), "plus one request: the rest of the duration after the last renewal")
-	row("Failover after a release", "one request", "standbys watch; without the right to watch up to "+seconds(e.FailoverWithoutWatchMaxSeconds))
-	row("API outage survived", seconds(e.OutageSurvivedSeconds), "whenever it begins; nearly "+seconds(e.OutageFatalSeconds)+" if it begins just after a renewal")
-	row("Time to stop", seconds(e.StopSeconds), "from the end of the session until another may lead; run sends SIGKILL after "+seconds(e.StopTimeoutSeconds))
-	row("Clock rates may differ by", fmt.Sprintf("%.0f %%", 100*(e.ClockRateTolerance-1)), "the times that clocks show may differ by any amount")
+	row("Failover after a crash", fmt.Sprintf("%s to %s", seconds(e.FailoverAfterCrashMinSeconds),
+		seconds(e.FailoverAfterCrashMaxSeconds)), "plus one request: the rest of the duration after the last renewal")
+	row("Failover after a release", "one request",
+		"standbys watch; without the right to watch up to "+seconds(e.FailoverWithoutWatchMaxSeconds))
+	row("API outage survived", seconds(e.OutageSurvivedSeconds),
+		"whenever it begins; nearly "+seconds(e.OutageFatalSeconds)+" if it begins just after a renewal")
+	row("Time to stop", seconds(e.StopSeconds),
+		"from the end of the session until another may lead; run sends SIGKILL after "+seconds(e.StopTimeoutSeconds))
+	row("Clock rates may differ by", fmt.Sprintf("%.0f %%", 100*(e.ClockRateTolerance-1)),
+		"the times that clocks show may differ by any amount")
 	row("", "", "")
 	row("Requests of the leader", fmt.Sprintf("%d an hour", e.LeaderRequestsPerHour), "")
-	row("Requests of a standby", fmt.Sprintf("%d an hour", e.StandbyRequestsPerHour), fmt.Sprintf("to follow the Lease; without the right to watch %d", e.StandbyPollsPerHourWithoutWatch))
-	row(fmt.Sprintf("Requests of all %d", e.Replicas), fmt.Sprintf("%d an hour", e.RequestsPerHour), fmt.Sprintf("and %d watch events", e.WatchEventsPerHour))
+	row("Requests of a standby", fmt.Sprintf("%d an hour", e.StandbyRequestsPerHour),
+		fmt.Sprintf("to follow the Lease; without the right to watch %d", e.StandbyPollsPerHourWithoutWatch))
+	row(fmt.Sprintf("Requests of all %d", e.Replicas), fmt.Sprintf("%d an hour", e.RequestsPerHour),
+		fmt.Sprintf("and %d watch events", e.WatchEventsPerHour))
 	return new(table).print(w, rows)
 }

@@ -11,7 +11,8 @@ import (
 
 // usage prints the help of the tool.
 func (t *tool) usage(w io.Writer) {
-	fmt.Fprintf(w, "%s works with Kubernetes Leases: it runs a program only while it holds one, and shows who does.\n\n", t.name)
+	const about = "%s works with Kubernetes Leases: it runs a program only while it holds one, and shows who does.\n\n"
+	fmt.Fprintf(w, about, t.name)
 	fmt.Fprintf(w, "Usage:\n  %s COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n", t.name)
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.short)

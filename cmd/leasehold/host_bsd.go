@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// On these systems the first process adopts and collects orphans. A process that leaves the command's process group cannot
-// be found.
+// On these systems the first process adopts and collects orphans. A process that leaves the command's process group
+// cannot be found.
 
 func adopt() error { return nil }
 

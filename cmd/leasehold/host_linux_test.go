@@ -7,12 +7,13 @@ import (
 	"testing"
 )
 
-// A tree of processes: the tool (100) with a credential plugin, its watchdog and the command, under a parent (1) that has
-// others.
+// A tree of processes: the tool (100) with a credential plugin, its watchdog and the command, under a parent (1) that
+// has others.
 var tree = []process{
 	{pid: 1, group: 1}, {pid: 2, parent: 1, group: 2},
 	{pid: 100, parent: 1, group: 100},
-	{pid: 101, parent: 100, group: 100}, {pid: 102, parent: 101, group: 102}, // a plugin, and what it left its group for
+	// a plugin, and what it left its group for
+	{pid: 101, parent: 100, group: 100}, {pid: 102, parent: 101, group: 102},
 	{pid: 110, parent: 100, group: 110},                                      // the watchdog
 	{pid: 120, parent: 100, group: 120}, {pid: 121, parent: 120, group: 120}, // the command and a child
 	{pid: 130, parent: 121, group: 130}, {pid: 131, parent: 130, group: 131}, // under timeout(1), with a job of its own

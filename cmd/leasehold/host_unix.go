@@ -32,14 +32,20 @@ type process struct {
 
 func (p process) String() string { return fmt.Sprintf("%d (%s)", p.pid, p.name) }
 
-// Signals that ask the tool to stop, and those that are only passed on. SIGHUP asks it to stop while there is no command.
+// Signals that ask the tool to stop, and those that are only passed on. SIGHUP asks it to stop while there is no
+// command.
 var (
 	stopSignals = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT}
 	passSignals = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}
 )
 
 func newHost(log *slog.Logger) (*host, error) {
-	h := &host{log: log, signals: make(chan os.Signal, 16), children: make(chan os.Signal, 1), pipe: make(chan os.Signal, 1)}
+	h := &host{
+		log:      log,
+		signals:  make(chan os.Signal, 16),
+		children: make(chan os.Signal, 1),
+		pipe:     make(chan os.Signal, 1),
+	}
 	signal.Notify(h.signals, slices.Concat(stopSignals, passSignals)...)
 	signal.Notify(h.children, syscall.SIGCHLD)
 	signal.Notify(h.pipe, syscall.SIGPIPE)
@@ -64,8 +70,8 @@ func (h *host) close() {
 
 func stops(sig os.Signal) bool { return slices.Contains(stopSignals, sig) }
 
-// attend cancels a wait when the tool is asked to stop, until the function that it returns is called. A second request to
-// stop ends the process.
+// attend cancels a wait when the tool is asked to stop, until the function that it returns is called. A second request
+// to stop ends the process.
 func (h *host) attend(cancel context.CancelCauseFunc) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -119,7 +125,8 @@ type group struct {
 func (h *host) start(path string, argv, env []string) (*group, error) {
 	g := &group{host: h, foreground: hasTerminal()}
 	var err error
-	g.id, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}, Sys: sysProcAttr(g.foreground)})
+	g.id, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2},
+		Sys: sysProcAttr(g.foreground)})
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", path, err)
 	}
@@ -148,7 +155,8 @@ func (g *group) left() []string {
 	return names
 }
 
-// reap collects processes that have ended, and reports whether none is left. Then the group must not be signalled any more.
+// reap collects processes that have ended, and reports whether none is left. Then the group must not be signalled any
+// more.
 func (g *group) reap() bool {
 	for {
 		var status syscall.WaitStatus
@@ -161,7 +169,8 @@ func (g *group) reap() bool {
 		}
 		switch {
 		case status.Stopped():
-			// Ctrl-Z stops only the command, which has the terminal: our shell does not see it, and could not continue it.
+			// Ctrl-Z stops only the command, which has the terminal: our shell does not see it, and could not continue
+			// it.
 			if g.foreground && status.StopSignal() == syscall.SIGTSTP {
 				syscall.Kill(-g.id, syscall.SIGCONT)
 			}

@@ -32,7 +32,8 @@ const (
 )
 
 func init() {
-	// The command of run dies with the thread that started it (see start). The main thread lasts as long as the process.
+	// The command of run dies with the thread that started it (see start). The main thread lasts as long as the
+	// process.
 	runtime.LockOSThread()
 }
 
@@ -253,8 +254,8 @@ func (t *tool) logHandler(w io.Writer) (slog.Handler, error) {
 	return nil, fmt.Errorf("--log-format %q: want text or json", t.logFormat)
 }
 
-// interruptible returns a context that ends when the tool is asked to stop, with a stopped as its cause. A second request
-// ends the process.
+// interruptible returns a context that ends when the tool is asked to stop, with a stopped as its cause. A second
+// request ends the process.
 func interruptible() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -301,8 +302,10 @@ func oneLease(args []string) (string, error) {
 }
 
 // leaseResources are the names by which kubectl knows the resource.
-var leaseResources = []string{"lease", "leases", "lease.coordination.k8s.io", "leases.coordination.k8s.io", "lease.v1.coordination.k8s.io",
-	"leases.v1.coordination.k8s.io"}
+var leaseResources = []string{
+	"lease", "lease.coordination.k8s.io", "lease.v1.coordination.k8s.io",
+	"leases", "leases.coordination.k8s.io", "leases.v1.coordination.k8s.io",
+}
 
 // leaseName returns the name in an argument that may be of the form lease/NAME.
 func leaseName(arg string) (string, error) {

@@ -25,10 +25,11 @@ func reportCommand() *command {
 		args:  "[LEASE...] [FLAGS]",
 		short: "Render who held leases as an HTML page",
 		long: `
-It watches leases until it is interrupted, or for the time given by --for, and writes a page that shows who held them, when
-and how long, how long they were free or expired, and how long each hand-over took. Holders are shown by their pod or host:
-a restarted process keeps its line. The page needs no other files. With --record it also appends what it sees to a file, one
-JSON object a line as of watch -o json; --from renders the page of such a recording, without an API server.`,
+It watches leases until it is interrupted, or for the time given by --for, and writes a page that shows who held them,
+when and how long, how long they were free or expired, and how long each hand-over took. Holders are shown by their
+pod or host: a restarted process keeps its line. The page needs no other files. With --record it also appends what it
+sees to a file, one JSON object a line as of watch -o json; --from renders the page of such a recording, without an
+API server.`,
 		examples: `
 # What happens to the leader during the upgrade?
 leasehold report reconciler --for 30m --html upgrade.html
@@ -271,7 +272,8 @@ func renderPage(w io.Writer, changes []change) error {
 		lanes[""].Name, lanes[""].Colour = nobody, ""
 		var gap time.Duration
 		for _, s := range h.Spans {
-			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From), Colour: lanes[candidate(s.Holder)].Colour}
+			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From),
+				Colour: lanes[candidate(s.Holder)].Colour}
 			l.Spans = append(l.Spans, b)
 			if s.leaderless() {
 				gap += s.lasted()

@@ -109,8 +109,8 @@ func (sv *supervisor) ended(ran time.Duration, gone bool) {
 	sv.tool.log.Info("command ended", attrs...)
 }
 
-// check looks whether the lease is still held, and until when it may be trusted. Once it is lost, no process may run any
-// more when another can hold it.
+// check looks whether the lease is still held, and until when it may be trusted. Once it is lost, no process may run
+// any more when another can hold it.
 func (sv *supervisor) check() {
 	if sv.lost != nil {
 		return

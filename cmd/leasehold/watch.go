@@ -86,7 +86,8 @@ const (
 	changeFormat = "%-20s   %-32s   %-7s   %11s   %s\n"
 )
 
-var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", "STATUS", "TRANSITIONS", "HOLDER"), "\n")
+var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", "STATUS", "TRANSITIONS", "HOLDER"),
+	"\n")
 
 // printChange prints c: a line of the table, or an object.
 func (f format) printChange(w io.Writer, c change) {
@@ -100,7 +101,8 @@ func (f format) printChange(w io.Writer, c change) {
 		fmt.Fprintln(w, "---")
 		f.marshal(w, c)
 	default:
-		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name, c.Status, fmt.Sprint(c.Transitions), or(c.Holder))
+		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name, c.Status,
+			fmt.Sprint(c.Transitions), or(c.Holder))
 	}
 }
 
@@ -207,7 +209,8 @@ func (s *screen) draw(picture func(width int) string) {
 	s.width, s.height, s.lines = width, height, len(lines)
 }
 
-// erase returns the sequence that erases the picture. After a change of size nobody knows where its lines are: it clears all.
+// erase returns the sequence that erases the picture. After a change of size nobody knows where its lines are: it
+// clears all.
 func (s *screen) erase(width, height int) string {
 	switch {
 	case s.lines == 0:

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// A watchdog is a process beside run that kills the command when run cannot: because it was killed or stopped, or gets no
-// CPU time. It reads lines "GROUP UNTIL": kill the command at UNTIL by clock(), unless another line comes before; GROUP is
-// its process group, 0 for none. At the end of its input, when run is gone, it kills at once.
+// A watchdog is a process beside run that kills the command when run cannot: because it was killed or stopped, or gets
+// no CPU time. It reads lines "GROUP UNTIL": kill the command at UNTIL by clock(), unless another line comes before;
+// GROUP is its process group, 0 for none. At the end of its input, when run is gone, it kills at once.
 type watchdog struct {
 	cmd  *exec.Cmd
 	pipe *os.File
