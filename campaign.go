@@ -65,7 +65,7 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
 	c.lease = &leaseClient{
-		leases:       client.leases.Leases(namespace),
+		leases:       client.leases(namespace),
 		namespace:    namespace,
 		name:         o.name,
 		identity:     o.identity,

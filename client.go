@@ -12,7 +12,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sync/semaphore"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold/internal/connpool"
@@ -22,11 +21,11 @@ import (
 // long as any of them lasts. No client-side rate limit slows it, and a connection that stopped answering is
 // replaced.
 type sharedClient struct {
-	leases coordinationv1client.LeasesGetter
+	leases func(namespace string) Leases
 	pool   *connpool.Pool // nil for a client or a transport that is the caller's
 
 	// What it was made of. Campaigns that have the same may share it.
-	client   coordinationv1client.LeasesGetter
+	client   *userClient
 	config   *rest.Config // a snapshot
 	interval time.Duration
 
@@ -36,6 +35,12 @@ type sharedClient struct {
 
 	users   int                     // protected by clients
 	watches map[string]*sharedWatch // in use, by namespace; protected by clients
+}
+
+// A userClient is what WithClient was given.
+type userClient struct {
+	value  any
+	leases func(namespace string) Leases
 }
 
 // clients are the shared clients in use.
@@ -51,12 +56,11 @@ const maxInFlight = 50
 
 // openClient returns the client over client or, if that is nil, as config says, for a lease that is renewed every
 // interval. The caller closes it in the end.
-func openClient(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration) (*sharedClient, error) {
+func openClient(client *userClient, config *rest.Config, interval time.Duration) (*sharedClient, error) {
 	if s := joinClient(client, config, interval, nil); s != nil {
 		return s, nil
 	}
 	s := &sharedClient{
-		leases:   client,
 		client:   client,
 		interval: interval,
 		permits:  semaphore.NewWeighted(maxInFlight),
@@ -68,12 +72,14 @@ func openClient(client coordinationv1client.LeasesGetter, config *rest.Config, i
 		if err := s.connect(s.config); err != nil {
 			return nil, err
 		}
+	} else {
+		s.leases = client.leases
 	}
 	return joinClient(client, config, interval, s), nil
 }
 
 // joinClient adds a user to the client in use that fits, else to made, unless that is nil.
-func joinClient(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration, made *sharedClient) *sharedClient {
+func joinClient(client *userClient, config *rest.Config, interval time.Duration, made *sharedClient) *sharedClient {
 	clients.Lock()
 	defer clients.Unlock()
 	s := made
@@ -119,12 +125,12 @@ func (s *sharedClient) permit(ctx context.Context) (done func(), err error) {
 }
 
 // fits reports whether a client that is made now would be the same.
-func (s *sharedClient) fits(client coordinationv1client.LeasesGetter, config *rest.Config, interval time.Duration) bool {
+func (s *sharedClient) fits(client *userClient, config *rest.Config, interval time.Duration) bool {
 	switch {
 	case s.interval != interval:
 		return false
 	case client != nil:
-		return sameValue(s.client, client)
+		return s.client != nil && sameValue(s.client.value, client.value)
 	}
 	return s.client == nil && sameSettings(s.config, config)
 }

@@ -92,7 +92,7 @@ func TestLaneShared(t *testing.T) {
 	client := leasetest.NewServer().Client("a")
 	var entered []*sharedClient
 	for _, interval := range []time.Duration{I, 2 * I, I} {
-		l, err := openClient(client, nil, interval)
+		l, err := openClient(given(client), nil, interval)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,6 +104,13 @@ func TestLaneShared(t *testing.T) {
 	}
 }
 
+// given returns what WithClient makes of client.
+func given[L Leases](client interface{ Leases(namespace string) L }) *userClient {
+	var o options
+	WithClient(client)(&o)
+	return o.client
+}
+
 // A client that cannot be compared is shared with nobody.
 func TestLaneOfOddClient(t *testing.T) {
 	type odd struct {
@@ -111,8 +118,8 @@ func TestLaneOfOddClient(t *testing.T) {
 		_ []string
 	}
 	client := odd{Client: leasetest.NewServer().Client("a")}
-	a, _ := openClient(client, nil, I)
-	b, _ := openClient(client, nil, I)
+	a, _ := openClient(given(client), nil, I)
+	b, _ := openClient(given(client), nil, I)
 	if a == b {
 		t.Error("shared")
 	}

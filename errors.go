@@ -1,11 +1,9 @@
 package leasehold
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -128,58 +126,8 @@ func watchError(event watch.Event) error {
 	return apierrors.FromObject(status)
 }
 
-// A pauseError is a failure after which the server asked for a pause, by the header Retry-After.
-type pauseError struct {
-	error
-	pause time.Duration
-}
-
-func (e *pauseError) Unwrap() error { return e.error }
-
-// withPause returns err with the pause that the server asked for, if it did.
-func withPause(err error, pause time.Duration) error {
-	if pause > 0 {
-		return &pauseError{err, pause}
-	}
-	return err
-}
-
 // retryAfter returns the pause that the server asked for with err, or 0.
 func retryAfter(err error) time.Duration {
-	var asked *pauseError
-	if errors.As(err, &asked) {
-		return asked.pause
-	}
-	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
-		return time.Duration(seconds) * time.Second
-	}
-	return 0
-}
-
-// retryAfterKey finds in a request's context where to store the pause that its reply asks for.
-type retryAfterKey struct{}
-
-// withRetryAfter returns a context for one request, and where the pause is stored that its reply asks for.
-func withRetryAfter(ctx context.Context) (context.Context, *time.Duration) {
-	pause := new(time.Duration)
-	return context.WithValue(ctx, retryAfterKey{}, pause), pause
-}
-
-// noRetry keeps client-go from repeating requests by itself: it answers a Retry-After up to ten times,
-// unseen by the budget and by what is known of a write's outcome. The pause goes to the request's context
-// instead.
-type noRetry struct{ next http.RoundTripper }
-
-func (n noRetry) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := n.next.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
-		if pause, ok := req.Context().Value(retryAfterKey{}).(*time.Duration); ok {
-			*pause = time.Duration(max(0, min(seconds, 3600))) * time.Second
-		}
-	}
-	resp.Header.Del("Retry-After")
-	return resp, nil
+	seconds, _ := apierrors.SuggestsClientDelay(err)
+	return time.Duration(max(0, min(seconds, 3600))) * time.Second
 }

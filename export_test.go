@@ -2,8 +2,6 @@ package leasehold
 
 import (
 	"time"
-
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
 // What the simulation needs of the core; sim_test.go gives it to package sim.
@@ -36,9 +34,9 @@ func WithChance(chance func(n time.Duration) time.Duration) Option {
 func WithSharedFrom(campaigns int) Option { return func(o *options) { o.hooks.shareFrom = campaigns } }
 
 // WithOwnRequests makes all requests but those of a shared watch through leases.
-func WithOwnRequests(leases coordinationv1client.LeaseInterface) Option {
+func WithOwnRequests(leases Leases) Option {
 	return func(o *options) {
-		o.hooks.wrap = func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface { return leases }
+		o.hooks.wrap = func(Leases) Leases { return leases }
 	}
 }
 

@@ -441,6 +441,9 @@ type oddLeases struct {
 }
 
 func (l oddLeases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
+	if pt != types.MergePatchType {
+		return l.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...)
+	}
 	time.Sleep(time.Millisecond)
 	data = regexp.MustCompile(`\.\d{6}Z`).ReplaceAll(data, []byte(".000000Z"))
 	data = regexp.MustCompile(`"renewTime":"\d{4}`).ReplaceAll(data, []byte(`"renewTime":"1999`))

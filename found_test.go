@@ -25,7 +25,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -504,7 +503,7 @@ func TestForbiddenWithoutRemedy(t *testing.T) {
 	} {
 		err := apierrors.NewForbidden(leasesGroupResource, "x", errors.New(text))
 		l := &leaseClient{namespace: ns, name: "x"}
-		if got := strings.Contains(l.describe("patch", err, 0).Error(), "a Role in namespace"); got != advice {
+		if got := strings.Contains(l.describe("patch", err).Error(), "a Role in namespace"); got != advice {
 			t.Errorf("%s: a Role is advised: %v", text, got)
 		}
 	}
@@ -516,7 +515,7 @@ func TestRenewalsAltered(t *testing.T) {
 		fixed := metav1.NewMicroTime(time.Now().Add(-time.Hour))
 		var lost error
 		for s := range w.sequence(w.Context(), "a", func(o *options) {
-			o.hooks.wrap = func(l leaseInterface) leaseInterface { return alteringLeases{l, fixed} }
+			o.hooks.wrap = func(l Leases) Leases { return alteringLeases{l, fixed} }
 		}) {
 			<-s.Done()
 			lost = s.Err()
@@ -599,11 +598,9 @@ func TestLogLinesAreDropped(t *testing.T) {
 // leasesGroupResource is what errors of the API server are about.
 var leasesGroupResource = schema.GroupResource{Group: coordinationv1.GroupName, Resource: leasesResource}
 
-type leaseInterface = coordinationv1client.LeaseInterface
-
 // alteringLeases are behind an admission policy that sets the time of each renewal.
 type alteringLeases struct {
-	leaseInterface
+	Leases
 	fixed metav1.MicroTime
 }
 
@@ -613,7 +610,7 @@ func (l alteringLeases) Patch(
 	if pt == types.MergePatchType && bytes.Contains(data, []byte("renewTime\":\"")) {
 		data = renewTime.ReplaceAll(data, []byte(`"renewTime":"`+l.fixed.UTC().Format(metav1.RFC3339Micro)+`"`))
 	}
-	return l.leaseInterface.Patch(ctx, name, pt, data, opts, sub...)
+	return l.Leases.Patch(ctx, name, pt, data, opts, sub...)
 }
 
 var renewTime = regexp.MustCompile(`"renewTime":"[^"]*"`)

@@ -11,15 +11,24 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	applycoordinationv1 "k8s.io/client-go/applyconfigurations/coordination/v1"
-	applymetav1 "k8s.io/client-go/applyconfigurations/meta/v1"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
+
+// Leases are the Leases of a namespace, as a client for WithClient gives access to them. The methods are those of a typed
+// client of client-go. Patch applies patches of the types types.MergePatchType and types.ApplyPatchType.
+type Leases interface {
+	Get(ctx context.Context, name string, opts metav1.GetOptions) (*coordinationv1.Lease, error)
+	Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error)
+	Patch(
+		ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string,
+	) (*coordinationv1.Lease, error)
+	Delete(ctx context.Context, name string, opts metav1.DeleteOptions) error
+	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
+}
 
 // A leaseClient makes a campaign's requests about one Lease. Every write carries the resourceVersion of the
 // record it was decided on, so that it fails if anything has happened since.
 type leaseClient struct {
-	leases       coordinationv1client.LeaseInterface
+	leases       Leases
 	namespace    string
 	name         string
 	identity     string
@@ -58,21 +67,8 @@ func (l *leaseClient) get(ctx context.Context) (record, error) {
 
 // create makes the Lease, held by us since stamp.
 func (l *leaseClient) create(ctx context.Context, stamp time.Time) (record, error) {
-	lease := &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels},
-		Spec: coordinationv1.LeaseSpec{
-			HolderIdentity:       &l.identity,
-			LeaseDurationSeconds: new(l.seconds()),
-			AcquireTime:          &metav1.MicroTime{Time: stamp},
-			RenewTime:            &metav1.MicroTime{Time: stamp},
-			LeaseTransitions:     new(int32(0)),
-		},
-	}
-	if l.owner != nil {
-		lease.OwnerReferences = []metav1.OwnerReference{*l.owner}
-	}
 	return l.answer(ctx, "create", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return l.leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: l.fieldManager})
+		return l.leases.Create(ctx, l.lease(stamp, 0), metav1.CreateOptions{FieldManager: l.fieldManager})
 	})
 }
 
@@ -80,25 +76,34 @@ func (l *leaseClient) create(ctx context.Context, stamp time.Time) (record, erro
 // force, because a field left out would stay as another manager wrote it; the uid makes the server
 // refuse, rather than create, a Lease that was deleted.
 func (l *leaseClient) acquire(ctx context.Context, r record, stamp time.Time) (record, error) {
-	lease := applycoordinationv1.Lease(l.name, l.namespace).
-		WithUID(r.uid).
-		WithResourceVersion(r.resourceVersion()).
-		WithLabels(l.labels).
-		WithSpec(applycoordinationv1.LeaseSpec().
-			WithHolderIdentity(l.identity).
-			WithLeaseDurationSeconds(l.seconds()).
-			WithAcquireTime(metav1.MicroTime{Time: stamp}).
-			WithRenewTime(metav1.MicroTime{Time: stamp}).
-			WithLeaseTransitions(r.transitions + min(1, maxTransitions-r.transitions)))
-	if o := l.owner; o != nil {
-		lease.WithOwnerReferences(&applymetav1.OwnerReferenceApplyConfiguration{
-			APIVersion: &o.APIVersion, Kind: &o.Kind, Name: &o.Name, UID: &o.UID,
-			Controller: o.Controller, BlockOwnerDeletion: o.BlockOwnerDeletion,
-		})
+	lease := l.lease(stamp, r.transitions+min(1, maxTransitions-r.transitions))
+	lease.SetGroupVersionKind(coordinationv1.SchemeGroupVersion.WithKind("Lease"))
+	lease.UID, lease.ResourceVersion = r.uid, r.resourceVersion()
+	body, err := json.Marshal(lease)
+	if err != nil {
+		return record{}, err
 	}
 	return l.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return l.leases.Apply(ctx, lease, metav1.ApplyOptions{FieldManager: l.fieldManager, Force: true})
+		return l.leases.Patch(ctx, l.name, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: l.fieldManager, Force: new(true)})
 	})
+}
+
+// lease returns the Lease as we hold it since stamp.
+func (l *leaseClient) lease(stamp time.Time, transitions int32) *coordinationv1.Lease {
+	lease := &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels},
+		Spec: coordinationv1.LeaseSpec{
+			HolderIdentity:       &l.identity,
+			LeaseDurationSeconds: new(l.seconds()),
+			AcquireTime:          &metav1.MicroTime{Time: stamp},
+			RenewTime:            &metav1.MicroTime{Time: stamp},
+			LeaseTransitions:     &transitions,
+		},
+	}
+	if l.owner != nil {
+		lease.OwnerReferences = []metav1.OwnerReference{*l.owner}
+	}
+	return lease
 }
 
 const maxTransitions = 1<<31 - 1 // int32: a Lease that changed hands so often keeps this number
@@ -135,11 +140,10 @@ type freeSpec struct {
 
 // delete deletes the Lease, if it still is as r. It stays as long as it has finalizers.
 func (l *leaseClient) delete(ctx context.Context, r record) error {
-	ctx, pause := withRetryAfter(ctx)
 	err := l.leases.Delete(ctx, l.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
 		UID: &r.uid, ResourceVersion: new(r.resourceVersion()),
 	}})
-	return l.describe("delete", err, *pause)
+	return l.describe("delete", err)
 }
 
 // patch changes spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
@@ -166,9 +170,8 @@ func (l *leaseClient) watch(ctx context.Context, r record) (watch.Interface, err
 	if r.exists() {
 		opts.ResourceVersion = r.resourceVersion()
 	}
-	ctx, pause := withRetryAfter(ctx)
 	w, err := l.leases.Watch(ctx, opts)
-	return w, l.describe("watch", err, *pause)
+	return w, l.describe("watch", err)
 }
 
 // openWatch opens a watch in bounded time.
@@ -206,14 +209,13 @@ func (w cancelledWatch) Stop() {
 func (l *leaseClient) answer(
 	ctx context.Context, verb string, request func(context.Context) (*coordinationv1.Lease, error),
 ) (record, error) {
-	ctx, pause := withRetryAfter(ctx)
 	began := time.Now()
 	lease, err := request(ctx)
 	if answered(err) {
 		l.answers.record(time.Since(began))
 	}
 	if err != nil {
-		return record{}, l.describe(verb, err, *pause)
+		return record{}, l.describe(verb, err)
 	}
 	return readRecord(lease)
 }
@@ -222,7 +224,7 @@ func (l *leaseClient) answer(
 func (l *leaseClient) seconds() int32 { return int32(l.duration / time.Second) }
 
 // describe adds to an API error what its reader needs.
-func (l *leaseClient) describe(verb string, err error, pause time.Duration) error {
+func (l *leaseClient) describe(verb string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -233,5 +235,5 @@ func (l *leaseClient) describe(verb string, err error, pause time.Duration) erro
 		}
 		err = missingRule(err, l.namespace, names, verb)
 	}
-	return withPause(fmt.Errorf("%s lease %s/%s: %w", verb, l.namespace, l.name, err), pause)
+	return fmt.Errorf("%s lease %s/%s: %w", verb, l.namespace, l.name, err)
 }

@@ -625,7 +625,9 @@ func (l deafLeases) Create(ctx context.Context, lease *coordinationv1.Lease, opt
 }
 
 func (l deafLeases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
-	l.hear("patch")
+	if pt == types.MergePatchType {
+		l.hear("patch")
+	}
 	return l.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...)
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -304,7 +305,9 @@ func TestDelays(t *testing.T) {
 	var (
 		leases    = schema.GroupResource{Group: coordinationv1.GroupName, Resource: "leases"}
 		forbidden = apierrors.NewForbidden(leases, "x", errors.New("no role"))
-		asked     = func(pause time.Duration) error { return &pauseError{errors.New("overloaded"), pause} }
+		asked     = func(pause time.Duration) error {
+			return apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "GET", leases, "x", "overloaded", int(pause.Seconds()), true)
+		}
 	)
 	const ms = time.Millisecond
 	for _, tt := range []struct {
@@ -331,7 +334,10 @@ func TestDelays(t *testing.T) {
 		{"forbidden", 100 * ms, forbidden, time.Minute, 900 * ms},
 		{"forbidden, wrapped", 100 * ms, fmt.Errorf("get: %w", forbidden), time.Minute, 900 * ms},
 		{"forbidden, limited", 100 * ms, forbidden, 500 * ms, 500 * ms},
-		{"forbidden, with Retry-After", 100 * ms, &pauseError{forbidden, 5 * time.Second}, time.Minute, 5 * time.Second},
+		{
+			"forbidden, with Retry-After", 100 * ms,
+			apierrors.NewGenericServerResponse(http.StatusForbidden, "GET", leases, "x", "", 5, true), time.Minute, 5 * time.Second,
+		},
 		{"invalid", 100 * ms, apierrors.NewInvalid(schema.GroupKind{Kind: "Lease"}, "x", field.ErrorList{}), time.Minute, 900 * ms},
 		{"method not supported", 100 * ms, apierrors.NewMethodNotSupported(leases, "watch"), time.Minute, 900 * ms},
 		{"conflict", 100 * ms, apierrors.NewConflict(leases, "x", errors.New("stale")), time.Minute, 100 * ms},

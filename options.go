@@ -14,10 +14,9 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
-	clientrecord "k8s.io/client-go/tools/record"
 )
 
 // An Option says how to campaign for a lease. The only required one is WithLease.
@@ -27,7 +26,7 @@ type options struct {
 	name, namespace string
 	identity        string
 	fieldManager    string
-	client          coordinationv1client.LeasesGetter
+	client          *userClient
 	config          *rest.Config
 	duration        time.Duration
 	renewDeadline   time.Duration
@@ -41,7 +40,7 @@ type options struct {
 	owner           *metav1.OwnerReference
 	deleteOnRelease bool
 	reclaim         bool
-	recorder        clientrecord.EventRecorder
+	recorder        eventRecorder
 	monitor         *Monitor
 	err             *error
 
@@ -56,7 +55,7 @@ type hooks struct {
 	shareFrom int                                 // from how many campaigns on they share a watch
 	memory    *leaseMemory
 	// wrap wraps the client of a campaign's own requests; nil for none.
-	wrap func(coordinationv1client.LeaseInterface) coordinationv1client.LeaseInterface
+	wrap func(Leases) Leases
 }
 
 // WithLease names the Lease. It is required.
@@ -76,12 +75,15 @@ func WithNamespace(namespace string) Option {
 // WithClient makes all requests through client, with its connections and rate limits. WithRESTConfig
 // is better where there is a choice: a client that is shared can keep renewals waiting. One client for
 // all campaigns of a process lets those with the same renew interval share a watch.
-func WithClient(client coordinationv1client.LeasesGetter) Option {
+//
+// Every client of client-go with a method Leases is one, as what clientset.CoordinationV1() returns.
+func WithClient[L Leases](client interface{ Leases(namespace string) L }) Option {
 	return func(o *options) {
-		o.client = client
 		if client == nil {
 			o.fault("WithClient: the client is nil")
+			return
 		}
+		o.client = &userClient{client, func(namespace string) Leases { return client.Leases(namespace) }}
 	}
 }
 
@@ -170,13 +172,21 @@ func WithReclaim() Option { return func(o *options) { o.reclaim = true } }
 
 // WithEventRecorder records Kubernetes Events about the Lease, as client-go does: with the reason
 // LeaderElection, "<identity> became leader" and "<identity> stopped leading".
-func WithEventRecorder(recorder clientrecord.EventRecorder) Option {
+//
+// The recorder is client-go's, of tools/record.
+func WithEventRecorder(recorder interface {
+	Eventf(object runtime.Object, eventtype, reason, messageFmt string, args ...any)
+}) Option {
 	return func(o *options) {
 		o.recorder = recorder
 		if recorder == nil {
 			o.fault("WithEventRecorder: the recorder is nil")
 		}
 	}
+}
+
+type eventRecorder interface {
+	Eventf(object runtime.Object, eventtype, reason, messageFmt string, args ...any)
 }
 
 // WithOverrun calls f, once and on a goroutine of its own, for a session whose body is still running

@@ -60,7 +60,7 @@ func TestInvalidOptions(t *testing.T) {
 		{"create mode too small", []Option{x, WithCreateMode(-1)}, []string{"create mode -1: want AutoCreate, CreateNew or UseExisting"}},
 		{"create mode too large", []Option{x, WithCreateMode(3)}, []string{"create mode 3: want AutoCreate, CreateNew or UseExisting"}},
 
-		{"client nil", []Option{x, WithClient(nil)}, []string{"WithClient: the client is nil"}},
+		{"client nil", []Option{x, WithClient[Leases](nil)}, []string{"WithClient: the client is nil"}},
 		{"config nil", []Option{x, WithRESTConfig(nil)}, []string{"WithRESTConfig: the config is nil"}},
 		{"overrun nil", []Option{x, WithOverrun(nil)}, []string{"WithOverrun: the function is nil"}},
 		{"back-off nil", []Option{x, WithBackOff(nil)}, []string{"WithBackOff: the function is nil"}},

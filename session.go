@@ -10,7 +10,6 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -379,6 +378,6 @@ func (s *session) event(what string) {
 		c.options.recorder.Eventf(&coordinationv1.Lease{
 			TypeMeta:   metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
 			ObjectMeta: metav1.ObjectMeta{Namespace: c.lease.namespace, Name: c.lease.name, UID: s.term.uid},
-		}, corev1.EventTypeNormal, "LeaderElection", "%s %s", c.lease.identity, what)
+		}, "Normal", "LeaderElection", "%s %s", c.lease.identity, what)
 	})
 }

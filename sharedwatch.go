@@ -14,7 +14,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 )
 
 // A sharedWatch follows all Leases of a namespace by one watch, for the campaigns that share a client. It begins
@@ -46,7 +45,7 @@ import (
 type sharedWatch struct {
 	client    *sharedClient
 	namespace string
-	leases    coordinationv1client.LeaseInterface
+	leases    Leases
 	clock     clock
 	user      *userCode
 	log       *campaignLog
@@ -117,7 +116,7 @@ func (s *sharedClient) newSharedWatch(r *reflector, o *options) *sharedWatch {
 	w := &sharedWatch{
 		client:    s,
 		namespace: r.lease.namespace,
-		leases:    s.leases.Leases(r.lease.namespace),
+		leases:    s.leases(r.lease.namespace),
 		clock:     r.clock,
 		timeout:   r.timeout,
 		interval:  r.interval,
@@ -367,9 +366,8 @@ func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 	}
 	w.mu.Unlock()
 	events, err := openWatch(ctx, w.user, w.clock, w.timeout.current(), func(ctx context.Context) (watch.Interface, error) {
-		ctx, pause := withRetryAfter(ctx)
 		events, err := w.leases.Watch(ctx, opts)
-		return events, w.describe(err, *pause)
+		return events, w.describe(err)
 	})
 	if err != nil {
 		if versionExpired(err) {
@@ -477,12 +475,12 @@ func (w *sharedWatch) suspectLocked(version uint64) bool {
 }
 
 // describe adds to an API error what its reader needs.
-func (w *sharedWatch) describe(err error, pause time.Duration) error {
+func (w *sharedWatch) describe(err error) error {
 	if err == nil {
 		return nil
 	}
 	if missingRight(err, "watch") {
 		err = missingRule(fmt.Errorf("%w; each Lease is followed by a watch of its own instead", err), w.namespace, "", "watch")
 	}
-	return withPause(fmt.Errorf("watch leases in namespace %s: %w", w.namespace, err), pause)
+	return fmt.Errorf("watch leases in namespace %s: %w", w.namespace, err)
 }

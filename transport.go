@@ -6,22 +6,16 @@ import (
 	"slices"
 	"time"
 
-	"k8s.io/apimachinery/pkg/runtime"
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
 
 	"github.com/leasehold-go/leasehold/internal/connpool"
+	"github.com/leasehold-go/leasehold/internal/leaserest"
 )
 
 // connect connects the client as config says.
 func (s *sharedClient) connect(config *rest.Config) error {
 	config = rest.CopyConfig(config)
-	config.RateLimiter, config.QPS, config.Timeout = nil, -1, 0
-	if config.ContentType == "" && config.AcceptContentTypes == "" {
-		// Of what many leases cost in a process, decoding JSON is most.
-		config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	}
 	if config.UserAgent == "" {
 		config.UserAgent = rest.DefaultKubernetesUserAgent()
 	}
@@ -46,8 +40,12 @@ func (s *sharedClient) connect(config *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	s.leases, err = coordinationv1client.NewForConfigAndClient(config, &http.Client{Transport: noRetry{rt}})
-	return err
+	client, err := leaserest.New(config, rt)
+	if err != nil {
+		return err
+	}
+	s.leases = func(namespace string) Leases { return client.Leases(namespace) }
+	return nil
 }
 
 // newTransport returns what makes a connection as tc says. Files that tc names are read now: certificates

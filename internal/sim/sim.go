@@ -18,8 +18,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
-
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -35,7 +33,7 @@ type Hooks struct {
 	Clock        func(Clock) leasehold.Option                               // how a candidate measures time
 	Chance       func(func(n time.Duration) time.Duration) leasehold.Option // a random duration in [0, n)
 	SharedFrom   func(campaigns int) leasehold.Option                       // from how many campaigns on they share a watch
-	OwnRequests  func(coordinationv1client.LeaseInterface) leasehold.Option // makes all requests but those of a shared watch
+	OwnRequests  func(leasehold.Leases) leasehold.Option                    // makes all requests but those of a shared watch
 	Loss         func(leasehold.Session) error                              // why the lease was lost, even if its context ended before; or nil
 	TrustedUntil func(leasehold.Session) Instant
 }
