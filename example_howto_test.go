@@ -268,6 +268,31 @@ func ExampleHolders_preferAnother() {
 	// small-node leads
 }
 
+// A leader whose work is stuck still renews its lease, unless the work has to call Beat.
+func ExampleWithBeat() {
+	queue := make(chan string, 2)
+	queue <- "a"
+	queue <- "b"
+	for s := range leasehold.Sessions(context.Background(),
+		leasehold.WithLease("consumer"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithBeat(50*time.Millisecond),
+		cluster(),
+	) {
+		for range 2 {
+			fmt.Println("handled:", <-queue)
+			s.Beat()
+		}
+		<-s.Done() // the next message never comes
+		fmt.Println(s.Err())
+		break
+	}
+	// Output:
+	// handled: a
+	// handled: b
+	// lease lost: the work did not call Beat for 50ms
+}
+
 // A program's own test: its worker must stop before another may lead, even if the API server cannot be reached.
 // Time is virtual, so that the test takes milliseconds.
 func TestWorkerStopsWhenCutOff(t *testing.T) {

@@ -27,11 +27,11 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
 )
 
-// cli is cmd/leasehold, built once, against the real API server.
+// cli runs cmd/leasehold, which is built once, against the real API server.
 type cli struct {
 	*fleet
-	dir       string // for what commands write
-	podConfig string // a kubeconfig of the service account of the manifests, once written
+	dir       string // the working directory of commands
+	podConfig string // a kubeconfig for the service account of the manifests, once it is written
 }
 
 var built struct {
@@ -49,7 +49,8 @@ func newCLI(t *testing.T) *cli {
 			return
 		}
 		built.path = filepath.Join(dir, "leasehold")
-		out, err := exec.Command("go", "build", "-o", built.path, "github.com/leasehold-go/leasehold/cmd/leasehold").CombinedOutput()
+		out, err := exec.Command("go", "build", "-o", built.path,
+			"github.com/leasehold-go/leasehold/cmd/leasehold").CombinedOutput()
 		if err != nil {
 			built.err = fmt.Errorf("%w\n%s", err, out)
 		}
@@ -126,7 +127,7 @@ func (a *call) code() int {
 	select {
 	case <-a.done:
 	case <-time.After(time.Minute):
-		a.signal(syscall.SIGQUIT) // has it say where it is
+		a.signal(syscall.SIGQUIT) // prints its goroutines
 		<-a.done
 		a.Fatalf("still running after a minute: %v\n%s", a.cmd.Args, a.stderr.String())
 	}
@@ -147,7 +148,7 @@ func (a *call) signal(sig os.Signal) {
 	}
 }
 
-// file returns what a command has written to a file; "" before.
+// file returns the content of a file that a command writes; "" before.
 func (c *cli) file(name string) string {
 	content, _ := os.ReadFile(filepath.Join(c.dir, name))
 	return strings.TrimSpace(string(content))
@@ -165,7 +166,7 @@ func (c *cli) pid(name string) int {
 	return pid
 }
 
-// alive tells whether a process runs. One that nobody has collected yet does not.
+// alive reports whether a process runs. A zombie does not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -187,17 +188,18 @@ func (c *cli) holder(name string) string {
 	return *l.Spec.HolderIdentity
 }
 
-// say has a shell write its process ID to a file, in one step.
+// say is a script that writes the process ID of its shell to a file, in one step.
 func say(file string) string {
 	return "echo $$ >" + file + ".new && mv " + file + ".new " + file + "; "
 }
 
-// The command finds out about its term, reads standard input, and the lease is free afterwards.
+// The command has its term in its environment and can read standard input. The lease is free afterwards.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	input := strings.Repeat("0123456789abcde\n", 1<<16)
-	cmd := c.command("run", "job", "--identity", "me", "--", "sh", "-c", `echo $LEASEHOLD_LEASE $LEASEHOLD_NAMESPACE $LEASEHOLD_IDENTITY $LEASEHOLD_FENCING_TOKEN; cat`)
+	cmd := c.command("run", "job", "--identity", "me", "--", "sh", "-c",
+		`echo $LEASEHOLD_LEASE $LEASEHOLD_NAMESPACE $LEASEHOLD_IDENTITY $LEASEHOLD_FENCING_TOKEN; cat`)
 	cmd.Stdin = strings.NewReader(input)
 	a := c.startCmd(cmd)
 	a.wantCode(0)
@@ -222,8 +224,9 @@ func TestRunExitCodes(t *testing.T) {
 	group.SetLimit(4)
 	for code := range 256 {
 		group.Go(func() error {
-			// Its lease is its own, so that nobody waits.
-			cmd := c.command("run", fmt.Sprintf("exit-%d", code), "-n", c.ns, "--log-level=error", "--", "sh", "-c", fmt.Sprintf("exit %d", code))
+			// Each has a lease of its own, so that none waits.
+			cmd := c.command("run", fmt.Sprintf("exit-%d", code), "-n", c.ns, "--log-level=error", "--", "sh", "-c",
+				fmt.Sprintf("exit %d", code))
 			out, _ := cmd.CombinedOutput()
 			if got := cmd.ProcessState.ExitCode(); got != code || len(out) > 0 {
 				t.Errorf("exit code %d, want %d; it said %q", got, code, out)
@@ -281,7 +284,7 @@ func TestRunWait(t *testing.T) {
 	}
 }
 
-// heeds waits until run heeds signals, which it does before it starts its watchdog.
+// heeds waits until run handles signals: it does when it starts its watchdog.
 func (a *call) heeds() {
 	a.Helper()
 	pid := a.cmd.Process.Pid
@@ -312,7 +315,7 @@ func TestRunStop(t *testing.T) {
 	}
 }
 
-// SIGINT stays SIGINT.
+// SIGINT is passed on as SIGINT.
 func TestRunInterrupt(t *testing.T) {
 	c := newCLI(t)
 	a := c.start("run", "job", "--", "sh", "-c", `trap 'exit 5' INT; `+say("started")+`while :; do sleep 0.1; done`)
@@ -339,8 +342,11 @@ func TestRunStubborn(t *testing.T) {
 			pid := c.pid("started")
 			for range tt.signals {
 				a.signal(syscall.SIGTERM)
-				// A signal that is still to be taken note of would swallow the next.
-				c.await("asked to stop", func() bool { return strings.Contains(a.stderr.String(), "stopping the command") })
+				// While a signal is pending, another of its kind is lost.
+				c.await("asked to stop", func() bool {
+					return strings.Contains(a.stderr.String(),
+						"stopping the command")
+				})
 			}
 			a.wantCode(137)
 			if alive(pid) {
@@ -353,11 +359,12 @@ func TestRunStubborn(t *testing.T) {
 	}
 }
 
-// The lease is not released before the last process is gone: neither one of the group, nor a daemon that left it.
+// The lease is released only after the last process ended, be it in the process group or a daemon that left it.
 func TestRunGrandchildren(t *testing.T) {
 	t.Parallel()
 	quoted := func(name string) string {
-		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) + `while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
+		return `sh -c '` + strings.ReplaceAll(stubborn+say(name), "'", `'\''`) +
+			`while :; do sleep 0.1; done' & while ! [ -e ` + name + ` ]; do sleep 0.05; done; `
 	}
 	for name, script := range map[string]string{
 		"child":  quoted("child"),
@@ -378,10 +385,11 @@ func TestRunGrandchildren(t *testing.T) {
 	}
 }
 
-// Whatever happens to the tool, its processes do not outlive the lease.
+// When the tool is killed, so are the processes of the command.
 func TestRunKilled(t *testing.T) {
 	c := newCLI(t)
-	a := c.start("run", "job", "--", "sh", "-c", stubborn+`sh -c '`+strings.ReplaceAll(stubborn+say("child"), "'", `'\''`)+`while :; do sleep 0.1; done' & `+
+	a := c.start("run", "job", "--", "sh", "-c", stubborn+`sh -c '`+strings.ReplaceAll(stubborn+say("child"), "'",
+		`'\''`)+`while :; do sleep 0.1; done' & `+
 		say("started")+"while :; do sleep 0.1; done")
 	pids := []int{c.pid("started"), c.pid("child")}
 	a.signal(syscall.SIGKILL)
@@ -405,7 +413,7 @@ func TestRunSuspended(t *testing.T) {
 	a.wantCode(123)
 }
 
-// Cut off from the API server, the command is told to stop, and killed before another has the lease.
+// Cut off from the API server, the command receives SIGTERM, and SIGKILL before another holds the lease.
 func TestRunLost(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -419,7 +427,8 @@ func TestRunLost(t *testing.T) {
 			t.Parallel()
 			c := newCLI(t)
 			network := newProxy(t, c.server)
-			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
+			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms",
+				"--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
 			pid := c.pid("started")
 			c.run("two", func(s leasehold.Session) {
 				if alive(pid) {
@@ -439,17 +448,20 @@ func TestRunLost(t *testing.T) {
 
 func TestRunTaken(t *testing.T) {
 	c := newCLI(t)
-	a := c.start("run", "job", "--duration=60s", "--", "sh", "-c", stubborn+say("started")+"while :; do sleep 0.1; done")
+	a := c.start("run", "job", "--duration=60s", "--", "sh", "-c",
+		stubborn+say("started")+"while :; do sleep 0.1; done")
 	pid := c.pid("started")
 	patch := `{"spec":{"holderIdentity":"thief"}}`
-	if _, err := c.admin.Patch(t.Context(), "job", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if _, err := c.admin.Patch(t.Context(), "job", types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	a.wantCode(123)
 	if alive(pid) {
 		t.Error("it is still there")
 	}
-	if said := a.stderr.String(); !strings.Contains(said, `error: the command was stopped: lease lost: now held by "thief"`) {
+	if said := a.stderr.String(); !strings.Contains(said,
+		`error: the command was stopped: lease lost: now held by "thief"`) {
 		t.Errorf("it said %s", said)
 	}
 	if h := c.holder("job"); h != "thief" {
@@ -457,15 +469,15 @@ func TestRunTaken(t *testing.T) {
 	}
 }
 
-// With --restart a command that ends at once is started again, but not in a hot loop; and after a loss it is when the lease
-// is back.
+// With --restart a command that ends is started again, after a pause; after a loss it is when the lease is acquired
+// again.
 func TestRunRestart(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	a := c.start("run", "job", "--restart", "--", "sh", "-c", "echo $LEASEHOLD_FENCING_TOKEN >>starts; exit 3")
 	began := time.Now()
 	starts := func() []string { return strings.Fields(c.file("starts")) }
-	// In a pause no command runs, whose own exit code would be the tool's.
+	// During a pause no command runs that could determine the exit code.
 	c.await("the third pause", func() bool { return strings.Count(a.stderr.String(), "restarted after a pause") >= 3 })
 	n, most := len(starts()), 1+int(time.Since(began)/(800*time.Millisecond))
 	if n > most {
@@ -495,7 +507,7 @@ func TestRunRestart(t *testing.T) {
 	a.wantCode(143)
 }
 
-// As the first process of a container it collects what others leave behind.
+// As the first process of a container the tool collects orphans.
 func TestRunFirstProcess(t *testing.T) {
 	c := newCLI(t)
 	unshare := []string{"unshare", "--fork", "--pid", "--mount-proc"}
@@ -524,15 +536,17 @@ func newProxy(t *testing.T, server *controlplane.Server) *proxy.Proxy {
 	return p
 }
 
-// The commands around a lease, as an operator types them.
+// An operator's session with all commands.
 func TestOperator(t *testing.T) {
 	c := newCLI(t)
 	do := func(code int, stdout, stderr string, args ...string) {
 		c.Helper()
 		a := c.start(args...)
 		a.wantCode(code)
-		for _, got := range []struct{ name, text, want string }{{"output", a.stdout.String(), stdout}, {"errors", a.stderr.String(), stderr}} {
-			if want := strings.ReplaceAll(got.want, "NS", c.ns); !strings.Contains(got.text, want) || want == "" && got.text != "" {
+		for _, got := range []struct{ name, text, want string }{{"output", a.stdout.String(), stdout},
+			{"errors", a.stderr.String(), stderr}} {
+			if want := strings.ReplaceAll(got.want, "NS", c.ns); !strings.Contains(got.text, want) || want == "" &&
+				got.text != "" {
 				c.Errorf("%v: %s %q, want %q", args, got.name, got.text, want)
 			}
 		}
@@ -550,7 +564,8 @@ func TestOperator(t *testing.T) {
 		c.Helper()
 		c.await("seen to be "+status+" "+holder, func() bool {
 			for line := range strings.Lines(watch.stdout.String()) {
-				if strings.Contains(line, `"name":"job","status":"`+status+`"`) && (holder == "" || strings.Contains(line, `"holder":"`+holder+`"`)) {
+				if strings.Contains(line, `"name":"job","status":"`+status+`"`) &&
+					(holder == "" || strings.Contains(line, `"holder":"`+holder+`"`)) {
 					return true
 				}
 			}
@@ -569,7 +584,8 @@ func TestOperator(t *testing.T) {
 	do(1, "", `error: NS/job not released: "operator" holds it, not "me"`, "release", "job", "--force", "--holder=me")
 	claim.signal(os.Interrupt)
 	claim.wantCode(0)
-	if got := claim.stdout.String(); !strings.Contains(got, "holding "+c.ns+"/job as \"operator\"") || !strings.HasSuffix(got, "released "+c.ns+"/job\n") {
+	if got := claim.stdout.String(); !strings.Contains(got, "holding "+c.ns+"/job as \"operator\"") ||
+		!strings.HasSuffix(got, "released "+c.ns+"/job\n") {
 		t.Errorf("claim: %q", got)
 	}
 	do(0, "NS/job is free already\n", "", "release", "job", "-i", "operator")
@@ -577,8 +593,9 @@ func TestOperator(t *testing.T) {
 
 	claim = c.start("claim", "job", "--identity", "operator2")
 	seen("held", "operator2")
-	c.await("told", func() bool { return claim.stdout.String() != "" }) // else it takes the lease again before it does
-	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force", "--holder=operator2")
+	c.await("told", func() bool { return claim.stdout.String() != "" }) // before that it would acquire the lease again
+	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force",
+		"--holder=operator2")
 	claim.wantCode(123)
 	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")
 	seen("held", "operator3")
@@ -603,7 +620,7 @@ func TestOperator(t *testing.T) {
 	do(1, "", `a Role in namespace "NS" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["job"], verbs: ["get"]}`, "watch", "job", "--as=nobody")
 }
 
-// With the right to get leases but not to watch them, watch reads.
+// With the right to get leases but not to watch them, watch polls.
 func TestWatchPolls(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -614,7 +631,7 @@ func TestWatchPolls(t *testing.T) {
 	c.await("seen", func() bool { return strings.Contains(a.stdout.String(), " me\n") })
 }
 
-// A credential plugin is a child too: it is not collected in the place of client-go, which waits for it.
+// A credential plugin is also a child: the tool must leave it to client-go, which waits for it.
 func TestRunCredentialPlugin(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -622,7 +639,7 @@ func TestRunCredentialPlugin(t *testing.T) {
 	credential, err := json.Marshal(map[string]any{
 		"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
 		"status": map[string]any{
-			"expirationTimestamp":   "2000-01-01T00:00:00Z", // it is asked for again and again
+			"expirationTimestamp":   "2000-01-01T00:00:00Z", // so that it is called for each request
 			"clientCertificateData": string(cfg.CertData), "clientKeyData": string(cfg.KeyData),
 		},
 	})
@@ -645,7 +662,8 @@ func TestRunCredentialPlugin(t *testing.T) {
 	if err := clientcmd.WriteToFile(*kubeconfig, path); err != nil {
 		t.Fatal(err)
 	}
-	a := c.start("run", "job", "--kubeconfig="+path, "--", "sh", "-c", `for i in $(seq 40); do (setsid sleep 0.02 & sleep 0.02 &); sleep 0.1; done`)
+	a := c.start("run", "job", "--kubeconfig="+path, "--", "sh", "-c",
+		`for i in $(seq 40); do (setsid sleep 0.02 & sleep 0.02 &); sleep 0.1; done`)
 	a.wantCode(0)
 	if calls := strings.Count(c.file("plugin.calls"), "called"); calls < 2 {
 		t.Errorf("the plugin was called %d times", calls)

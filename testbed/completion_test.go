@@ -15,9 +15,10 @@ func TestCompletion(t *testing.T) {
 	for _, shell := range []struct {
 		name  string
 		args  []string
-		setUp string // what people have in the file that the shell reads first
+		setUp string // as in a user's startup file
 	}{
-		{"bash", []string{"--norc", "--noprofile", "-i"}, `bind 'set bell-style none'; bind 'set enable-bracketed-paste off'`},
+		{"bash", []string{"--norc", "--noprofile", "-i"},
+			`bind 'set bell-style none'; bind 'set enable-bracketed-paste off'`},
 		{"zsh", []string{"-f", "-i"}, `unsetopt zle_bracketed_paste prompt_cr beep`},
 	} {
 		t.Run(shell.name, func(t *testing.T) {
@@ -42,7 +43,8 @@ func TestCompletion(t *testing.T) {
 			}
 			cmd := exec.Command(path, shell.args...)
 			cmd.Dir = c.dir
-			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(built.path)+":"+os.Getenv("PATH"), "KUBECONFIG="+kubeconfig,
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(built.path)+":"+os.Getenv("PATH"),
+				"KUBECONFIG="+kubeconfig,
 				"HOME="+c.dir, "TERM=xterm", "PS1=$ ")
 			terminal := openTerminal(t, cmd, 200, 50)
 			terminal.typed(shell.setUp + "\n")
@@ -63,7 +65,8 @@ func TestCompletion(t *testing.T) {
 				{"leasehold get -o go-template=", "leasehold get -o go-template="},
 			} {
 				terminal.typed(line.typed + "\t")
-				c.await(fmt.Sprintf("completed: %s", line.typed), func() bool { return terminal.line() == "ready> "+line.want })
+				c.await(fmt.Sprintf("completed: %s", line.typed),
+					func() bool { return terminal.line() == "ready> "+line.want })
 				terminal.typed("\x15\n") // kill the line
 				c.await("ready", func() bool { return terminal.line() == "ready>" })
 			}

@@ -40,8 +40,8 @@ var kinds = map[string]schema.GroupVersionResource{
 	"PodDisruptionBudget": {Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"},
 }
 
-// apply applies a manifest after edit, as kubectl apply --server-side does, in the test's namespace instead of its own. It
-// returns the objects as the API server has them.
+// apply applies a manifest after edit, as kubectl apply --server-side does, in the test's namespace instead of its own.
+// It returns the objects as the API server has them.
 func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstructured.Unstructured {
 	c.Helper()
 	text, err := os.ReadFile(filepath.Join(deploy, name))
@@ -54,7 +54,8 @@ func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstr
 	}
 	var applied []*unstructured.Unstructured
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
-		here := strings.NewReplacer("namespace: default", "namespace: "+c.ns, "namespaces: [default]", "namespaces: ["+c.ns+"]").Replace(string(doc))
+		here := strings.NewReplacer("namespace: default", "namespace: "+c.ns, "namespaces: [default]",
+			"namespaces: ["+c.ns+"]").Replace(string(doc))
 		var u unstructured.Unstructured
 		if err := yaml.UnmarshalStrict([]byte(here), &u.Object); err != nil {
 			c.Fatalf("%s: %v", name, err)
@@ -93,9 +94,10 @@ func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstr
 // asPod starts the tool as the service account of the manifests.
 func (c *cli) asPod(args ...string) *call {
 	c.Helper()
-	if c.podConfig == "" { // once: nobody may read it while it is written
+	if c.podConfig == "" { // once: another process may be reading it
 		var err error
-		c.podConfig, err = c.server.UserKubeconfig("system:serviceaccount:"+c.ns+":reconciler", "system:serviceaccounts", "system:serviceaccounts:"+c.ns)
+		c.podConfig, err = c.server.UserKubeconfig("system:serviceaccount:"+c.ns+":reconciler",
+			"system:serviceaccounts", "system:serviceaccounts:"+c.ns)
 		if err != nil {
 			c.Fatal(err)
 		}
@@ -105,8 +107,8 @@ func (c *cli) asPod(args ...string) *call {
 	return c.startCmd(cmd)
 }
 
-// The API server accepts every manifest, more than once. When the folder is applied, no manifest overwrites another, and
-// the pods of one Deployment are not selected by another.
+// The API server accepts every manifest, more than once. When the folder is applied, no manifest overwrites another,
+// and the pods of one Deployment are not selected by another.
 func TestManifests(t *testing.T) {
 	c := newCLI(t)
 	files, err := filepath.Glob(filepath.Join(deploy, "*.yaml"))
@@ -127,7 +129,8 @@ func TestManifests(t *testing.T) {
 				if u.GetKind() == "Deployment" {
 					selector, _, _ := unstructured.NestedStringMap(u.Object, "spec", "selector", "matchLabels")
 					selectors[object] = labels.SelectorFromSet(selector)
-					pods[object], _, _ = unstructured.NestedStringMap(u.Object, "spec", "template", "metadata", "labels")
+					pods[object], _, _ = unstructured.NestedStringMap(u.Object, "spec", "template", "metadata",
+						"labels")
 				}
 			}
 		}
@@ -222,20 +225,23 @@ func TestRoleIsMinimal(t *testing.T) {
 	})
 }
 
-// takeTurns runs candidates that acquire the lease one after the other, after a release and after a crash. No request may be
-// refused, except for the right that the log names.
+// takeTurns runs candidates that acquire the lease one after the other, after a release and after a crash. No request
+// may be refused, except for the right that the log names.
 func takeTurns(c *cli, need string) {
 	c.Helper()
-	one := c.asPod("run", "reconciler", "--duration=3s", "--identity=one", "--", "sh", "-c", say("one")+"exec sleep 600")
+	one := c.asPod("run", "reconciler", "--duration=3s", "--identity=one", "--", "sh", "-c",
+		say("one")+"exec sleep 600")
 	c.pid("one")
-	two := c.asPod("run", "reconciler", "--duration=3s", "--identity=two", "--", "sh", "-c", say("two")+"exec sleep 600")
+	two := c.asPod("run", "reconciler", "--duration=3s", "--identity=two", "--", "sh", "-c",
+		say("two")+"exec sleep 600")
 	if need != "" {
 		c.await("told "+need, func() bool { return strings.Contains(two.stderr.String(), need) })
 	}
 	one.signal(syscall.SIGTERM)
 	one.wantCode(143)
 	c.pid("two")
-	three := c.asPod("run", "reconciler", "--duration=3s", "--identity=three", "--", "sh", "-c", say("three")+"exec sleep 1")
+	three := c.asPod("run", "reconciler", "--duration=3s", "--identity=three", "--", "sh", "-c",
+		say("three")+"exec sleep 1")
 	two.signal(syscall.SIGKILL)
 	two.wantCode(-1)
 	three.wantCode(0)
@@ -244,7 +250,7 @@ func takeTurns(c *cli, need string) {
 	}
 	for _, a := range []*call{one, two, three} {
 		for line := range strings.Lines(a.stderr.String()) {
-			// A Role counts a moment after it was made.
+			// A Role takes effect a moment after its creation.
 			if strings.Contains(line, "forbidden") && a != one && (need == "" || !strings.Contains(line, need)) {
 				c.Errorf("refused: %s", line)
 			}
@@ -252,7 +258,8 @@ func takeTurns(c *cli, need string) {
 	}
 }
 
-// The replicas of run.yaml, with their command, service account and environment: one works, and after its crash another.
+// The replicas of run.yaml, with their command, service account and environment: one works, and after its crash
+// another.
 func TestRunDeployment(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -270,16 +277,17 @@ func TestRunDeployment(t *testing.T) {
 	if container.Command[0] != "leasehold" || container.Command[len(container.Command)-1] != "--" {
 		t.Fatalf("command %q", container.Command)
 	}
-	if grace := *d.Spec.Template.Spec.TerminationGracePeriodSeconds; grace <= 25 || !slices.Contains(container.Command, "--grace-period=25s") {
+	if grace := *d.Spec.Template.Spec.TerminationGracePeriodSeconds; grace <= 25 ||
+		!slices.Contains(container.Command, "--grace-period=25s") {
 		t.Errorf("a pod has %d s to end, and %q", grace, container.Command)
 	}
 	args := slices.Clone(container.Command[1:])
 	for i, arg := range args {
 		if strings.HasPrefix(arg, "--listen=") {
-			args[i] = "--listen=127.0.0.1:0" // these pods share a network
+			args[i] = "--listen=127.0.0.1:0" // these replicas share a network
 		}
 	}
-	// So that a crash is over soon.
+	// A short failover after the crash.
 	args = slices.Insert(args, len(args)-1, "--duration=2s")
 	var replicas []*call
 	for range *d.Spec.Replicas {
@@ -321,7 +329,8 @@ func TestFlowSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := c.server.UserConfig("system:serviceaccount:"+c.ns+":reconciler", "system:serviceaccounts", "system:serviceaccounts:"+c.ns)
+	cfg := c.server.UserConfig("system:serviceaccount:"+c.ns+":reconciler", "system:serviceaccounts",
+		"system:serviceaccounts:"+c.ns)
 	seen := &headers{}
 	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { seen.next = next; return seen })
 	as, err := dynamic.NewForConfig(cfg)
@@ -329,7 +338,8 @@ func TestFlowSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	get := func(kind string) (flowSchema, priorityLevel string) {
-		as.Resource(kinds[kind]).Namespace(c.ns).Get(t.Context(), "reconciler", metav1.GetOptions{}) // the reply's header is what counts
+		// only the response's header matters
+		as.Resource(kinds[kind]).Namespace(c.ns).Get(t.Context(), "reconciler", metav1.GetOptions{})
 		return seen.get("X-Kubernetes-Pf-Flowschema-Uid"), seen.get("X-Kubernetes-Pf-Prioritylevel-Uid")
 	}
 	c.await("decided by the FlowSchema", func() bool {
@@ -374,7 +384,8 @@ func grant(f *fleet, user string, verbs ...string) {
 	f.Cleanup(rbac.RESTClient().(*rest.RESTClient).Client.CloseIdleConnections)
 	role := &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Name: user},
-		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{coordinationv1.GroupName}, Resources: []string{"leases"}, ResourceNames: []string{"job"}, Verbs: verbs}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{coordinationv1.GroupName}, Resources: []string{"leases"},
+			ResourceNames: []string{"job"}, Verbs: verbs}},
 	}
 	if _, err := rbac.Roles(f.ns).Create(f.Context(), role, metav1.CreateOptions{}); err != nil {
 		f.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/loopback"
 )
 
-// freeAddress returns one on which nobody listens.
+// freeAddress returns an address on which no process listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := loopback.Listen()
@@ -28,20 +28,23 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// --context names where the server is and which namespace is meant, and no other context of the kubeconfig counts.
+// --context selects the server and the namespace; the other contexts of the kubeconfig have no effect.
 func TestContext(t *testing.T) {
 	c := newCLI(t)
 	other := c.server.Namespace(t)
 	c.start("create", "here").wantCode(0)
-	if _, err := leases(t, c.server.Config()).Leases(other).Create(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "there"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := leases(t, c.server.Config()).Leases(other).Create(t.Context(),
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "there"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	cfg := c.server.Config()
 	nobody := freeAddress(t)
 	kubeconfig := clientcmdapi.NewConfig()
-	kubeconfig.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: cfg.CertData, ClientKeyData: cfg.KeyData}
+	kubeconfig.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: cfg.CertData,
+		ClientKeyData: cfg.KeyData}
 	kubeconfig.Clusters["up"] = &clientcmdapi.Cluster{Server: cfg.Host, CertificateAuthorityData: cfg.CAData}
-	kubeconfig.Clusters["down"] = &clientcmdapi.Cluster{Server: "https://" + nobody, CertificateAuthorityData: cfg.CAData}
+	kubeconfig.Clusters["down"] = &clientcmdapi.Cluster{Server: "https://" + nobody,
+		CertificateAuthorityData: cfg.CAData}
 	kubeconfig.Contexts["here"] = &clientcmdapi.Context{Cluster: "up", AuthInfo: "admin", Namespace: c.ns}
 	kubeconfig.Contexts["there"] = &clientcmdapi.Context{Cluster: "up", AuthInfo: "admin", Namespace: other}
 	kubeconfig.Contexts["nowhere"] = &clientcmdapi.Context{Cluster: "down", AuthInfo: "admin", Namespace: c.ns}
@@ -74,8 +77,8 @@ func TestContext(t *testing.T) {
 	}
 }
 
-// The API server keeps track under the name of --field-manager, and no other, of all that run and claim write: the creation
-// of the Lease, claims, renewals and releases.
+// All writes of run and claim have the field manager of --field-manager: the creation of the Lease, claims, renewals
+// and releases.
 func TestFieldManager(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
@@ -117,7 +120,7 @@ func TestFieldManager(t *testing.T) {
 	}
 }
 
-// The HTTP server of --listen, as a liveness probe and an operator ask it.
+// The HTTP server of --listen answers a liveness probe, Prometheus and an operator.
 func TestListen(t *testing.T) {
 	c := newCLI(t)
 	address := freeAddress(t)
@@ -132,7 +135,7 @@ func TestListen(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer.Leases) != 1 {
 		t.Fatalf("/leases: %v: %s", err, text)
 	}
-	// What a Prometheus server scrapes is what the alerts of docs/operations.md are about.
+	// The alerts of docs/operations.md use these metrics.
 	exposed := get(t, "http://"+address+"/metrics")
 	for _, want := range []string{
 		"# TYPE leasehold_leading gauge\nleasehold_leading{name=\"job\",namespace=\"" + c.ns + "\"} 1\n",
@@ -142,7 +145,8 @@ func TestListen(t *testing.T) {
 			t.Errorf("/metrics lacks %s:\n%s", want, exposed)
 		}
 	}
-	if l := answer.Leases[0]; l.Namespace != c.ns || l.Name != "job" || l.Identity != "me" || !strings.Contains(text, `"leading": true`) {
+	if l := answer.Leases[0]; l.Namespace != c.ns || l.Name != "job" || l.Identity != "me" ||
+		!strings.Contains(text, `"leading": true`) {
 		t.Errorf("/leases: %s", text)
 	}
 	a.signal(os.Interrupt)

@@ -16,7 +16,8 @@ func TestGet(t *testing.T) {
 	c := newCLI(t)
 	c.start("create", "lease/job", "--labels=team=storage").wantCode(0)
 	c.start("create", "leases.coordination.k8s.io/other").wantCode(0)
-	if err := os.WriteFile(filepath.Join(c.dir, "columns"), []byte("LEASE TEAM\n.metadata.name .metadata.labels.team\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.dir, "columns"),
+		[]byte("LEASE TEAM\n.metadata.name .metadata.labels.team\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -27,7 +28,8 @@ func TestGet(t *testing.T) {
 		{"job -o jsonpath={.metadata.labels.team}", "storage"},
 		{"-o jsonpath={.items[*].metadata.name}", "job other"},
 		{"-o go-template={{range.items}}{{.metadata.name}}/{{end}}", "job/other/"},
-		{"-o custom-columns=LEASE:.metadata.name,HOLDER:.spec.holderIdentity", "LEASE   HOLDER\njob     <none>\nother   <none>\n"},
+		{"-o custom-columns=LEASE:.metadata.name,HOLDER:.spec.holderIdentity",
+			"LEASE   HOLDER\njob     <none>\nother   <none>\n"},
 		{"-o custom-columns-file=columns", "LEASE   TEAM\njob     storage\nother   <none>\n"},
 	} {
 		a := c.start(append([]string{"get"}, strings.Fields(tt.args)...)...)

@@ -49,7 +49,8 @@ func TestRunBlockedLog(t *testing.T) {
 	t.Run("the lease is lost", func(t *testing.T) {
 		c := newCLI(t)
 		network := newProxy(t, c.server)
-		cmd := c.command("run", "job", "--log-level=debug", "--duration=4s", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", quiet)
+		cmd := c.command("run", "job", "--log-level=debug", "--duration=4s", "--server=https://"+network.Addr,
+			"--tls-server-name=127.0.0.1", "--", "sh", "-c", quiet)
 		cmd.Stderr = fullPipe(t)
 		a := c.startCmd(cmd)
 		pid := c.pid("started")
@@ -123,7 +124,8 @@ func TestRunDescendants(t *testing.T) {
 	for name, script := range leaving {
 		start := func(t *testing.T) (*cli, *call, int) {
 			c := newCLI(t)
-			if err := os.WriteFile(c.dir+"/away.sh", []byte("#!/bin/sh\ntrap '' TERM INT HUP\n"+say("away")+"while :; do sleep 0.1; done\n"), 0o755); err != nil {
+			if err := os.WriteFile(c.dir+"/away.sh",
+				[]byte("#!/bin/sh\ntrap '' TERM INT HUP\n"+say("away")+"while :; do sleep 0.1; done\n"), 0o755); err != nil {
 				t.Fatal(err)
 			}
 			a := c.start("run", "job", "--duration=2s", "--grace-period=1s", "--identity=one", "--", "sh", "-c", script)
@@ -171,7 +173,8 @@ func TestRunExpired(t *testing.T) {
 	crashed := func(name string) {
 		renewed := metav1.NewMicroTime(time.Now().Add(-24 * time.Second))
 		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: new("dead"), LeaseDurationSeconds: new(int32(2)), AcquireTime: &renewed, RenewTime: &renewed, LeaseTransitions: new(int32(1)),
+			HolderIdentity: new("dead"), LeaseDurationSeconds: new(int32(2)), LeaseTransitions: new(int32(1)),
+			AcquireTime: &renewed, RenewTime: &renewed,
 		}}
 		if _, err := c.admin.Create(t.Context(), l, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -179,9 +182,17 @@ func TestRunExpired(t *testing.T) {
 	}
 	crashed("job")
 	crashed("claimed")
+	crashed("again")
+	// Written by hand: who wrote this will never renew it.
+	patched := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "patched"},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: new("hand")}}
+	if _, err := c.admin.Create(t.Context(), patched, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	held := c.start("run", "held", "--identity=alive", "--", "sh", "-c", say("started")+"exec sleep 600")
 	c.pid("started")
-	const expired = `error: leasehold: lease held by "dead", not renewed for 24s; free in at most 2s with --wait 3s` + "\n"
+	const expired = `error: leasehold: lease held by "dead", not renewed for 24s; free in at most 2s with --wait 3s` +
+		"\n"
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -190,10 +201,16 @@ func TestRunExpired(t *testing.T) {
 	}{
 		{"no wait", []string{"run", "job", "--no-wait"}, 124, expired},
 		{"no wait, a code of its own", []string{"run", "job", "--no-wait", "--held-exit-code=75"}, 75, expired},
-		{"no wait, no failure", []string{"run", "job", "--no-wait", "-E", "0"}, 0, strings.TrimPrefix(expired, "error: ")},
-		{"a short wait for a holder that is alive", []string{"run", "held", "--wait=300ms"}, 124, `error: the lease was not acquired within 300ms: held by "alive", renewed `},
+		{"no wait, no failure", []string{"run", "job", "--no-wait", "-E", "0"}, 0,
+			strings.TrimPrefix(expired, "error: ")},
+		{"a short wait for a holder that is alive", []string{"run", "held", "--wait=300ms"}, 124,
+			`error: the lease was not acquired within 300ms: held by "alive", renewed `},
 		{"the same, a code of its own", []string{"run", "held", "--wait=300ms", "--held-exit-code=3"}, 3, "error: "},
 		{"a short wait for one that is dead", []string{"run", "job", "--wait=300ms"}, 0, ""},
+		{"a wait that ends before the Lease is read", []string{"run", "again", "--wait=1ns"}, 0, ""},
+		{"no wait for a holder without times", []string{"run", "patched", "--no-wait", "--duration=2s"}, 124,
+			`held by "hand", never renewed; free in at most 2s with --wait 3s`},
+		{"a short wait for a holder without times", []string{"run", "patched", "--wait=1ms", "--duration=2s"}, 0, ""},
 		{"claimed by a short wait", []string{"claim", "claimed", "--wait=300ms"}, 0, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -228,12 +245,15 @@ func exists(path string) bool {
 // The log says when the command ended, which processes are waited for, and that they were killed.
 func TestRunLog(t *testing.T) {
 	c := newCLI(t)
-	a := c.start("run", "job", "--grace-period=300ms", "--", "sh", "-c", `sh -c "trap '' TERM; `+strings.ReplaceAll(say("left"), "$", `\$`)+`while :; do sleep 0.1; done" & while ! [ -e left ]; do sleep 0.05; done; exit 4`)
+	a := c.start("run", "job", "--grace-period=300ms", "--", "sh", "-c",
+		`sh -c "trap '' TERM; `+strings.ReplaceAll(say("left"), "$",
+			`\$`)+`while :; do sleep 0.1; done" & while ! [ -e left ]; do sleep 0.05; done; exit 4`)
 	pid := c.pid("left")
 	a.wantCode(4)
 	at := 0
 	for _, want := range []string{
-		`msg="command started"`, `msg="command ended" exitCode=4 after=`, fmt.Sprintf(`waitingFor="[%d (sh)`, pid), "gracePeriod=300ms",
+		`msg="command started"`, `msg="command ended" exitCode=4 after=`, fmt.Sprintf(`waitingFor="[%d (sh)`,
+			pid), "gracePeriod=300ms",
 		`level=WARN msg="sent SIGKILL" reason="the grace period ended" processes="[` + fmt.Sprintf("%d (sh)", pid),
 		`msg="all processes of the command ended" after=`, `msg="lease released"`,
 	} {

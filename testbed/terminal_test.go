@@ -14,8 +14,8 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// On a terminal the timeline stays one picture of the width that there is, whatever is logged and however the terminal
-// changes. Its last picture stays.
+// On a terminal the timeline is one picture of the terminal's width, also after log lines and changes of its size. The
+// last picture remains.
 func TestDrawn(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -30,14 +30,15 @@ func TestDrawn(t *testing.T) {
 			t.Parallel()
 			c := newCLI(t)
 			grant(c.fleet, "getter", "get")
-			c.run("leader-with-a-rather-long-name", func(s leasehold.Session) { <-s.Done() }, c.asAdmin(), leasehold.WithLease("job"))
+			c.run("leader-with-a-rather-long-name", func(s leasehold.Session) { <-s.Done() }, c.asAdmin(),
+				leasehold.WithLease("job"))
 			c.awaitLeader("leader-with-a-rather-long-name")
 
 			cmd := c.command("watch", "job", "--timeline", "--as=getter", "-n", c.ns)
 			cmd.Env = append(cmd.Env, "TERM=xterm-256color", "NO_COLOR=", tt.env)
 			terminal := openTerminal(t, cmd, 80, 24)
 			said := &terminal.said
-			// pictures returns how many there are, and how wide the widest line of the last is.
+			// pictures returns the number of pictures, and the width of the widest line of the last.
 			pictures := func() (n, width int) {
 				for line := range strings.Lines(terminal.shown()) {
 					line = strings.TrimRight(line, " \n")
@@ -58,7 +59,8 @@ func TestDrawn(t *testing.T) {
 			}
 			drawn(80)
 			c.await("logged above it", func() bool {
-				return strings.Contains(strings.ReplaceAll(terminal.shown(), "\n", ""), "the leases are read every two seconds")
+				return strings.Contains(strings.ReplaceAll(terminal.shown(), "\n", ""),
+					"the leases are read every two seconds")
 			})
 			for _, columns := range []int{45, 120, 30} {
 				if err := terminal.resize(columns, 24); err != nil {
@@ -81,7 +83,7 @@ func TestDrawn(t *testing.T) {
 	}
 }
 
-// What is no terminal gets one picture, without colours, at the end.
+// A file gets one picture, without colours, at the end.
 func TestDrawnInFile(t *testing.T) {
 	c := newCLI(t)
 	c.start("create", "job").wantCode(0)
@@ -92,11 +94,11 @@ func TestDrawnInFile(t *testing.T) {
 	}
 }
 
-// A terminal is what a process runs on, and what it shows.
+// A terminal runs a process and keeps its output.
 type terminal struct {
 	*os.File
 	said  syncBuffer
-	ended chan struct{} // closed when nobody has the terminal any more
+	ended chan struct{} // closed when no process has the terminal open
 
 	mu     sync.Mutex // protects following
 	screen vt10x.Terminal
@@ -136,7 +138,7 @@ func openTerminal(t *testing.T, cmd *exec.Cmd, columns, rows int) *terminal {
 	return tt
 }
 
-// resize changes the size as terminals do that wrap what is shown already: no program can tell how they do it.
+// resize changes the size, and wraps the lines that are shown as many terminals do.
 func (t *terminal) resize(columns, rows int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -148,7 +150,7 @@ func (t *terminal) resize(columns, rows int) error {
 	return pty.Setsize(t.File, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
 }
 
-// shown returns what is on the screen.
+// shown returns the text on the screen.
 func (t *terminal) shown() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -24,8 +24,8 @@ func claimCommand() *command {
 		args:  "LEASE [FLAGS]",
 		short: "Take a lease and hold it until interrupted",
 		long: `
-It waits for the lease, prints a line when it holds it, renews it, and releases it when it is interrupted. If the lease is
-lost meanwhile, the exit code is 123. To keep a workload from running while you look at it, claim its lease.`,
+It waits for the lease, prints a line when it holds it, renews it, and releases it when it is interrupted. If the
+lease is lost meanwhile, the exit code is 123. To keep a workload from running while you look at it, claim its lease.`,
 		examples: `
 # Keep the reconciler from running
 leasehold claim reconciler --identity "$USER"
@@ -55,7 +55,7 @@ func (t *tool) claim(h *holding, opts []leasehold.Option) error {
 	defer stop()
 	ctx, cancel := context.WithCancelCause(interrupted)
 	defer cancel(nil)
-	// Output that blocks must not keep the lease, nor a reader that goes away end the process.
+	// If the output blocks, the lease must still be released; if its reader goes away, the process must not end.
 	out := newLogWriter(t.out)
 	defer out.flush()
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -66,7 +66,8 @@ func (t *tool) claim(h *holding, opts []leasehold.Option) error {
 	}
 	defer s.Release()
 	who := s.Holder()
-	fmt.Fprintf(out, "holding %s/%s as %q, fencing token %d; interrupt to release it\n", who.Namespace, who.Name, who.Identity, s.FencingToken())
+	fmt.Fprintf(out, "holding %s/%s as %q, fencing token %d; interrupt to release it\n", who.Namespace, who.Name,
+		who.Identity, s.FencingToken())
 	<-s.Done()
 	if err := s.Release(); errors.Is(err, leasehold.ErrLost) {
 		return exitWith(exitLost, err)
@@ -77,9 +78,10 @@ func (t *tool) claim(h *holding, opts []leasehold.Option) error {
 	return nil
 }
 
-// acquire returns a session, or the error of an attempt that --no-wait or --wait ended. Until it returns it may cancel ctx
-// by cancel.
-func (h *holding) acquire(ctx context.Context, cancel context.CancelCauseFunc, opts []leasehold.Option) (leasehold.Session, error) {
+// acquire returns a session, or the error of an attempt that --no-wait or --wait ended. Until it returns it may cancel
+// ctx by cancel.
+func (h *holding) acquire(ctx context.Context, cancel context.CancelCauseFunc,
+	opts []leasehold.Option) (leasehold.Session, error) {
 	if h.noWait {
 		return leasehold.TryAcquire(ctx, opts...)
 	}
@@ -96,9 +98,9 @@ func releaseCommand() *command {
 		short: "Release a lease that another process left behind",
 		long: `
 It frees the lease if --identity holds it, for a process that ended without doing so. It succeeds if nobody holds the
-lease. Do not use it in a preStop hook: run and claim release the lease on SIGTERM, after the work has ended, and so does
-a program that ends its context. If the process still runs, its work ends at once, without grace, and it competes for the
-lease again.
+lease. Do not use it in a preStop hook: run and claim release the lease on SIGTERM, after the work has ended, and so
+does a program that ends its context. If the process still runs, its work ends at once, without grace, and it competes
+for the lease again.
 
 With --force --holder=IDENTITY it takes the lease away from a holder that may still be working: a program with this
 library stops when it sees the change, others at their next renewal. Prefer to stop that process with SIGTERM.`,
@@ -109,7 +111,8 @@ leasehold release reconciler --identity node-7_1d4f
 # Take it away from a holder that may still be working
 leasehold release reconciler --force --holder=node-7_1d4f`,
 		flags: func(flags *pflag.FlagSet) {
-			flags.StringVarP(&identity, "identity", "i", "", "the holder whose lease to release (default $LEASEHOLD_IDENTITY, which run sets)")
+			flags.StringVarP(&identity, "identity", "i", "",
+				"the holder whose lease to release (default $LEASEHOLD_IDENTITY, which run sets)")
 			flags.BoolVar(&force, "force", false, "take the lease away from the holder that --holder names")
 			flags.StringVar(&holder, "holder", "", "with --force: the holder to take the lease away from")
 		},
@@ -159,8 +162,9 @@ func (t *tool) release(lease, who string, force bool) error {
 	case now != who:
 		return fmt.Errorf("%s not released: %q holds it, not %q", is, now, who)
 	case force:
-		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Any candidate may acquire it now; "+
-			"if that holder is alive, it goes on until it sees the change.\n", is, now, age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now()))
+		acquired, renewed := age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now())
+		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Any candidate may "+
+			"acquire it now; if that holder is alive, it goes on until it sees the change.\n", is, now, acquired, renewed)
 	}
 	freed, err := leasehold.Vacate(ctx, opts...)
 	if err != nil {
@@ -194,8 +198,8 @@ func createCommand() *command {
 		args:  "LEASE [FLAGS]",
 		short: "Create a Lease that nobody holds",
 		long: `
-Programs then need no right to create Leases, which RBAC cannot restrict to a name: run and claim with --create=never, and
-Go programs with UseExisting.`,
+Programs then need no right to create Leases, which RBAC cannot restrict to a name: run and claim with --create=never,
+and Go programs with UseExisting.`,
 		examples: `
 leasehold create reconciler --labels team=storage
 

@@ -12,14 +12,15 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// A cluster is which API server to ask, and as whom, by the flags that kubectl has.
+// A cluster selects the API server and the user, by the flags that kubectl has.
 type cluster struct {
 	kubeconfig string
 	overrides  clientcmd.ConfigOverrides
 }
 
 func (c *cluster) flags(flags *pflag.FlagSet) {
-	flags.StringVar(&c.kubeconfig, "kubeconfig", "", "path to the kubeconfig file (default $KUBECONFIG, else ~/.kube/config; in a pod its service account)")
+	flags.StringVar(&c.kubeconfig, "kubeconfig", "",
+		"path to the kubeconfig file (default $KUBECONFIG, else ~/.kube/config; in a pod its service account)")
 	names := clientcmd.RecommendedConfigOverrideFlags("")
 	clientcmd.BindOverrideFlags(&c.overrides, flags, names)
 }
@@ -30,7 +31,7 @@ func (c *cluster) config() clientcmd.ClientConfig {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &c.overrides)
 }
 
-// namespace returns that of --namespace, else of the service account or the kubeconfig's context.
+// namespace returns the value of --namespace, else the namespace of the service account or of the kubeconfig's context.
 func (c *cluster) namespace() (string, error) {
 	ns, _, err := c.config().Namespace()
 	if err != nil && !clientcmd.IsEmptyConfig(err) {
@@ -45,7 +46,7 @@ func (c *cluster) namespace() (string, error) {
 func (c *cluster) restConfig() (*rest.Config, error) {
 	config, err := c.config().ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("no API server: not in a cluster, and no kubeconfig at $KUBECONFIG or ~/.kube/config; --kubeconfig or --server says where it is")
+		return nil, errors.New("no API server: not in a cluster, and no kubeconfig at $KUBECONFIG or ~/.kube/config; use --kubeconfig or --server")
 	}
 	if err != nil {
 		return nil, err
@@ -62,7 +63,7 @@ func (c *cluster) client() (coordinationv1client.CoordinationV1Interface, error)
 	return coordinationv1client.NewForConfig(config)
 }
 
-// options returns what the library needs to know of the cluster.
+// options returns the library's options for the API server and the namespace.
 func (c *cluster) options() ([]leasehold.Option, error) {
 	config, err := c.restConfig()
 	if err != nil {

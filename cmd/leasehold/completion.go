@@ -22,9 +22,9 @@ func completionCommand() *command {
 		short:   "Print a completion script for a shell",
 		offline: true,
 		long: `
-It completes commands, flags and their values, and the names of leases and namespaces, for which it asks the API server for
-at most two seconds. For "kubectl leasehold" no script is needed: link the tool as kubectl_complete-leasehold too, in a
-directory of $PATH, and kubectl's own completion uses it.`,
+It completes commands, flags and their values, and the names of leases and namespaces, for which it asks the API
+server for at most two seconds. For "kubectl leasehold" no script is needed: link the tool as
+kubectl_complete-leasehold too, in a directory of $PATH, and kubectl's own completion uses it.`,
 		examples: `
 # in ~/.bashrc
 source <(leasehold completion bash)
@@ -108,7 +108,7 @@ func (t *tool) complete(words []string) error {
 	return err
 }
 
-// candidates returns what the last of words may be completed to.
+// candidates returns the completions of the last of words.
 func (t *tool) candidates(ctx context.Context, words []string) (candidates []string, directive int) {
 	words, given := join(words)
 	if len(words) == 0 {
@@ -124,8 +124,8 @@ func (t *tool) candidates(ctx context.Context, words []string) (candidates []str
 	return candidates, directive
 }
 
-// join undoes what bash does to --flag=value: it makes three words of it, and a name with colons becomes many. It returns
-// also how many bytes of the last word are in words before the shell's last one.
+// join undoes what bash does to --flag=value: it makes three words of it, and a name with colons becomes many. It
+// returns also how many bytes of the last word are in words before the shell's last one.
 func join(words []string) (joined []string, given int) {
 	breaks := func(word string) bool { return word != "" && strings.Trim(word, "=:") == "" }
 	for i, word := range words {
@@ -160,7 +160,7 @@ func (t *tool) suggest(ctx context.Context, words []string, word string) (values
 	}
 	flags := t.flagSet(command)
 	flags.ParseErrorsAllowlist.UnknownFlags = true
-	// An incomplete flag at the end is an error, and what comes before it counts.
+	// An incomplete flag at the end is an error; the flags before it are set.
 	flags.Parse(args)
 	if flags.ArgsLenAtDash() >= 0 {
 		return nil, 0 // the command of run

@@ -1,5 +1,6 @@
-// Command leasehold works with Kubernetes Leases from a shell: it runs a program only while it holds one, shows who
-// holds them, and gives operators a hand. It is also a kubectl plugin, when it is installed as kubectl-leasehold.
+// Command leasehold works with Kubernetes Leases from a shell: it runs a program only while it holds one, and shows who
+// holds them. Installed as kubectl-leasehold it is a kubectl plugin, and as kubectl_complete-leasehold it completes the
+// plugin's arguments.
 //
 // It finds the API server as kubectl does. Its commands:
 //
@@ -7,9 +8,9 @@
 //	get         Show who holds leases
 //	watch       Follow who holds leases
 //	claim       Take a lease and hold it until interrupted
-//	release     Give a lease back
+//	release     Release a lease that another process left behind
 //	create      Create a Lease that nobody holds
-//	explain     Say what the times of a lease mean
+//	explain     Explain the times of a lease
 //	report      Render who held leases as an HTML page
 //	completion  Print a completion script for a shell
 //
@@ -19,13 +20,13 @@
 //	1    failed
 //	2    wrong usage
 //	123  the lease was lost (run, claim)
-//	124  the lease was not acquired in time (run, claim)
+//	124  the lease was not acquired in time (run, claim); --held-exit-code replaces it if another holds the lease
 //
-// run has those of timeout(1) and of shells beside these two:
+// run also has those of timeout(1) and of shells:
 //
 //	125       leasehold itself failed, wrong usage included
 //	126       the command cannot be executed
 //	127       the command was not found
-//	128+n     the command, or leasehold while it waited, was ended by signal n
+//	128+n     signal n ended the command, or leasehold while it waited
 //	any other that of the command
 package main

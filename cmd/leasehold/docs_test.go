@@ -80,7 +80,8 @@ func snippet(ctx context.Context, restConfig, cfg *rest.Config, clientset *kuber
 			header, code := fmt.Sprintf("// %s, block %d\n\n", name, i+1), match[1]
 			if !strings.HasPrefix(code, "package main\n") { // a whole program is compiled as it is
 				header += "package documented\n\n"
-				code = fmt.Sprintf(around, strings.ReplaceAll(code, "WithRESTConfig(config)", "WithRESTConfig(restConfig)"))
+				code = fmt.Sprintf(around, strings.ReplaceAll(code, "WithRESTConfig(config)",
+					"WithRESTConfig(restConfig)"))
 				for name, path := range imports {
 					if regexp.MustCompile(`\b` + name + `\.`).MatchString(code) {
 						header += fmt.Sprintf("import %s %q\n", name, path)
@@ -142,7 +143,8 @@ func TestDocumentedCommands(t *testing.T) {
 	flag := regexp.MustCompile(`(?:^|\s)(--?[a-z][-a-z]*)`)
 	inCode := regexp.MustCompile("(?m)^(?:\\$ |ln .*|)((?:kubectl |go run \\./cmd/)?leasehold .*)$|`((?:kubectl |go run \\./cmd/)?leasehold [^`]*)`")
 	found := 0
-	for name, text := range read(t, func(path string) bool { return isDoc(path) || strings.HasPrefix(path, "deploy/") }) {
+	matches := func(path string) bool { return isDoc(path) || strings.HasPrefix(path, "deploy/") }
+	for name, text := range read(t, matches) {
 		for _, code := range inCode.FindAllStringSubmatch(text, -1) {
 			line, _, _ := strings.Cut(code[1]+code[2], " -- ")
 			match := call.FindStringSubmatch(line)
@@ -158,7 +160,8 @@ func TestDocumentedCommands(t *testing.T) {
 			flags := (&tool{}).flagSet(command)
 			for _, f := range flag.FindAllStringSubmatch(line, -1) {
 				long, isLong := strings.CutPrefix(f[1], "--")
-				if letter := strings.TrimPrefix(f[1], "-"); f[1] != "--help" && flags.Lookup(long) == nil && (isLong || flags.ShorthandLookup(letter[:1]) == nil) {
+				if letter := strings.TrimPrefix(f[1], "-"); f[1] != "--help" && flags.Lookup(long) == nil &&
+					(isLong || flags.ShorthandLookup(letter[:1]) == nil) {
 					t.Errorf("%s: %q: %s has no flag %s", name, line, command.name, f[1])
 				}
 			}
@@ -176,7 +179,7 @@ func TestDocumentedErrors(t *testing.T) {
 		code.WriteString(text)
 	}
 	unquoted := strings.ReplaceAll(code.String(), `\"`, `"`)
-	// said tells whether the code has these words, at most put together from two places, as a sentinel and what wraps it.
+	// said reports whether the code has these words, perhaps in two places, as those of a sentinel and its wrapper.
 	said := func(words string) bool {
 		if strings.Contains(unquoted, words) {
 			return true
@@ -199,7 +202,8 @@ func TestDocumentedErrors(t *testing.T) {
 		if len(cells) < 3 {
 			continue
 		}
-		for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(strings.Join(cells[1:3], "|"), -1) {
+		explained := strings.Join(cells[1:3], "|")
+		for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(explained, -1) {
 			for _, words := range examples.Split(quoted[1], -1) {
 				words = strings.Trim(words, " ,;()=")
 				if len(words) < 5 {

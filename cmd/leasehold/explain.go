@@ -18,24 +18,24 @@ func explainCommand() *command {
 	return &command{
 		name:    "explain",
 		args:    "[FLAGS]",
-		short:   "Say what the times of a lease mean",
+		short:   "Explain the times of a lease",
 		offline: true,
 		long: `
-From the duration, the renew deadline and the renew interval it computes what to expect of a lease: how soon another takes
-over, what outage a leader survives, how long the work has to stop, and what all this costs the API server. It asks no
-API server.`,
+It computes the effects of the duration, the renew deadline and the renew interval: how long a failover takes, which
+outage a leader survives, how much time the work has to stop, and how many requests the API server answers. It makes
+none itself.`,
 		examples: `
 leasehold explain
 leasehold explain --duration 60s
 leasehold explain --duration 30s --renew-deadline 20s --replicas 10`,
 		flags: func(flags *pflag.FlagSet) {
 			times.flags(flags)
-			flags.IntVar(&replicas, "replicas", replicas, "how many candidates there are")
+			flags.IntVar(&replicas, "replicas", replicas, "number of candidates")
 			flags.TextVarP(&output, "output", "o", output, "output `format`: table, json or yaml")
 		},
 		run: func(t *tool, args []string, _ int) error {
 			if len(args) > 0 {
-				return usagef("no arguments wanted: %s", strings.Join(args, " "))
+				return usagef("want no arguments, not %s", strings.Join(args, " "))
 			}
 			if replicas < 1 {
 				return usagef("--replicas %d: want at least 1", replicas)
@@ -57,7 +57,7 @@ leasehold explain --duration 30s --renew-deadline 20s --replicas 10`,
 	}
 }
 
-// An explanation is what follows from the times of a lease. Times are in seconds.
+// An explanation has the effects of the times of a lease, in seconds.
 type explanation struct {
 	DurationSeconds      float64 `json:"durationSeconds"`
 	RenewDeadlineSeconds float64 `json:"renewDeadlineSeconds"`
@@ -82,11 +82,12 @@ type explanation struct {
 
 func explain(t timing, replicas int) explanation {
 	d, r, i := t.duration, t.renewDeadline, t.renewInterval
-	// A renewal is given up after a quarter of what the deadline leaves after the interval. If the API server comes back just
-	// after one was sent in vain, that one times out, and a retry comes at most a quarter of a timeout later.
+	// A renewal times out after a quarter of the time that the deadline leaves after the interval. If the API server
+	// comes back just after one was sent, that one times out, and the retry follows at most a quarter of a timeout
+	// later.
 	timeout := min((r-i)/4, 10*time.Second)
-	// A renewal is sent 0.9 to 1 interval after the last. A watch is ended by the API server after 30 to 60 minutes, and opened
-	// again after a read.
+	// A renewal is sent 0.9 to 1 interval after the last. The API server ends a watch after 30 to 60 minutes; then the
+	// Lease is read and watched again.
 	renewals := int(time.Hour / (i * 95 / 100))
 	const following = 3
 	e := explanation{
@@ -119,18 +120,29 @@ func (e explanation) print(w io.Writer) error {
 	}
 	var rows [][]string
 	row := func(name, value, why string) { rows = append(rows, []string{name, value, why}) }
-	row("Duration", seconds(e.DurationSeconds), "others leave the lease to a holder that does not renew it")
-	row("Renew deadline", seconds(e.RenewDeadlineSeconds), "a holder trusts its lease after the start of its last renewal")
-	row("Renew interval", seconds(e.RenewIntervalSeconds), "between renewals, which are given up after "+seconds(e.LongestRequestBeforeRetrySeconds)+" each and tried again")
+	row("Duration", seconds(e.DurationSeconds),
+		"others wait so long before they acquire a lease that its holder does not renew")
+	row("Renew deadline", seconds(e.RenewDeadlineSeconds),
+		"a holder trusts its lease so long after it sent its last successful renewal")
+	row("Renew interval", seconds(e.RenewIntervalSeconds),
+		"from one renewal to the next; a request times out after "+
+			seconds(e.LongestRequestBeforeRetrySeconds)+" and is retried")
 	row("", "", "")
-	row("Failover after a crash", fmt.Sprintf("%s to %s", seconds(e.FailoverAfterCrashMinSeconds), seconds(e.FailoverAfterCrashMaxSeconds)), "and one request: the rest of the duration after the last renewal")
-	row("Failover after a release", "one request", "standbys watch; without the right to watch up to "+seconds(e.FailoverWithoutWatchMaxSeconds))
-	row("API outage survived", seconds(e.OutageSurvivedSeconds), "whenever it begins; at best, begun just after a renewal, nearly "+seconds(e.OutageFatalSeconds))
-	row("Time to stop", seconds(e.StopSeconds), "from the end of the session to when another may lead; run sends SIGKILL after "+seconds(e.StopTimeoutSeconds))
-	row("Clock rates may differ by", fmt.Sprintf("%.0f %%", 100*(e.ClockRateTolerance-1)), "the times shown by clocks may differ by anything")
+	row("Failover after a crash", fmt.Sprintf("%s to %s", seconds(e.FailoverAfterCrashMinSeconds),
+		seconds(e.FailoverAfterCrashMaxSeconds)), "plus one request: the rest of the duration after the last renewal")
+	row("Failover after a release", "one request",
+		"standbys watch; without the right to watch up to "+seconds(e.FailoverWithoutWatchMaxSeconds))
+	row("API outage survived", seconds(e.OutageSurvivedSeconds),
+		"whenever it begins; nearly "+seconds(e.OutageFatalSeconds)+" if it begins just after a renewal")
+	row("Time to stop", seconds(e.StopSeconds),
+		"from the end of the session until another may lead; run sends SIGKILL after "+seconds(e.StopTimeoutSeconds))
+	row("Clock rates may differ by", fmt.Sprintf("%.0f %%", 100*(e.ClockRateTolerance-1)),
+		"the times that clocks show may differ by any amount")
 	row("", "", "")
 	row("Requests of the leader", fmt.Sprintf("%d an hour", e.LeaderRequestsPerHour), "")
-	row("Requests of a standby", fmt.Sprintf("%d an hour", e.StandbyRequestsPerHour), fmt.Sprintf("to follow the Lease; without the right to watch %d", e.StandbyPollsPerHourWithoutWatch))
-	row(fmt.Sprintf("Requests of all %d", e.Replicas), fmt.Sprintf("%d an hour", e.RequestsPerHour), fmt.Sprintf("and %d watch events", e.WatchEventsPerHour))
+	row("Requests of a standby", fmt.Sprintf("%d an hour", e.StandbyRequestsPerHour),
+		fmt.Sprintf("to follow the Lease; without the right to watch %d", e.StandbyPollsPerHourWithoutWatch))
+	row(fmt.Sprintf("Requests of all %d", e.Replicas), fmt.Sprintf("%d an hour", e.RequestsPerHour),
+		fmt.Sprintf("and %d watch events", e.WatchEventsPerHour))
 	return new(table).print(w, rows)
 }

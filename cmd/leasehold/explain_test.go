@@ -66,7 +66,8 @@ func TestExplainedOutage(t *testing.T) {
 func outage(t *testing.T, times timing, begin, lasts time.Duration) (err error) {
 	synctest.Test(t, func(t *testing.T) {
 		client := leasetest.NewServer().Client("leader")
-		opts := append(times.options(), leasehold.WithLease("any"), leasehold.WithNamespace("default"), leasehold.WithClient(client),
+		opts := append(times.options(), leasehold.WithLease("any"), leasehold.WithNamespace("default"),
+			leasehold.WithClient(client),
 			leasehold.WithLogger(slog.New(slog.DiscardHandler)))
 		s, fault := leasehold.Acquire(context.Background(), opts...)
 		if fault != nil {

@@ -9,9 +9,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// usage shows all commands.
+// usage prints the help of the tool.
 func (t *tool) usage(w io.Writer) {
-	fmt.Fprintf(w, "%s works with Kubernetes Leases: it runs a program only while it holds one, and shows who does.\n\n", t.name)
+	const about = "%s works with Kubernetes Leases: it runs a program only while it holds one, and shows who does.\n\n"
+	fmt.Fprintf(w, about, t.name)
 	fmt.Fprintf(w, "Usage:\n  %s COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n", t.name)
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.short)
@@ -30,7 +31,7 @@ Exit codes:
 `)
 }
 
-// help shows one command.
+// help prints the help of one command.
 func (t *tool) help(w io.Writer, c *command, flags *pflag.FlagSet) {
 	fmt.Fprintf(w, "%s.\n\n", c.short)
 	if c.long != "" {
@@ -59,7 +60,7 @@ func (t *tool) help(w io.Writer, c *command, flags *pflag.FlagSet) {
 	}
 }
 
-// indent returns examples with the name under which the tool was called.
+// indent returns examples, indented, with the name by which the tool was called.
 func (t *tool) indent(examples string) string {
 	lines := strings.Split(strings.TrimSpace(examples), "\n")
 	for i, line := range lines {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/pflag"
 	coordinationv1 "k8s.io/api/coordination/v1"
-	"k8s.io/apimachinery/pkg/util/duration"
 
 	"github.com/leasehold-go/leasehold"
 )
@@ -23,9 +22,12 @@ type timing struct {
 }
 
 func (t *timing) flags(flags *pflag.FlagSet) {
-	flags.DurationVar(&t.duration, "duration", 15*time.Second, "how long others wait before they acquire a lease that its holder does not renew, in whole seconds")
-	flags.DurationVar(&t.renewDeadline, "renew-deadline", 0, "how long a holder trusts its lease after a renewal (default 0.8 of the duration)")
-	flags.DurationVar(&t.renewInterval, "renew-interval", 0, "how often to renew the lease (default a fifth of the duration)")
+	flags.DurationVar(&t.duration, "duration", 15*time.Second,
+		"how long others wait before they acquire a lease that its holder does not renew, in whole seconds")
+	flags.DurationVar(&t.renewDeadline, "renew-deadline", 0,
+		"how long a holder trusts its lease after a renewal (default 0.8 of the duration)")
+	flags.DurationVar(&t.renewInterval, "renew-interval", 0,
+		"how often to renew the lease (default a fifth of the duration)")
 }
 
 // complete sets what was not given to the defaults of the library.
@@ -40,11 +42,13 @@ func (t *timing) complete() {
 
 func (t *timing) options() []leasehold.Option {
 	return []leasehold.Option{
-		leasehold.WithDuration(t.duration), leasehold.WithRenewDeadline(t.renewDeadline), leasehold.WithRenewInterval(t.renewInterval),
+		leasehold.WithDuration(t.duration),
+		leasehold.WithRenewDeadline(t.renewDeadline),
+		leasehold.WithRenewInterval(t.renewInterval),
 	}
 }
 
-// holding is how run and claim wait for a lease and hold it.
+// holding has the flags by which run and claim wait for a lease and hold it.
 type holding struct {
 	timing
 	identity        string
@@ -63,21 +67,29 @@ type holding struct {
 
 func (h *holding) flags(flags *pflag.FlagSet) {
 	h.timing.flags(flags)
-	flags.StringVarP(&h.identity, "identity", "i", "", "the holder to write into the Lease (default <$POD_NAME or host name>_<uuid>)")
-	flags.DurationVar(&h.wait, "wait", 0, "how long to wait for the lease; if its holder stopped renewing it, until it expires, at most its duration longer (default no limit)")
-	flags.BoolVar(&h.noWait, "no-wait", false, "fail if the lease has a holder; to acquire it after a crash of the holder, use --wait")
-	flags.IntVarP(&h.heldExitCode, "held-exit-code", "E", exitNotAcquired, "the exit code when another holds the lease and --no-wait or --wait ends the attempt")
-	flags.TextVar(&h.create, "create", createMode(leasehold.AutoCreate), "`when` to create the Lease: auto (if there is none), new (fail if there is one), never")
+	flags.StringVarP(&h.identity, "identity", "i", "",
+		"the holder to write into the Lease (default <$POD_NAME or host name>_<uuid>)")
+	flags.DurationVar(&h.wait, "wait", 0,
+		"how long to wait for the lease; at most its duration longer if its holder stopped renewing it (default no limit)")
+	flags.BoolVar(&h.noWait, "no-wait", false,
+		"fail if the lease has a holder; to acquire it after a crash of the holder, use --wait")
+	flags.IntVarP(&h.heldExitCode, "held-exit-code", "E", exitNotAcquired,
+		"the exit code when another holds the lease and --no-wait or --wait ends the attempt")
+	flags.TextVar(&h.create, "create", createMode(leasehold.AutoCreate),
+		"`when` to create the Lease: auto (if there is none), new (fail if there is one), never")
 	flags.StringToStringVar(&h.labels, "labels", nil, "labels to give the Lease, as team=storage,tier=1")
-	flags.StringVar(&h.fieldManager, "field-manager", "leasehold", "the name under which the API server tracks our changes")
+	flags.StringVar(&h.fieldManager, "field-manager", "leasehold",
+		"the name under which the API server tracks our changes")
 	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after releasing it")
-	flags.StringVar(&h.listen, "listen", "", "address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases, the state as JSON")
+	flags.StringVar(&h.listen, "listen", "",
+		"address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases for JSON")
 }
 
 // complete checks the flags, starts the HTTP server, and returns the options for the library.
 func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 	h.timing.complete()
-	opts := append(h.timing.options(), leasehold.WithLease(lease), leasehold.WithCreateMode(leasehold.CreateMode(h.create)),
+	opts := append(h.timing.options(), leasehold.WithLease(lease),
+		leasehold.WithCreateMode(leasehold.CreateMode(h.create)),
 		leasehold.WithFieldManager(h.fieldManager), leasehold.WithLabels(h.labels), leasehold.WithLogger(t.log))
 	if h.identity != "" {
 		opts = append(opts, leasehold.WithIdentity(h.identity))
@@ -156,8 +168,9 @@ func (s stopped) exit() error {
 	return exitWith(exitSignal+int(number), nil)
 }
 
-// limit cancels a wait for the lease after --wait, until the function that it returns is called. If the holder has stopped
-// renewing the lease by then, it waits until the lease expires: this process has to see it unchanged for its duration.
+// limit cancels a wait for the lease after --wait, until the function that it returns is called. If the holder has
+// stopped renewing the lease by then, it waits until the lease expires: this process has to see it unchanged for its
+// duration.
 func (h *holding) limit(cancel context.CancelCauseFunc) (stop func()) {
 	if h.wait == 0 {
 		return func() {}
@@ -182,14 +195,16 @@ func (h *holding) limit(cancel context.CancelCauseFunc) (stop func()) {
 // another, or could have been acquired by this process.
 func (h *holding) awaitExpiry(ctx context.Context) {
 	l := h.read(ctx)
-	if l == nil || status(l.Spec, time.Now()) != expired {
+	if l == nil || !h.expired(l.Spec, time.Now()) {
 		return
 	}
 	end := time.Now().Add(h.durationOf(l.Spec) + expirySlack)
 	for ctx.Err() == nil && time.Now().Before(end) {
-		seen := h.monitor.Leases()
-		if len(seen) == 0 || seen[0].Holder == nil || !seen[0].Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time) {
-			return
+		for _, s := range h.monitor.Leases() {
+			read := s.ResourceVersion != "" // by the campaign
+			if read && (s.Holder == nil || !s.Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time)) {
+				return
+			}
 		}
 		sleep(ctx, 50*time.Millisecond)
 	}
@@ -209,7 +224,12 @@ func (h *holding) read(ctx context.Context) *coordinationv1.Lease {
 	return l
 }
 
-// durationOf returns for how long others must see a lease unchanged before they may acquire it.
+// expired reports whether the lease has expired by its own times and this machine's clock.
+func (h *holding) expired(s coordinationv1.LeaseSpec, now time.Time) bool {
+	return holderOf(s) != "" && now.Sub(valueOf(s.RenewTime).Time) > h.durationOf(s)
+}
+
+// durationOf returns how long others must see a lease unchanged before they may acquire it.
 func (h *holding) durationOf(s coordinationv1.LeaseSpec) time.Duration {
 	if seconds := valueOf(s.LeaseDurationSeconds); seconds > 0 {
 		return time.Duration(seconds) * time.Second
@@ -234,7 +254,8 @@ func (h *holding) notAcquired(err error) error {
 	case errors.As(err, &asked):
 		return asked.exit()
 	case errors.Is(err, leasehold.ErrExists), errors.Is(err, leasehold.ErrNotFound):
-		return errors.New(strings.NewReplacer("CreateNew", "--create=new", "UseExisting", "--create=never").Replace(err.Error()))
+		flags := strings.NewReplacer("CreateNew", "--create=new", "UseExisting", "--create=never")
+		return errors.New(flags.Replace(err.Error()))
 	case errors.Is(err, leasehold.ErrHeld):
 		if who := h.heldBy(); who != "" {
 			err = fmt.Errorf("leasehold: lease %s", who)
@@ -259,13 +280,15 @@ func (h *holding) heldBy() string {
 	}
 	now := time.Now()
 	text := fmt.Sprintf("held by %q", holderOf(l.Spec))
-	if l.Spec.RenewTime == nil {
-		return text
-	}
-	silent := max(0, now.Sub(l.Spec.RenewTime.Time))
-	if status(l.Spec, now) != expired {
-		return fmt.Sprintf("%s, renewed %s ago", text, duration.HumanDuration(silent))
+	renewed := age(l.Spec.RenewTime, now)
+	switch {
+	case !h.expired(l.Spec, now):
+		return fmt.Sprintf("%s, renewed %s ago", text, renewed)
+	case l.Spec.RenewTime == nil:
+		text += ", never renewed"
+	default:
+		text += ", not renewed for " + renewed
 	}
 	d := h.durationOf(l.Spec)
-	return fmt.Sprintf("%s, not renewed for %s; free in at most %v with --wait %v", text, duration.HumanDuration(silent), d, d+expirySlack)
+	return fmt.Sprintf("%s; free in at most %v with --wait %v", text, d, d+expirySlack)
 }

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These systems cannot make us the parent of orphans: the first process of the system adopts and collects them. A process
-// that leaves the command's process group is out of reach.
+// On these systems the first process adopts and collects orphans. A process that leaves the command's process group
+// cannot be found.
 
 func adopt() error { return nil }
 

@@ -82,8 +82,8 @@ func started(group, watchdog int) []process {
 	return slices.DeleteFunc(found, func(p process) bool { return p.ended })
 }
 
-// reapOrphans collects those of our children outside the given groups and our own that have ended, and returns the number
-// of those that have not. They are what the command left behind.
+// reapOrphans collects those of our children outside the given groups and our own that have ended, and returns the
+// number of those that have not. The command left them behind.
 func reapOrphans(groups ...int) (left int) {
 	self, own := os.Getpid(), syscall.Getpgrp()
 	for _, p := range processes() {
@@ -97,8 +97,9 @@ func reapOrphans(groups ...int) (left int) {
 	return left
 }
 
-// survivors returns those of all that the watchdog self has to kill: the process group; the descendants of the tool, which adopts
-// all orphans as long as it exists; and once it does not, the processes that are marked, with their descendants.
+// survivors returns those of all that the watchdog self has to kill: the process group; the processes that are marked,
+// with their descendants; and the descendants of the tool, which adopts all orphans, unless it is being killed: then
+// they pass to another process one by one, some while the tool is still our parent.
 func survivors(all []process, self, tool, group int, toolExists bool, marked func(pid int) bool) []process {
 	var spared []int // groups: the tool's, in which client-go may have started a credential plugin, and our own
 	found := map[int]process{}
@@ -113,12 +114,12 @@ func survivors(all []process, self, tool, group int, toolExists bool, marked fun
 		if p.pid == tool || p.pid == self {
 			spared = append(spared, p.group)
 		}
-		if group != 0 && p.group == group || !toolExists && marked(p.pid) {
+		if group != 0 && p.group == group || marked(p.pid) {
 			add(p)
 			add(descendants(all, p.pid)...)
 		}
 	}
-	if toolExists {
+	if group != 0 && toolExists {
 		add(descendants(all, tool, spared...)...)
 	}
 	return slices.Collect(maps.Values(found))
@@ -130,8 +131,8 @@ func hasEnv(pid int, variable string) bool {
 	return err == nil && bytes.Contains(append([]byte{0}, environ...), []byte("\x00"+variable+"\x00"))
 }
 
-// killSurvivors kills what is left of a command, and reports whether nothing is. It must be called by a process that tool
-// started: once that is gone, another process is the parent, whose other descendants are none of our business.
+// killSurvivors kills the remaining processes of a command, and reports whether there were none. The caller must be a
+// child of tool. Once tool is gone, the caller's parent is another process, whose other descendants must be left alone.
 func killSurvivors(tool, group int, mark string) bool {
 	if group != 0 {
 		syscall.Kill(-group, syscall.SIGKILL) // all at once

@@ -7,12 +7,13 @@ import (
 	"testing"
 )
 
-// A tree of processes: the tool (100) with a credential plugin, its watchdog and the command, under a parent (1) that has
-// others.
+// A tree of processes: the tool (100) with a credential plugin, its watchdog and the command, under a parent (1) that
+// has others.
 var tree = []process{
 	{pid: 1, group: 1}, {pid: 2, parent: 1, group: 2},
 	{pid: 100, parent: 1, group: 100},
-	{pid: 101, parent: 100, group: 100}, {pid: 102, parent: 101, group: 102}, // a plugin, and what it left its group for
+	// a plugin, and what it left its group for
+	{pid: 101, parent: 100, group: 100}, {pid: 102, parent: 101, group: 102},
 	{pid: 110, parent: 100, group: 110},                                      // the watchdog
 	{pid: 120, parent: 100, group: 120}, {pid: 121, parent: 120, group: 120}, // the command and a child
 	{pid: 130, parent: 121, group: 130}, {pid: 131, parent: 130, group: 131}, // under timeout(1), with a job of its own
@@ -29,6 +30,17 @@ func orphaned() []process {
 				p.parent = 1
 			}
 			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// dying is the tree while the tool is being killed: orphans have the parent 1, and the watchdog still the tool.
+func dying() []process {
+	all := slices.Clone(tree)
+	for i, p := range all {
+		if p.pid == 130 || p.pid == 140 {
+			all[i].parent = 1
 		}
 	}
 	return all
@@ -60,6 +72,7 @@ func TestSurvivors(t *testing.T) {
 		{"the tool is gone", orphaned(), 100, 120, false, inherited, "[120 121 130 131 140]"},
 		{"the tool is gone before it named the group", orphaned(), 100, 0, false, inherited, "[120 121 130 131 140]"},
 		{"the tool is gone before it started a command", orphaned()[:4], 100, 0, false, none, "[]"},
+		{"the tool is being killed", dying(), 100, 120, true, inherited, "[120 121 130 131 140]"},
 		{"nothing is marked", orphaned(), 100, 120, false, none, "[120 121 130 131]"},
 		{"nothing is left", tree[:6], 100, 0, true, none, "[]"},
 	} {

@@ -17,7 +17,8 @@ import (
 type host struct{}
 
 func newHost(*slog.Logger) (*host, error) {
-	return nil, errors.New("run needs process groups, which " + runtime.GOOS + " does not have; Linux and macOS have them")
+	return nil, errors.New("run needs process groups, which " + runtime.GOOS +
+		" does not have; Linux and macOS have them")
 }
 
 func (*host) close()                                       {}

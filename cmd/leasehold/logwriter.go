@@ -14,7 +14,8 @@ const (
 )
 
 // A logWriter passes output on to a writer that may block, as a full pipe does, or a terminal after Ctrl-S. Write never
-// blocks: it drops lines that do not fit into the buffer, and reports their number once the writer accepts output again.
+// blocks: it drops lines that do not fit into the buffer, and reports their number once the writer accepts output
+// again.
 type logWriter struct {
 	to    io.Writer
 	lost  func(lines int) []byte // the report about dropped lines; nil for none

@@ -19,7 +19,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// The exit codes that are not a command's own; doc.go explains them.
+// The exit codes of the tool; doc.go explains them.
 const (
 	exitFailed      = 1
 	exitUsage       = 2
@@ -32,7 +32,8 @@ const (
 )
 
 func init() {
-	// The command of run dies with the thread that started it (see start). The main thread lasts as long as the process.
+	// The command of run dies with the thread that started it (see start). The main thread lasts as long as the
+	// process.
 	runtime.LockOSThread()
 }
 
@@ -77,7 +78,7 @@ type command struct {
 	// offline commands need no API server, and have no flags to find one.
 	offline bool
 	flags   func(*pflag.FlagSet)
-	// run is called with the arguments that are no flags; dash is how many of them were before "--", -1 without one.
+	// run is called with the arguments that are no flags; dash is the number of those before "--", -1 without one.
 	run func(t *tool, args []string, dash int) error
 }
 
@@ -205,7 +206,7 @@ func find(name string) *command {
 // flagSet returns the flags of c, which set fields of c and t.
 func (t *tool) flagSet(c *command) *pflag.FlagSet {
 	flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
-	flags.SetOutput(io.Discard) // errors are shown once, by main
+	flags.SetOutput(io.Discard) // main prints the error
 	flags.SortFlags = false
 	if c.flags != nil {
 		c.flags(flags)
@@ -253,8 +254,8 @@ func (t *tool) logHandler(w io.Writer) (slog.Handler, error) {
 	return nil, fmt.Errorf("--log-format %q: want text or json", t.logFormat)
 }
 
-// interruptible returns a context that ends when the tool is asked to stop, with a stopped as its cause. A second request
-// ends the process.
+// interruptible returns a context that ends when the tool is asked to stop, with a stopped as its cause. A second
+// request ends the process.
 func interruptible() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -271,7 +272,7 @@ func interruptible() (context.Context, context.CancelFunc) {
 	return ctx, func() { cancel(nil) }
 }
 
-// An exitError ends the tool with a code of its own. Without an error it says nothing.
+// An exitError ends the tool with a code of its own. Without an error nothing is printed.
 type exitError struct {
 	code int
 	err  error
@@ -301,8 +302,10 @@ func oneLease(args []string) (string, error) {
 }
 
 // leaseResources are the names by which kubectl knows the resource.
-var leaseResources = []string{"lease", "leases", "lease.coordination.k8s.io", "leases.coordination.k8s.io", "lease.v1.coordination.k8s.io",
-	"leases.v1.coordination.k8s.io"}
+var leaseResources = []string{
+	"lease", "lease.coordination.k8s.io", "lease.v1.coordination.k8s.io",
+	"leases", "leases.coordination.k8s.io", "leases.v1.coordination.k8s.io",
+}
 
 // leaseName returns the name in an argument that may be of the form lease/NAME.
 func leaseName(arg string) (string, error) {

@@ -68,7 +68,8 @@ func TestHelp(t *testing.T) {
 func TestPlugin(t *testing.T) {
 	var out bytes.Buffer
 	tool := &tool{name: "kubectl-leasehold", out: &out, err: &out}
-	if code := tool.main([]string{"get", "-h"}); code != 0 || !strings.Contains(out.String(), "\n  kubectl leasehold get -A -l team=storage\n") {
+	if code := tool.main([]string{"get", "-h"}); code != 0 ||
+		!strings.Contains(out.String(), "\n  kubectl leasehold get -A -l team=storage\n") {
 		t.Errorf("exit code %d, help:\n%s", code, out.String())
 	}
 }
@@ -119,7 +120,7 @@ func TestUsage(t *testing.T) {
 		{"release a --holder b", 2, "--force and --holder are required together"},
 		{"release a --force --holder b -i c", 2, "--force and --identity are mutually exclusive"},
 		{"create", 2, "missing LEASE"},
-		{"explain a", 2, "no arguments wanted: a"},
+		{"explain a", 2, "want no arguments, not a"},
 		{"explain --duration 1500ms", 2, "in whole seconds"},
 		{"explain --duration 10s --renew-deadline 9500ms", 2, "want renew deadline (9.5s) <= 0.9 x duration (10s)"},
 		{"explain --replicas 0", 2, "want at least 1"},
@@ -156,7 +157,8 @@ func TestRunOptions(t *testing.T) {
 		{"--duration 30s --renew-deadline 20s", "5s"},
 		{"--stop-timeout 2999ms", "2.999s"},
 		{"--stop-timeout 0s", "0s"},
-		{"--stop-timeout 3s", "want 0 <= stop timeout (3s) < duration (15s) - renew deadline (12s) = 3s, after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room"},
+		{"--stop-timeout 3s",
+			"want 0 <= stop timeout (3s) < duration (15s) - renew deadline (12s) = 3s, after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room"},
 		{"--stop-timeout -1s", "want 0 <= stop timeout (-1s) < duration (15s)"},
 		{"--grace-period -1s", "want 0s or more"},
 		{"--once --restart", "--once and --restart are mutually exclusive"},
@@ -190,18 +192,21 @@ func ago(d time.Duration) *metav1.MicroTime { return &metav1.MicroTime{Time: now
 func lease(namespace, name, holder string, acquired, renewed time.Duration, transitions int32) coordinationv1.Lease {
 	l := coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
 		Namespace: namespace, Name: name, Labels: map[string]string{"team": "storage"}, ResourceVersion: "7",
-		ManagedFields:     []metav1.ManagedFieldsEntry{{Manager: "leasehold", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:holderIdentity":{}}}`)}}},
+		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "leasehold",
+			FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:holderIdentity":{}}}`)}}},
 		CreationTimestamp: metav1.Time{Time: now.Add(-100 * time.Hour)},
 	}}
 	if holder != "" {
-		l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15)), AcquireTime: ago(acquired), RenewTime: ago(renewed)}
+		l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15)),
+			AcquireTime: ago(acquired), RenewTime: ago(renewed)}
 	}
 	l.Spec.LeaseTransitions = &transitions
 	return l
 }
 
 func TestPrintLeases(t *testing.T) {
-	odd := coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "web", Name: "odd"}, Spec: coordinationv1.LeaseSpec{HolderIdentity: new("some\x1b[31mone\n")}}
+	odd := coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "web", Name: "odd"},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: new("some\x1b[31mone\n")}}
 	leases := []coordinationv1.Lease{
 		lease("default", "backup", "", 0, 0, 3),
 		lease("default", "reconciler", "reconciler-7d9f_3e096a27", 90*time.Minute, 2*time.Second, 12),
@@ -236,8 +241,10 @@ func TestPrintLeases(t *testing.T) {
 		{printer{}, "jsonpath={.metadata.managedFields[*].manager}", "leasehold"},
 		{printer{}, "jsonpath-as-json={.spec.leaseTransitions}", "[\n    12\n]\n"},
 		{printer{}, "go-template={{.metadata.name}} {{.spec.leaseTransitions}}", "reconciler 12"},
-		{printer{list: true}, `go-template={{range .items}}{{.metadata.name}},{{end}}`, "backup,reconciler,cache-warmer,"},
-		{printer{list: true}, "custom-columns=LEASE:.metadata.name,HOLDER:{.spec.holderIdentity},L:metadata.labels.team",
+		{printer{list: true}, `go-template={{range .items}}{{.metadata.name}},{{end}}`,
+			"backup,reconciler,cache-warmer,"},
+		{printer{list: true},
+			"custom-columns=LEASE:.metadata.name,HOLDER:{.spec.holderIdentity},L:metadata.labels.team",
 			"LEASE          HOLDER                     L\nbackup         <none>                     storage\n" +
 				"reconciler     reconciler-7d9f_3e096a27   storage\ncache-warmer   warmer-0                   storage\n"},
 		{printer{noHeaders: true}, "custom-columns=LEASE:.metadata.name", "reconciler\n"},
@@ -257,7 +264,8 @@ func TestPrintLeases(t *testing.T) {
 func TestPrintAgain(t *testing.T) {
 	var b bytes.Buffer
 	p := printer{output: output{kind: "table"}}
-	p.print(&b, []coordinationv1.Lease{lease("default", "reconciler", "reconciler-7d9f_3e096a27", time.Hour, 0, 1)}, now)
+	p.print(&b, []coordinationv1.Lease{lease("default", "reconciler", "reconciler-7d9f_3e096a27", time.Hour, 0, 1)},
+		now)
 	p.print(&b, []coordinationv1.Lease{lease("default", "reconciler", "b", time.Minute, 0, 2)}, now)
 	want := "NAME         STATUS   HOLDER                     SINCE   RENEWED   DURATION   TRANSITIONS\n" +
 		"reconciler   held     reconciler-7d9f_3e096a27   60m     0s        15s        1\n" +
@@ -279,7 +287,8 @@ func TestCompletionScript(t *testing.T) {
 // Candidates that need no API server, for words as a shell passes them.
 func TestComplete(t *testing.T) {
 	kubeconfig := filepath.Join(t.TempDir(), "config")
-	if err := os.WriteFile(kubeconfig, []byte(`{apiVersion: v1, kind: Config, contexts: [{name: "eks:prod"}, {name: "eks:test"}, {name: local}]}`), 0o644); err != nil {
+	if err := os.WriteFile(kubeconfig,
+		[]byte(`{apiVersion: v1, kind: Config, contexts: [{name: "eks:prod"}, {name: "eks:test"}, {name: local}]}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -298,7 +307,8 @@ func TestComplete(t *testing.T) {
 		{[]string{"get", "-o", "js"}, "json jsonpath= jsonpath-file= jsonpath-as-json= :6"},
 		{[]string{"get", "--output=ya"}, "--output=yaml :4"},
 		{[]string{"get", "--output", "=", "ya"}, "yaml :4"},
-		{[]string{"get", "--output", "="}, "table wide json yaml name jsonpath= jsonpath-file= jsonpath-as-json= go-template= go-template-file= custom-columns= custom-columns-file= :6"},
+		{[]string{"get", "--output", "="},
+			"table wide json yaml name jsonpath= jsonpath-file= jsonpath-as-json= go-template= go-template-file= custom-columns= custom-columns-file= :6"},
 		{[]string{"watch", "-o", ""}, "table json yaml name :4"},
 		{[]string{"explain", "-o", ""}, "table json yaml :4"},
 		{[]string{"claim", "--create", ""}, "auto new never :4"},

@@ -11,8 +11,8 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// metrics returns the state of leases in the text format of Prometheus, with the names, help and order of the exposition
-// of leaseprom.
+// metrics returns the state of leases in the text format of Prometheus, with the names, help and order of the
+// exposition of leaseprom.
 func metrics(leases []leasehold.LeaseStatus) []byte {
 	var text bytes.Buffer
 	if len(leases) == 0 {
@@ -30,8 +30,9 @@ func metrics(leases []leasehold.LeaseStatus) []byte {
 	}
 
 	const master = "leader_election_master_status"
-	family(master, "gauge", "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
-		"'name' is the string used to identify the lease. Please make sure to group by name.")
+	family(master, "gauge",
+		"Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
+			"'name' is the string used to identify the lease. Please make sure to group by name.")
 	leads := map[string]float64{} // by name alone
 	for _, s := range leases {
 		leads[s.Name] = max(leads[s.Name], truth(s.Leading))
@@ -45,7 +46,8 @@ func metrics(leases []leasehold.LeaseStatus) []byte {
 	})
 	for _, m := range leaseMetrics {
 		name := "leasehold_" + m.name
-		shown := slices.DeleteFunc(slices.Clone(leases), func(s leasehold.LeaseStatus) bool { return m.without != nil && m.without(s) })
+		shown := slices.DeleteFunc(slices.Clone(leases),
+			func(s leasehold.LeaseStatus) bool { return m.without != nil && m.without(s) })
 		if len(shown) == 0 {
 			continue
 		}
@@ -85,7 +87,8 @@ var leaseMetrics = []struct {
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Updates) }},
 	{name: "claimed", kind: "gauge", help: "Whether the lease was held, by any candidate, when it was last seen.",
 		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Holder != nil) }},
-	{name: "duration_seconds", kind: "gauge", help: "How long other candidates leave the lease to a holder that does not renew it.",
+	{name: "duration_seconds", kind: "gauge",
+		help:  "How long other candidates leave the lease to a holder that does not renew it.",
 		value: func(s leasehold.LeaseStatus) float64 { return s.LeaseDurationSeconds }},
 	{name: "failures_total", kind: "counter", help: "Failed requests, other than conflicts with another writer.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Failures) }},
@@ -99,7 +102,8 @@ var leaseMetrics = []struct {
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Renewals) }},
 	{name: "sessions_total", kind: "counter", help: "Sessions of this process.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Sessions) }},
-	{name: "transitions", kind: "gauge", help: "How often any candidate has acquired the lease, by the count in the Lease; only while it is held.",
+	{name: "transitions", kind: "gauge",
+		help:    "How often any candidate has acquired the lease, by the count in the Lease; only while it is held.",
 		value:   func(s leasehold.LeaseStatus) float64 { return float64(s.Holder.Transitions) },
 		without: func(s leasehold.LeaseStatus) bool { return s.Holder == nil }},
 	{name: "valid_seconds", kind: "gauge", help: "How long leadership is certain without another renewal.",

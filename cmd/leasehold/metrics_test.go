@@ -15,7 +15,8 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	status := func(namespace, name string, set func(*leasehold.LeaseStatus)) leasehold.LeaseStatus {
-		s := leasehold.LeaseStatus{Namespace: namespace, Name: name, LeaseDurationSeconds: 3600, Losses: map[string]uint64{}}
+		s := leasehold.LeaseStatus{Namespace: namespace, Name: name, LeaseDurationSeconds: 3600,
+			Losses: map[string]uint64{}}
 		for _, reason := range []string{"expired", "slept", "taken", "deleted", "emptied", "edited", "stalled"} {
 			s.Losses[reason] = 0
 		}

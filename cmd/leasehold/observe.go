@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// A change of a lease: another holder, none, or one that stopped renewing it. A renewal is none. The JSON is stable: report
-// records it.
+// A change of a lease: another holder, none, or one that stopped renewing it. A renewal is none. The JSON is stable:
+// report records it.
 type change struct {
 	Time            time.Time `json:"time"` // when it was seen
 	Namespace       string    `json:"namespace"`
@@ -137,7 +137,8 @@ func (o *observer) emitChange(l *observed, next change, now time.Time) {
 // expire emits the leases that have expired at now, and returns how long until the next may.
 func (o *observer) expire(now time.Time) time.Duration {
 	wake := time.Hour
-	keys := slices.SortedFunc(maps.Keys(o.leases), func(a, b types.NamespacedName) int { return cmp.Compare(a.String(), b.String()) })
+	keys := slices.SortedFunc(maps.Keys(o.leases),
+		func(a, b types.NamespacedName) int { return cmp.Compare(a.String(), b.String()) })
 	for _, key := range keys {
 		l := o.leases[key]
 		if l.due.IsZero() {

@@ -31,12 +31,12 @@ type column struct {
 
 // outputs are the kinds, in the order of help and completion; a template follows a kind that ends in "=".
 var outputs = []string{
-	"table", "wide", "json", "yaml", "name", "jsonpath=", "jsonpath-file=", "jsonpath-as-json=", "go-template=", "go-template-file=",
-	"custom-columns=", "custom-columns-file=",
+	"table", "wide", "json", "yaml", "name", "jsonpath=", "jsonpath-file=", "jsonpath-as-json=", "go-template=",
+	"go-template-file=", "custom-columns=", "custom-columns-file=",
 }
 
-const outputHelp = "output `format`: table, wide, json, yaml, name, jsonpath=TEMPLATE, go-template=TEMPLATE, custom-columns=HEADER:PATH,…; " +
-	"jsonpath-file, go-template-file and custom-columns-file read it from a file"
+const outputHelp = "output `format`: table, wide, json, yaml, name, jsonpath=TEMPLATE, go-template=TEMPLATE, " +
+	"custom-columns=HEADER:PATH,…; jsonpath-file, go-template-file and custom-columns-file read it from a file"
 
 func (o output) MarshalText() ([]byte, error) { return []byte(o.text), nil }
 

@@ -100,7 +100,8 @@ func (p *printer) printRows(w io.Writer, rows []row, now time.Time) error {
 	if p.columns != nil {
 		return p.printColumns(w, objects)
 	}
-	var object any = map[string]any{"apiVersion": "v1", "kind": "List", "items": objects, "metadata": map[string]any{"resourceVersion": ""}}
+	var object any = map[string]any{"apiVersion": "v1", "kind": "List", "items": objects,
+		"metadata": map[string]any{"resourceVersion": ""}}
 	if !p.list && len(objects) == 1 {
 		object = objects[0]
 	}
@@ -113,12 +114,16 @@ func (p *printer) printRows(w io.Writer, rows []row, now time.Time) error {
 func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
 	var lines [][]string
 	if !p.noHeaders && !p.table.begun() {
-		lines = append(lines, []string{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION", "TRANSITIONS", "EXPIRES", "AGE", "MANAGER"})
+		lines = append(lines, []string{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION",
+			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER"})
 	}
 	for _, r := range rows {
 		s := r.lease.Spec
-		lines = append(lines, []string{r.lease.Namespace, r.lease.Name, r.status, or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
-			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions))), expiry(s, now), age(created(r.lease), now), or(manager(r.lease))})
+		lines = append(lines, []string{
+			r.lease.Namespace, r.lease.Name, r.status, or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
+			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions))),
+			expiry(s, now), age(created(r.lease), now), or(manager(r.lease)),
+		})
 	}
 	for i, line := range lines {
 		if p.kind != "wide" {

@@ -25,10 +25,11 @@ func reportCommand() *command {
 		args:  "[LEASE...] [FLAGS]",
 		short: "Render who held leases as an HTML page",
 		long: `
-It watches leases until it is interrupted, or for the time given by --for, and writes a page that shows who held them, when
-and how long, how long they were free or expired, and how long each hand-over took. Holders are shown by their pod or host:
-a restarted process keeps its line. The page needs no other files. With --record it also appends what it sees to a file, one
-JSON object a line as of watch -o json; --from renders the page of such a recording, without an API server.`,
+It watches leases until it is interrupted, or for the time given by --for, and writes a page that shows who held them,
+when and how long, how long they were free or expired, and how long each hand-over took. Holders are shown by their
+pod or host: a restarted process keeps its line. The page needs no other files. With --record it also appends what it
+sees to a file, one JSON object a line as of watch -o json; --from renders the page of such a recording, without an
+API server.`,
 		examples: `
 # What happens to the leader during the upgrade?
 leasehold report reconciler --for 30m --html upgrade.html
@@ -102,7 +103,7 @@ func (t *tool) record(s selection, args []string, path string, lasts time.Durati
 	return changes, errors.Join(err, failed)
 }
 
-// readRecording returns what record wrote.
+// readRecording returns the changes that record wrote.
 func (t *tool) readRecording(path string) ([]change, error) {
 	in := t.in
 	if path != "-" {
@@ -121,7 +122,7 @@ func (t *tool) readRecording(path string) ([]change, error) {
 			return nil, fmt.Errorf("%s, line %d: %w", path, n, err)
 		}
 		if c.Time.IsZero() || c.Status == "" {
-			return nil, fmt.Errorf("%s, line %d: want the time and the status of a lease, as watch -o json writes them", path, n)
+			return nil, fmt.Errorf("%s, line %d: want the time and the status of a lease, as of watch -o json", path, n)
 		}
 		changes = append(changes, c)
 	}
@@ -131,8 +132,8 @@ func (t *tool) readRecording(path string) ([]change, error) {
 	return changes, lines.Err()
 }
 
-// A pageFile is where a page is written to. It is opened before anything is watched, so that a mistake in its name costs
-// nothing, and keeps an older page until the new one is complete.
+// A pageFile is the destination of a page. It is opened before the watch begins, so that a mistake in its name is found
+// first, and keeps an older page until the new one is complete.
 type pageFile struct {
 	tool    *tool
 	file    *os.File // nil for standard output
@@ -159,7 +160,7 @@ func (p *pageFile) write(changes []change) error {
 	if err := renderPage(&page, changes); err != nil {
 		return err
 	}
-	p.file.Truncate(0) // fails for what is no file, as /dev/stdout
+	p.file.Truncate(0) // fails for a device, as /dev/stdout
 	_, err := p.file.Write(page.Bytes())
 	if err := errors.Join(err, p.file.Close()); err != nil {
 		return err
@@ -169,7 +170,7 @@ func (p *pageFile) write(changes []change) error {
 	return err
 }
 
-// close removes the file if it was created for nothing.
+// close removes the file if it was created and no page was written.
 func (p *pageFile) close() {
 	if p.file == nil || p.written {
 		return
@@ -201,7 +202,7 @@ func roundly(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// split divides a name into a part that may be cut for want of room and the end, in which the names of pods differ.
+// split divides a name into a beginning that a narrow page cuts and an end, in which the names of pods differ.
 func split(s string) (head, tail string) {
 	const end = 14
 	runes := []rune(s)
@@ -271,7 +272,8 @@ func renderPage(w io.Writer, changes []change) error {
 		lanes[""].Name, lanes[""].Colour = nobody, ""
 		var gap time.Duration
 		for _, s := range h.Spans {
-			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From), Colour: lanes[candidate(s.Holder)].Colour}
+			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From),
+				Colour: lanes[candidate(s.Holder)].Colour}
 			l.Spans = append(l.Spans, b)
 			if s.leaderless() {
 				gap += s.lasted()

@@ -25,24 +25,25 @@ func runCommand() *command {
 		args:  "LEASE [FLAGS] -- COMMAND [ARGUMENT...]",
 		short: "Run a command only while holding a lease",
 		long: `
-The command starts when the lease is acquired, in a process group of its own. When it ends, the tool exits with its exit
-code; with --restart it campaigns for the lease again. The lease is released only when every process that the command
-started has ended; those that outlive it are stopped.
+The command starts when the lease is acquired, in a process group of its own. When it ends, the tool exits with its
+exit code; with --restart it campaigns for the lease again. The lease is released only when every process that the
+command started has ended; those that outlive it are stopped.
 
 If the lease is not renewed in time, the processes receive SIGTERM, and SIGKILL after --stop-timeout, before another
-process can hold the lease. If another holds it already, or the Lease was deleted or edited, they receive SIGKILL at once.
-SIGTERM, SIGINT and SIGQUIT ask the tool to stop: it passes the signal on, renews the lease until the command has ended,
-sends SIGKILL after --grace-period or on a second signal, and releases the lease. A preStop hook is not needed. Other
-signals are passed on.
+process can hold the lease. If another holds it already, or the Lease was deleted or edited, they receive SIGKILL at
+once. SIGTERM, SIGINT and SIGQUIT ask the tool to stop: it passes the signal on, renews the lease until the command
+has ended, sends SIGKILL after --grace-period or on a second signal, and releases the lease. A preStop hook is not
+needed. Other signals are passed on.
 
-On Linux this covers all descendants of the command, also those that left its process group, as with timeout(1), "set -m"
-or setsid; elsewhere it covers the process group. A second process, the watchdog, kills them if the tool is killed, or is
-stopped until the lease expires. It cannot kill processes of another user. If the tool was killed by SIGKILL, it cannot
-find a daemon whose environment lacks LEASEHOLD_RUN_ID. Nothing acts if the tool and its watchdog are both killed or
-stopped. Work that the command leaves to a service, as systemd-run and docker run do, is no descendant.
+On Linux this covers all descendants of the command, also those that left its process group, as with "set -m",
+timeout(1) or setsid; elsewhere it covers the process group. A second process, the watchdog, kills them if the tool is
+killed, or is stopped until the lease expires. It cannot kill processes of another user. If the tool was killed by
+SIGKILL, it cannot find a daemon whose environment lacks LEASEHOLD_RUN_ID. Nothing acts if the tool and its watchdog
+are both killed or stopped. Work that the command leaves to a service, as systemd-run and docker run do, is no
+descendant.
 
-The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and LEASEHOLD_FENCING_TOKEN:
-a number that grows with every new holder, by which a store can refuse late writes.
+The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and
+LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes.
 
 With --no-wait the tool skips the command if the lease has a holder, also one that crashed: a new process has to see a
 lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
@@ -87,8 +88,10 @@ type runOptions struct {
 func (o *runOptions) flags(flags *pflag.FlagSet) {
 	o.changed = flags.Changed
 	flags.BoolVar(&o.once, "once", false, "exit when the command ends or the lease is lost (the default)")
-	flags.BoolVar(&o.restart, "restart", false, "campaign again when the command ends or the lease is lost, until asked to stop")
-	flags.DurationVar(&o.stopTimeout, "stop-timeout", 0, "time from SIGTERM to SIGKILL when the lease was not renewed (default half of duration - renew deadline)")
+	flags.BoolVar(&o.restart, "restart", false,
+		"campaign again when the command ends or the lease is lost, until asked to stop")
+	flags.DurationVar(&o.stopTimeout, "stop-timeout", 0,
+		"time from SIGTERM to SIGKILL when the lease was not renewed (default half of duration - renew deadline)")
 	flags.DurationVar(&o.gracePeriod, "grace-period", 25*time.Second, "time from a signal that asks to stop to SIGKILL")
 	o.holding.flags(flags)
 }
@@ -108,13 +111,14 @@ func (o *runOptions) complete() error {
 	case o.gracePeriod < 0:
 		return usagef("--grace-period %v: want 0s or more", o.gracePeriod)
 	case o.stopTimeout < 0 || o.stopTimeout >= room:
-		return usagef("want 0 <= stop timeout (%v) < duration (%v) - renew deadline (%v) = %v, after which another can hold the lease; "+
-			"a longer --duration or an earlier --renew-deadline makes room", o.stopTimeout, o.duration, o.renewDeadline, room)
+		return usagef("want 0 <= stop timeout (%v) < duration (%v) - renew deadline (%v) = %v, "+
+			"after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room",
+			o.stopTimeout, o.duration, o.renewDeadline, room)
 	}
 	return nil
 }
 
-// A runner runs a command whenever it holds the lease.
+// A runner runs a command while it holds the lease.
 type runner struct {
 	*runOptions
 	tool    *tool
@@ -125,7 +129,7 @@ type runner struct {
 }
 
 func (t *tool) runCommand(o *runOptions, lease string, argv []string) error {
-	opts, err := o.holding.complete(t, lease) // the times first: what follows depends on them
+	opts, err := o.holding.complete(t, lease) // first: it completes the times that follow
 	if err != nil {
 		return err
 	}
@@ -180,8 +184,8 @@ func (e outcome) exit() error {
 	return nil
 }
 
-// run runs the command once, or with --restart until the tool is asked to stop. The pauses in between grow as long as the
-// command ends soon; the lease is free meanwhile, so that another may try.
+// run runs the command once, or with --restart until the tool is asked to stop. The pauses in between grow as long as
+// the command ends soon; the lease is free meanwhile, so that another may try.
 func (r *runner) run() error {
 	pauses := backoff.NewExponentialBackOff(backoff.WithInitialInterval(time.Second), backoff.WithMultiplier(2),
 		backoff.WithRandomizationFactor(0.2), backoff.WithMaxInterval(time.Minute), backoff.WithMaxElapsedTime(0))

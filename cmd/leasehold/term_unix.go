@@ -19,14 +19,14 @@ type supervisor struct {
 	group   *group
 	began   time.Duration // by clock(), as all times here
 	trusted time.Duration // the lease is certainly ours until then, at least
-	killAt  time.Duration // when to kill what is left
+	killAt  time.Duration // when to kill the processes that are left
 	killWhy string        // why, for the log
 	killed  bool          // the kill was logged
 	asked   os.Signal     // the signal that asked to stop
 	lost    error         // why the lease was lost
 	cut     bool          // it was lost while the command ran
 
-	watchdogLost bool // it was logged that the watchdog is gone
+	watchdogLost bool // the end of the watchdog was logged
 }
 
 const (
@@ -101,14 +101,16 @@ func (sv *supervisor) follow() (ran time.Duration) {
 func (sv *supervisor) ended(ran time.Duration, gone bool) {
 	attrs := []any{"exitCode", sv.group.code(), "after", ran.Round(time.Millisecond)}
 	if !gone {
-		attrs = append(attrs, "waitingFor", sv.group.left(), "gracePeriod", sv.gracePeriod)
+		if left := sv.group.left(); len(left) > 0 {
+			attrs = append(attrs, "waitingFor", left, "gracePeriod", sv.gracePeriod)
+		}
 		sv.stop(syscall.SIGTERM)
 	}
 	sv.tool.log.Info("command ended", attrs...)
 }
 
-// check looks whether the lease is still held, and until when it may be trusted. Once it is lost, no process may run any
-// more when another can hold it.
+// check looks whether the lease is still held, and until when it may be trusted. Once it is lost, no process may run
+// any more when another can hold it.
 func (sv *supervisor) check() {
 	if sv.lost != nil {
 		return
@@ -125,7 +127,7 @@ func (sv *supervisor) check() {
 	}
 	sv.cut = sv.group.status == nil
 	if now < sv.trusted {
-		// Its trust had not ended: another holds the lease already, or anybody may take it.
+		// It was still trusted: another holds the lease already, or any candidate may acquire it.
 		sv.killBy(now, "the lease is gone")
 		sv.kill()
 	} else {

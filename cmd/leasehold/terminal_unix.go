@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasTerminal tells whether standard input is a terminal that this process may read: then the command must be able to,
-// and get what is typed, Ctrl-C included.
+// hasTerminal reports whether standard input is a terminal that this process may read. Then the command must be able to
+// read it too, and receive Ctrl-C.
 func hasTerminal() bool {
 	group, err := unix.IoctlGetInt(int(os.Stdin.Fd()), unix.TIOCGPGRP)
 	return err == nil && group == syscall.Getpgrp()
 }
 
-// takeTerminal makes the terminal ours again after the command.
+// takeTerminal makes our process group the foreground group of the terminal again.
 func takeTerminal() {
-	signal.Ignore(syscall.SIGTTOU) // what a process gets that does so in the background
+	signal.Ignore(syscall.SIGTTOU) // the signal for a background process that does this
 	defer signal.Reset(syscall.SIGTTOU)
 	unix.IoctlSetPointerInt(int(os.Stdin.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone
 }

@@ -93,7 +93,9 @@ func histories(changes []change, end time.Time) []history {
 			all = append(all, h)
 		}
 		finish(h, c.Time)
-		next := span{Status: c.Status, Holder: c.Holder, Transitions: c.Transitions, DurationSeconds: c.DurationSeconds, From: c.Time}
+		next := span{
+			Status: c.Status, Holder: c.Holder, Transitions: c.Transitions, DurationSeconds: c.DurationSeconds, From: c.Time,
+		}
 		var before *span
 		if n := len(h.Spans); n > 0 {
 			before = &h.Spans[n-1]
@@ -112,7 +114,8 @@ func histories(changes []change, end time.Time) []history {
 	return done
 }
 
-// uuidSuffix is what this library and client-go append to the name of a pod or host, fresh for each campaign or process.
+// uuidSuffix is what this library and client-go append to the name of a pod or host, fresh for each campaign or
+// process.
 var uuidSuffix = regexp.MustCompile(`_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
 // candidate returns the pod or host of a holder, which keeps its lane when its process restarts.
@@ -177,6 +180,9 @@ type handover struct {
 	took  time.Duration
 }
 
+// endings maps the status after a term to how the term ended.
+var endings = map[string]string{free: "released", expired: "expired", missing: "deleted"}
+
 func (h history) handovers() []handover {
 	var all []handover
 	var open *handover
@@ -194,13 +200,13 @@ func (h history) handovers() []handover {
 		case open != nil:
 			open.took += s.lasted()
 		case led:
-			open = &handover{after: map[string]string{free: "released", expired: "expired", missing: "deleted"}[s.Status], took: s.lasted()}
+			open = &handover{after: endings[s.Status], took: s.lasted()}
 		}
 	}
 	return all
 }
 
-// facts returns what is worth knowing beside the bars, a sentence each.
+// facts returns the figures beside the bars, a sentence each.
 func (h history) facts() []string {
 	terms := "1 term"
 	if n := h.terms(); n != 1 {
@@ -247,10 +253,11 @@ func (h history) facts() []string {
 	return facts
 }
 
-// palette has the colours of candidates, by their order; those of the terminal are the nearest.
+// palette has the colours of candidates, by their order, with the nearest ones of a terminal.
 var palette = []struct{ html, terminal string }{
-	{"#4269d0", "\x1b[38;5;68m"}, {"#efb118", "\x1b[38;5;214m"}, {"#3ca951", "\x1b[38;5;71m"}, {"#ff725c", "\x1b[38;5;209m"},
-	{"#a463f2", "\x1b[38;5;135m"}, {"#38b2c5", "\x1b[38;5;73m"}, {"#ff8ab7", "\x1b[38;5;211m"}, {"#9c6b4e", "\x1b[38;5;137m"},
+	{"#4269d0", "\x1b[38;5;68m"}, {"#efb118", "\x1b[38;5;214m"}, {"#3ca951", "\x1b[38;5;71m"},
+	{"#ff725c", "\x1b[38;5;209m"}, {"#a463f2", "\x1b[38;5;135m"}, {"#38b2c5", "\x1b[38;5;73m"},
+	{"#ff8ab7", "\x1b[38;5;211m"}, {"#9c6b4e", "\x1b[38;5;137m"},
 }
 
 // longestTimeline is the time that a terminal shows; older changes move out of it.
@@ -281,7 +288,8 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 			if colour {
 				paint, plain = palette[i%len(palette)].terminal, "\x1b[0m"
 			}
-			fmt.Fprintf(&b, " %-*s %s%s%s %4s\n", columns, ending(name, most), paint, h.bar(name, began, now, bar), plain, percent(h.led(name), h))
+			fmt.Fprintf(&b, " %-*s %s%s%s %4s\n", columns, ending(name, most), paint, h.bar(name, began, now, bar),
+				plain, percent(h.led(name), h))
 		}
 		if gap := h.led(""); gap > 0 {
 			fmt.Fprintf(&b, " %-*s %s %4s\n", columns, nobody, h.bar("", began, now, bar), percent(gap, h))
@@ -297,8 +305,8 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 
 const nobody = "(nobody)"
 
-// bar draws the lane of a candidate: a full block for the time it led, a light one for a lease of its that had expired;
-// and in the lane of nobody a dot.
+// bar draws the lane of a candidate: a full block for the time it led, a light one for the time
+// after its lease had expired. The lane of nobody has dots.
 func (h history) bar(name string, from, to time.Time, columns int) string {
 	cells := []rune(strings.Repeat(" ", columns))
 	total := to.Sub(from)

@@ -87,7 +87,8 @@ func TestReasons(t *testing.T) {
 		{seen{held, "d", 1, 30}, "acquired"},
 		{seen{held, "d", 2, 30}, "acquired"}, // too fast to be seen free
 	} {
-		changes = append(changes, change{now.Add(time.Duration(i) * time.Second), "default", "job", c.status, c.holder, c.transitions, c.duration})
+		changes = append(changes, change{now.Add(time.Duration(i) * time.Second), "default", "job", c.status, c.holder,
+			c.transitions, c.duration})
 		want += c.reason + "\n"
 	}
 	h := histories(changes, now.Add(14*time.Second))[0]
@@ -143,7 +144,8 @@ func TestReport(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
 	golden(t, "report.html", out.String())
-	for _, want := range []string{"duration 15s, 4 terms, free for 4s, expired for 10s", "hand-overs: 2 released, in 2s (median; 2s at most); 1 expired, in 10s",
+	for _, want := range []string{"duration 15s, 4 terms, free for 4s, expired for 10s",
+		"hand-overs: 2 released, in 2s (median; 2s at most); 1 expired, in 10s",
 		"without a leader for 14s</span>, at most 10s at a time", "&lt;script&gt;", "not renewed for 15s", "taken over after the expiry",
 		"<span>reconcile</span><span>r-7d9f5c-x2k4z</span>"} {
 		if !strings.Contains(out.String(), want) {
@@ -169,7 +171,8 @@ func TestReportFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{older, fresh} {
-		if code, _, stderr := call(t, "report", "job", "--html", path); code != 1 || !strings.Contains(stderr, "no API server") {
+		if code, _, stderr := call(t, "report", "job", "--html", path); code != 1 ||
+			!strings.Contains(stderr, "no API server") {
 			t.Errorf("exit code %d: %s", code, stderr)
 		}
 	}
@@ -214,7 +217,8 @@ func TestObserve(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(time.Second)
 		hand := server.Client("a")
-		opts := []leasehold.Option{leasehold.WithLease("job"), leasehold.WithNamespace("default"), leasehold.WithLogger(slog.New(slog.DiscardHandler))}
+		opts := []leasehold.Option{leasehold.WithLease("job"), leasehold.WithNamespace("default"),
+			leasehold.WithLogger(slog.New(slog.DiscardHandler))}
 		a, err := leasehold.Acquire(ctx, append(opts, leasehold.WithClient(hand), leasehold.WithIdentity("a"))...)
 		if err != nil {
 			t.Fatal(err)

@@ -86,7 +86,8 @@ const (
 	changeFormat = "%-20s   %-32s   %-7s   %11s   %s\n"
 )
 
-var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", "STATUS", "TRANSITIONS", "HOLDER"), "\n")
+var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", "STATUS", "TRANSITIONS", "HOLDER"),
+	"\n")
 
 // printChange prints c: a line of the table, or an object.
 func (f format) printChange(w io.Writer, c change) {
@@ -100,7 +101,8 @@ func (f format) printChange(w io.Writer, c change) {
 		fmt.Fprintln(w, "---")
 		f.marshal(w, c)
 	default:
-		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name, c.Status, fmt.Sprint(c.Transitions), or(c.Holder))
+		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name, c.Status,
+			fmt.Sprint(c.Transitions), or(c.Holder))
 	}
 }
 
@@ -152,7 +154,7 @@ type screen struct {
 	fd       int
 	terminal bool
 	colour   bool
-	last     bool // the picture that is drawn next
+	last     bool // the next picture is the last
 
 	mu            sync.Mutex // protects following: any goroutine may log
 	width, height int        // of the terminal when the picture was drawn
@@ -169,7 +171,7 @@ func newScreen(w io.Writer) *screen {
 	return s
 }
 
-// size returns how many columns and lines there are now.
+// size returns the present number of columns and lines.
 func (s *screen) size() (width, height int) {
 	if s.terminal {
 		if width, height, _ := terminalSize(s.fd); width > 0 && height > 0 {
@@ -181,9 +183,9 @@ func (s *screen) size() (width, height int) {
 
 // Sequences that terminals have in common: ECMA-48, and DEC's private mode 7.
 const (
-	noWrap = "\x1b[?7l" // a line that is too long is cut: each takes one row
+	noWrap = "\x1b[?7l" // long lines are cut, so that each takes one row
 	wrap   = "\x1b[?7h"
-	upTo   = "\x1b[%dF\x1b[J" // the beginning of a line further up, and nothing from there on
+	upTo   = "\x1b[%dF\x1b[J" // go to the beginning of a line further up, and erase from there on
 	clean  = "\x1b[H\x1b[2J"
 )
 
@@ -207,7 +209,8 @@ func (s *screen) draw(picture func(width int) string) {
 	s.width, s.height, s.lines = width, height, len(lines)
 }
 
-// erase returns the sequence that erases the picture. After a change of size nobody knows where its lines are: it clears all.
+// erase returns the sequence that erases the picture. After a change of size nobody knows where its lines are: it
+// clears all.
 func (s *screen) erase(width, height int) string {
 	switch {
 	case s.lines == 0:

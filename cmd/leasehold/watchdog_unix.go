@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// A watchdog is a process beside run that kills the command when run cannot: because it was killed or stopped, or gets no
-// CPU time. It reads lines "GROUP UNTIL": kill the command at UNTIL by clock(), unless another line comes before; GROUP is
-// its process group, 0 for none. At the end of its input, when run is gone, it kills at once.
+// A watchdog is a process beside run that kills the command when run cannot: because it was killed or stopped, or gets
+// no CPU time. It reads lines "GROUP UNTIL": kill the command at UNTIL by clock(), unless another line comes before;
+// GROUP is its process group, 0 for none. At the end of its input, when run is gone, it kills at once.
 type watchdog struct {
 	cmd  *exec.Cmd
 	pipe *os.File
@@ -85,7 +85,7 @@ func (d *watchdog) close() {
 // watchdogMain is the main function of the watchdog's process.
 func watchdogMain() {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	// Our parent at this moment may be another already: whoever adopts orphans.
+	// Not os.Getppid: if the tool has just been killed, our parent is already the process that adopts orphans.
 	tool, err := strconv.Atoi(os.Args[2])
 	if err != nil || tool <= 0 {
 		os.Exit(exitUsage)

@@ -116,8 +116,16 @@ type Oracle struct {
 type session struct {
 	Session
 	label   string
-	term    *Term
-	elector bool // of client-go
+	term    *Term        // in which it began
+	elector func() *Term // the present term of a client-go elector; nil for others
+}
+
+// present returns the term in which x leads now.
+func (x *session) present() *Term {
+	if x.elector != nil {
+		return x.elector()
+	}
+	return x.term
 }
 
 // A Change is what a commit did to the terms of the Lease.
@@ -241,16 +249,17 @@ func (o *Oracle) Begin(label string, s Session) *Term {
 	case s.Err() != nil:
 		o.rules.Fail("%s: a session begins that has ended: %v", label, s.Err())
 	}
-	o.begin(&session{s, label, t, false})
+	o.begin(&session{s, label, t, nil})
 	return t
 }
 
-// BeginElector judges a client-go elector that begins to lead in a term. It has no token, and it leads on after ValidFor
-// has run out, which is client-go's fault and not judged.
-func (o *Oracle) BeginElector(label string, s Session, t *Term) {
+// BeginElector judges a client-go elector that begins to lead. It has no token, and it may write on into a Lease that
+// was deleted and created, so that its term is the one that its last write showed. It leads on after ValidFor has run out,
+// which is client-go's fault and not judged.
+func (o *Oracle) BeginElector(label string, s Session, term func() *Term) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.begin(&session{s, label, t, true})
+	o.begin(&session{s, label, term(), term})
 }
 
 func (o *Oracle) begin(x *session) {
@@ -261,7 +270,7 @@ func (o *Oracle) begin(x *session) {
 	x.term.Session = true
 	if n := o.newest; n == nil || n.term.Version < x.term.Version {
 		o.newest = x
-	} else if !x.elector && (o.rules.Late == nil || !o.rules.Late(x.term)) {
+	} else if x.elector == nil && (o.rules.Late == nil || !o.rules.Late(x.term)) {
 		o.rules.Fail("%s: token %d after %d", x.label, x.term.Version, n.term.Version)
 	}
 	o.live = append(o.live, x)
@@ -269,7 +278,7 @@ func (o *Oracle) begin(x *session) {
 
 // overlap judges that x began while other is live.
 func (o *Oracle) overlap(other, x *session) {
-	old, next := other.term, x.term
+	old, next := other.present(), x.present()
 	if next.Version < old.Version {
 		old, next = next, old // the reply to its claim came after others took the lease
 	}
@@ -299,7 +308,7 @@ func (o *Oracle) look() {
 // leads reports whether x is live: its context is, or it may still use the lease to wind down. Each of the methods has
 // to be right on its own, so that another one is asked first each time.
 func (o *Oracle) leads(x *session) bool {
-	if x.elector {
+	if x.elector != nil {
 		return x.Err() == nil && x.ValidFor() > 0
 	}
 	var ctxErr, err error

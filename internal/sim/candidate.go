@@ -97,6 +97,15 @@ func (c *candidate) live() {
 	}
 }
 
+// toldGone returns when the process was last told falsely that the Lease does not exist.
+func (c *candidate) toldGone() time.Duration {
+	told := c.link.toldGone.Load()
+	if c.process != nil {
+		told = max(told, c.process.toldGone.Load())
+	}
+	return time.Duration(told)
+}
+
 // suspend suspends the machine for d.
 func (c *candidate) suspend(d time.Duration) {
 	c.suspended.Add(int64(d))

@@ -92,7 +92,7 @@ func (c *checker) requested(k *campaign, verb string) {
 		k.second, k.requests = second, 0
 	}
 	k.requests++
-	limit := 20 + int(4*time.Second/k.renewInterval)
+	limit := 30 + int(4*time.Second/k.renewInterval)
 	if k.requests == limit+1 {
 		c.violationLocked("%s: more than %d requests within a second", k.label, limit)
 	}

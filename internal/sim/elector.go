@@ -28,8 +28,8 @@ type elector struct {
 	sent    map[int64]time.Time // when it began to send a write, by the time written
 	renewed time.Time           // when it began to send the last write that took effect
 	leading bool
-	working int        // how many of its works run
-	term    oracle.Key // which the last write showed
+	working int          // how many of its works run
+	term    *oracle.Term // which the last write showed
 }
 
 // jitterRand is the chance of client-go's retries. apimachinery means tests to override it.
@@ -123,8 +123,8 @@ func (c *checker) electorBegins(e *elector, ctx context.Context) {
 	e.leading = true
 	e.working++
 	c.log(e.name, "leads")
-	if t := c.oracle.Term(e.term); t != nil {
-		c.oracle.BeginElector(e.name, electorSession{e, ctx}, t)
+	if e.term != nil {
+		c.oracle.BeginElector(e.name, electorSession{e, ctx}, func() *oracle.Term { return e.term })
 	} else {
 		c.violationLocked("%s leads without having taken the lease", e.name)
 	}

@@ -20,6 +20,7 @@ type faultWindow struct {
 	link     int     // or one of the following
 	odds     float64 // that a request is hit
 	delay    time.Duration
+	variant  bool // of the kind
 }
 
 const (
@@ -35,23 +36,49 @@ const (
 	refusing                   // the server answers with errors
 	unreached                  // connection refused
 	hanging                    // requests or replies are lost, and nothing says so
-	faultKinds
+	anyKinds                   // how many kinds there are up to here
+
+	slow       // a long link: each message takes delay
+	jittering  // each message takes another time up to delay
+	asymmetric // messages in one direction take delay: to the server or, the variant, from it
+	notFound   // a proxy answers 404: about nothing that it names or, the variant, about the Lease
 )
 
 func (k faultKind) String() string {
-	return []string{"delaying", "losing", "refusing", "unreached", "hanging"}[k]
+	return []string{"delaying", "losing", "refusing", "unreached", "hanging", "", "slow", "jittering", "asymmetric", "404"}[k]
 }
 
 func (w *World) newFaultWindow(r rng, from, longest time.Duration) faultWindow {
-	f := faultWindow{kind: faultKind(r.IntN(int(faultKinds))), from: from, link: everyLink, odds: 0.2 + 0.8*r.Float64()}
+	f := faultWindow{kind: faultKind(r.IntN(int(anyKinds))), from: from, odds: 0.2 + 0.8*r.Float64()}
 	f.to = min(w.faultsEnd, f.from+r.logUniform(time.Second, 3*longest))
 	f.delay = r.logUniform(50*time.Millisecond, longest)
+	f.link = w.anyLink(r)
+	return f
+}
+
+// anyLink returns what the link of a fault window may be.
+func (w *World) anyLink(r rng) int {
 	switch {
 	case r.chance(0.4):
-		f.link = r.IntN(len(w.links))
+		return r.IntN(len(w.links))
 	case r.chance(0.5):
-		f.link = holderLink
+		return holderLink
 	}
+	return everyLink
+}
+
+// newSlowWindow returns a window in which a link is a bad one, for long.
+func (w *World) newSlowWindow(r rng, from, longest time.Duration) faultWindow {
+	f := faultWindow{kind: slow + faultKind(r.IntN(3)), from: from, odds: 1, link: w.anyLink(r), variant: r.chance(0.5)}
+	f.to = min(w.faultsEnd, f.from+r.logUniform(longest, 20*longest))
+	f.delay = r.logUniform(20*time.Millisecond, longest/4)
+	return f
+}
+
+// newNotFoundWindow returns a window in which a proxy answers 404, about half a second long.
+func (w *World) newNotFoundWindow(r rng, from time.Duration) faultWindow {
+	f := faultWindow{kind: notFound, from: from, odds: 1, link: w.anyLink(r), variant: r.chance(0.5)}
+	f.to = min(w.faultsEnd, f.from+r.logUniform(100*time.Millisecond, 2*time.Second))
 	return f
 }
 
@@ -85,6 +112,7 @@ func (w *World) windowsOf(l *link, at time.Duration, f func(faultWindow)) {
 type requestFault struct {
 	leasetest.Fault
 	pause time.Duration // for which the server asks to be left alone
+	gone  bool          // the answer says falsely that the Lease does not exist
 }
 
 // requestFault decides what becomes of a request.
@@ -102,7 +130,7 @@ func (w *World) requestFault(l *link, req leasetest.Request) leasetest.Fault {
 			f.add(r, req, window)
 		}
 	})
-	random := faultWindow{kind: faultKind(r.IntN(int(faultKinds))), delay: 2 * time.Second}
+	random := faultWindow{kind: faultKind(r.IntN(int(anyKinds))), delay: 2 * time.Second}
 	if r.chance(0.005) { // outside of all windows too
 		f.add(r, req, random)
 	}
@@ -110,6 +138,9 @@ func (w *World) requestFault(l *link, req leasetest.Request) leasetest.Fault {
 		c := w.candidates[l.id]
 		d := r.logUniform(c.renewDeadline/10, 2*c.duration)
 		time.AfterFunc(f.Before+f.After/2, func() { c.suspend(d) }) // while the reply is on its way
+	}
+	if f.gone && f.Err != nil && apierrors.IsNotFound(f.Err) {
+		l.toldGone.Store(int64(at))
 	}
 	l.note(at, req, f.Fault)
 	last := at
@@ -140,7 +171,27 @@ func (f *requestFault) add(r rng, req leasetest.Request, window faultWindow) {
 		f.Drop, f.Err = leasetest.Drop(1+r.IntN(2)), nil
 	case refusing:
 		f.refuse(r, req, write)
+	case slow, jittering, asymmetric:
+		f.Before += window.travel(r, false)
+		f.After += window.travel(r, true)
+	case notFound:
+		f.Drop = 0
+		f.Err = apierrors.NewGenericServerResponse(404, req.Verb, coordinationv1.Resource("leases"), name, "404 page not found", 0, true)
+		if window.variant {
+			f.Err, f.gone = apierrors.NewNotFound(coordinationv1.Resource("leases"), name), true
+		}
 	}
+}
+
+// travel returns for how much longer a message travels in the window, to the server or from it.
+func (f faultWindow) travel(r rng, fromServer bool) time.Duration {
+	switch {
+	case f.kind == slow, f.kind == asymmetric && f.variant == fromServer:
+		return f.delay
+	case f.kind == jittering:
+		return r.uniform(0, f.delay)
+	}
+	return 0
 }
 
 // refuse adds an error that the server answers with. One that says that nothing was done is true, also if the request
@@ -181,6 +232,7 @@ func (w *World) eventDelay(l *link, version string) time.Duration {
 		if window.kind == delaying {
 			delay += r.logUniform(time.Millisecond, window.delay)
 		}
+		delay += window.travel(r, true)
 	})
 	w.faultLasts(at + delay)
 	return delay
@@ -196,6 +248,7 @@ type link struct {
 
 	sentDuringFaults atomic.Int64 // requests in flight that were sent before the faults stopped
 	lastFault        atomic.Int64 // when anything last went wrong with a request, the link or the clock
+	toldGone         atomic.Int64 // when it was last told falsely that the Lease does not exist
 	cuts             atomic.Int64 // by how many faults it is cut off
 }
 

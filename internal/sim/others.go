@@ -64,6 +64,7 @@ func (o *observer) live() {
 	var err error
 	for h := range leasehold.Holders(w.ctx, leasehold.WithLease(name), leasehold.WithNamespace(namespace),
 		leasehold.WithClient(o), leasehold.WithError(&err), unlogged(),
+		leasehold.WithDuration(w.shortestDuration()), // one that polls has to see the renewals in time
 		w.hooks.Clock(rateClock{w.start, 1}), w.chance(w.seed, 14), backOff(w.seed, 14)) {
 		w.checker.observed(o, h)
 	}

@@ -49,6 +49,8 @@ func newWorld(hooks Hooks, seed uint64) *World {
 	w.faultsEnd = length - 4*w.longestDuration() - time.Minute
 	w.planFaults(r)
 	w.planCalls()
+	w.planLinks(newRNG(seed, 20))
+	w.planFinalizers(newRNG(seed, 21))
 	w.sortPlan()
 	return w
 }
@@ -148,6 +150,15 @@ func (w *World) longestDuration() (longest time.Duration) {
 	return longest
 }
 
+// shortestDuration returns the shortest duration that a candidate records, at most 15 s.
+func (w *World) shortestDuration() time.Duration {
+	shortest := 15 * time.Second
+	for _, c := range w.candidates {
+		shortest = min(shortest, c.duration)
+	}
+	return shortest
+}
+
 // planClocks gives each candidate a clock whose rate differs from every other's by less than D/R. client-go's electors
 // use the world's own.
 func (w *World) planClocks(r rng) {
@@ -211,6 +222,42 @@ func (w *World) planFaults(r rng) {
 		for range r.IntN(6) {
 			w.planOperator(r, anyTime(), longest)
 		}
+	}
+}
+
+// planLinks makes some links bad ones for a while, in some worlds: slow, jittering or asymmetric, or behind a proxy that
+// answers 404 now and then.
+func (w *World) planLinks(r rng) {
+	longest := w.longestDuration()
+	if r.chance(0.3) {
+		for range 1 + r.IntN(3) {
+			w.windows = append(w.windows, w.newSlowWindow(r, r.uniform(0, w.faultsEnd), longest))
+		}
+	}
+	if r.chance(0.3) {
+		for range 1 + r.IntN(6) {
+			w.windows = append(w.windows, w.newNotFoundWindow(r, r.uniform(0, w.faultsEnd)))
+		}
+	}
+}
+
+// planFinalizers has a finalizer put onto the Lease for a while, in some worlds whose candidates delete it.
+func (w *World) planFinalizers(r rng) {
+	if !slices.ContainsFunc(w.candidates, func(c *candidate) bool { return c.deletes }) || r.chance(0.3) {
+		return
+	}
+	for range 1 + r.IntN(4) {
+		at := r.uniform(0, w.faultsEnd-1)
+		until := min(w.faultsEnd-1, at+r.logUniform(time.Second, 20*w.longestDuration()))
+		w.plan(at, "controller", "adds a finalizer", func() {
+			w.srv.Edit(namespace, name, func(l *coordinationv1.Lease) { l.Finalizers = []string{"example.com/sim"} })
+		})
+		w.plan(until, "controller", "removes the finalizer", func() {
+			l := w.srv.Edit(namespace, name, func(l *coordinationv1.Lease) { l.Finalizers = nil })
+			if l != nil && l.DeletionTimestamp != nil {
+				w.srv.Delete(namespace, name)
+			}
+		})
 	}
 }
 

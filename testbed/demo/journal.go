@@ -39,7 +39,7 @@ func lost(err error) bool { return errors.Is(err, leasehold.ErrLost) }
 // follow.
 type journal struct {
 	who  string
-	file *os.File // opened to append: each write is one record, whoever else writes
+	file *os.File // opened to append: each write is one record, even if others write
 	out  io.Writer
 }
 

@@ -11,14 +11,14 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// A timeline is what has happened so far. All times are by CLOCK_BOOTTIME.
+// A timeline records the show so far. All times are by CLOCK_BOOTTIME.
 type timeline struct {
 	start, now time.Duration
 	rows       []*row
 	away       []stretch // of the API server
 	marks      []mark
 	steps      []*step
-	verdict    step   // about the whole
+	verdict    step   // on the whole show
 	note       string // what is happening
 }
 
@@ -29,7 +29,7 @@ type row struct {
 	process  *process // the last
 	lives    []stretch
 	frozen   []stretch
-	outlived []stretch // by its lease, after it was killed
+	outlived []stretch // for which its lease outlived it
 	killed   []time.Duration
 	sessions []*session
 }
@@ -37,19 +37,19 @@ type row struct {
 // A stretch is a piece of time.
 type stretch struct{ from, to time.Duration }
 
-// still is the end of a stretch that goes on.
+// still is the end of a stretch that has not ended.
 const still = time.Duration(1<<63 - 1)
 
 func (s *stretch) end(at time.Duration) { s.to = min(s.to, at) }
 
 func (s stretch) overlaps(o stretch) bool { return s.from < o.to && o.from < s.to }
 
-// A session is what a candidate has said about it.
+// A session is built from a candidate's records.
 type session struct {
 	row    *row
 	token  uint64
 	worked stretch       // from the first to the last work
-	ended  time.Duration // when its process said so, or was gone; 0 before
+	ended  time.Duration // by its record, or when its process ended; 0 before
 	lost   bool
 	why    string
 }
@@ -76,7 +76,7 @@ const (
 	failed
 )
 
-// see takes note of what a process did. The error tells of an end that nobody wanted.
+// see records what a process did. The error reports an unexpected end.
 func (t *timeline) see(n news) error {
 	r := t.rows[slices.IndexFunc(t.rows, func(r *row) bool { return r.process == n.process })]
 	if n.record == nil {
@@ -105,13 +105,13 @@ func (t *timeline) see(n news) error {
 
 var errNone = errors.New("exit status 0")
 
-// begin takes note of a new process.
+// begin records a new process.
 func (r *row) begin(p *process, at time.Duration) {
 	r.process = p
 	r.lives = append(r.lives, stretch{at, still})
 }
 
-// exit takes note of the end of the process, and of sessions that did not live to tell theirs.
+// exit records the end of the process, and of its sessions that have no record of their end.
 func (r *row) exit(at time.Duration) {
 	r.process.gone = true
 	r.lives[len(r.lives)-1].end(at)
