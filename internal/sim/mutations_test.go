@@ -2,11 +2,13 @@ package sim
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +23,8 @@ var (
 	mutantSeeds  = flag.Uint64("mutations.seeds", 5000, "in how many seeds the simulation has to find a mutation")
 )
 
-// core is the directory of the package that is broken.
-var core, _ = filepath.Abs("../..")
+// coreDir is the directory of the package that is broken.
+var coreDir, _ = filepath.Abs("../..")
 
 // Each list of mutations and the tests that have to find them.
 var mutations = []struct {
@@ -33,23 +35,28 @@ var mutations = []struct {
 		return []string{"-test.run=^TestSimulation$", "-test.timeout=10m", fmt.Sprint("-sim.seeds=", *mutantSeeds)}
 	}},
 	{"sharedwatch.mutations", func() []string {
-		return []string{"-test.run=^TestHub[A-Z]", "-test.timeout=2m"}
+		return []string{"-test.run=^TestSharedWatch", "-test.timeout=2m"}
 	}},
 }
 
-// A mutation replaces lines in a function of the core.
+// A mutation replaces lines in functions of the core.
 type mutation struct {
-	name     string
+	name  string
+	edits []*edit
+}
+
+// An edit replaces lines in one function.
+type edit struct {
 	function string // Type.method, or the function's name
 	old, new []string
 }
 
 // TestMutationsApply shows that each mutation can be applied to the core as it is.
 func TestMutationsApply(t *testing.T) {
-	functions := parseCore(t)
+	core := readCore(t)
 	for _, list := range mutations {
 		for _, m := range readMutations(t, list.file) {
-			if _, _, err := m.apply(functions); err != nil {
+			if _, err := m.apply(core); err != nil {
 				t.Errorf("testdata/%s: %q: %v", list.file, m.name, err)
 			}
 		}
@@ -64,17 +71,17 @@ func TestMutationsFound(t *testing.T) {
 	if !*runMutations {
 		t.Skip("without -mutations: builds the tests once for each mutation")
 	}
-	functions := parseCore(t)
+	core := readCore(t)
 	found := "mutation | found by\n---|---"
 	for _, list := range mutations {
 		for _, m := range readMutations(t, list.file) {
 			t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
-				file, code, err := m.apply(functions)
+				broken, err := m.apply(core)
 				if err != nil {
 					t.Fatal(err)
 				}
-				cmd := exec.Command(build(t, file, code), list.args()...)
-				cmd.Dir = core
+				cmd := exec.Command(build(t, broken), list.args()...)
+				cmd.Dir = coreDir
 				out, err := cmd.CombinedOutput()
 				if err == nil {
 					t.Fatal("not found")
@@ -91,7 +98,7 @@ func TestMutationsFound(t *testing.T) {
 }
 
 // verdict finds in the output of a test why it failed.
-var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestHub\S+)|panic: ([^\n]*)`)
+var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestSharedWatch\S+)|panic: ([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.
 func readMutations(t *testing.T, file string) (all []*mutation) {
@@ -101,24 +108,28 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 		t.Fatal(err)
 	}
 	var m *mutation
+	var e *edit
 	for i, line := range strings.Split(string(text), "\n") {
 		name, begins := strings.CutPrefix(line, "== ")
 		function, in := strings.CutPrefix(line, "in ")
 		switch {
 		case begins:
-			m = &mutation{name: name}
+			m, e = &mutation{name: name}, nil
 			all = append(all, m)
 		case line == "" || strings.HasPrefix(line, "#"):
 		case m == nil:
 			t.Fatalf("testdata/%s:%d: want \"== NAME\" before %q", file, i+1, line)
 		case in:
-			m.function = function
+			e = &edit{function: function}
+			m.edits = append(m.edits, e)
+		case e == nil:
+			t.Fatalf("testdata/%s:%d: want \"in FUNCTION\" before %q", file, i+1, line)
 		case line[0] == '-':
-			m.old = append(m.old, line[1:])
+			e.old = append(e.old, line[1:])
 		case line[0] == '+':
-			m.new = append(m.new, line[1:])
+			e.new = append(e.new, line[1:])
 		case line[0] == ' ':
-			m.old, m.new = append(m.old, line[1:]), append(m.new, line[1:])
+			e.old, e.new = append(e.old, line[1:]), append(e.new, line[1:])
 		default:
 			t.Fatalf("testdata/%s:%d: want a line that begins with \"-\", \"+\" or a blank, not %q", file, i+1, line)
 		}
@@ -129,44 +140,42 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 	return all
 }
 
-// A function is where a function of the core is.
-type function struct {
-	file     string
-	lines    []string // of the file
-	from, to int      // of the lines, those of the function
-}
-
-// parseCore returns the core's functions by name.
-func parseCore(t *testing.T) map[string]function {
+// readCore returns the core's files.
+func readCore(t *testing.T) map[string]string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(core, "*.go"))
+	names, err := filepath.Glob(filepath.Join(coreDir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	functions := map[string]function{}
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
+	files := map[string]string{}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
-		code, err := os.ReadFile(file)
+		code, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
+		files[name] = string(code)
+	}
+	return files
+}
+
+// findFunction returns the file that has a function, and the function's first line and the one after its last.
+func findFunction(files map[string]string, name string) (file string, from, to int, err error) {
+	for file, code := range files {
 		positions := token.NewFileSet()
 		parsed, err := parser.ParseFile(positions, file, code, 0)
 		if err != nil {
-			t.Fatal(err)
+			return "", 0, 0, err
 		}
 		for _, decl := range parsed.Decls {
-			if f, ok := decl.(*ast.FuncDecl); ok {
-				functions[functionName(f)] = function{
-					file, strings.Split(string(code), "\n"),
-					positions.Position(f.Pos()).Line - 1, positions.Position(f.End()).Line,
-				}
+			if f, ok := decl.(*ast.FuncDecl); ok && functionName(f) == name {
+				return file, positions.Position(f.Pos()).Line - 1, positions.Position(f.End()).Line, nil
 			}
 		}
 	}
-	return functions
+	return "", 0, 0, fmt.Errorf("the core has no function %q", name)
 }
 
 func functionName(f *ast.FuncDecl) string {
@@ -183,49 +192,70 @@ func functionName(f *ast.FuncDecl) string {
 	return fmt.Sprint(receiver, ".", f.Name.Name)
 }
 
-// apply returns the name of the file that m changes, and its text then.
-func (m *mutation) apply(functions map[string]function) (file, code string, err error) {
-	f, ok := functions[m.function]
-	if !ok {
-		return "", "", fmt.Errorf("the core has no function %q: find where its lines are now\n%s",
-			m.function, strings.Join(m.old, "\n"))
+// apply returns the files that m changes, as they are then.
+func (m *mutation) apply(core map[string]string) (map[string]string, error) {
+	if len(m.edits) == 0 {
+		return nil, errors.New("it changes nothing")
 	}
-	if len(m.old) == 0 || slices.Equal(m.old, m.new) {
-		return "", "", fmt.Errorf("it changes nothing")
+	files, changed := maps.Clone(core), map[string]string{}
+	for _, e := range m.edits {
+		file, code, err := e.apply(files)
+		if err != nil {
+			return nil, err
+		}
+		files[file], changed[file] = code, code
 	}
+	return changed, nil
+}
+
+// apply returns the name of the file that e changes, and its text then.
+func (e *edit) apply(files map[string]string) (file, code string, err error) {
+	file, from, to, err := findFunction(files, e.function)
+	if err != nil {
+		return "", "", fmt.Errorf("%w: find where its lines are now\n%s", err, strings.Join(e.old, "\n"))
+	}
+	if len(e.old) == 0 || slices.Equal(e.old, e.new) {
+		return "", "", fmt.Errorf("it changes nothing in %s", e.function)
+	}
+	lines := strings.Split(files[file], "\n")
 	at, times := 0, 0
-	for i := f.from; i+len(m.old) <= f.to; i++ {
-		if slices.EqualFunc(f.lines[i:i+len(m.old)], m.old, sameButIndentation) {
+	for i := from; i+len(e.old) <= to; i++ {
+		if slices.EqualFunc(lines[i:i+len(e.old)], e.old, sameButIndentation) {
 			at = i
 			times++
 		}
 	}
 	if times != 1 {
 		return "", "", fmt.Errorf("%s in %s has these lines %d times, want once:\n%s",
-			m.function, filepath.Base(f.file), times, strings.Join(m.old, "\n"))
+			e.function, filepath.Base(file), times, strings.Join(e.old, "\n"))
 	}
-	lines := slices.Concat(f.lines[:at], m.new, f.lines[at+len(m.old):])
-	return f.file, strings.Join(lines, "\n"), nil
+	return file, strings.Join(slices.Concat(lines[:at], e.new, lines[at+len(e.old):]), "\n"), nil
 }
 
 func sameButIndentation(a, b string) bool { return strings.TrimSpace(a) == strings.TrimSpace(b) }
 
-// build builds the core's tests with code in place of one file.
-func build(t *testing.T, file, code string) (exe string) {
+// build builds the core's tests with broken files in place of the core's.
+func build(t *testing.T, broken map[string]string) (exe string) {
 	t.Helper()
 	dir := t.TempDir()
-	broken, overlay, exe := filepath.Join(dir, filepath.Base(file)), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "mutant.test")
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{file: broken}})
+	replaced := map[string]string{}
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for file, code := range broken {
+		replaced[file] = write(filepath.Base(file), code)
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replaced})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, data := range map[string][]byte{broken: []byte(code), overlay: replace} {
-		if err := os.WriteFile(name, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", exe, ".")
-	cmd.Dir = core
+	exe = filepath.Join(dir, "mutant.test")
+	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", write("overlay.json", string(overlay)), "-o", exe, ".")
+	cmd.Dir = coreDir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
