@@ -62,7 +62,7 @@ var encodings = []encoding{
 		func(kind string, object marshaler) []byte { return sealed(kind, must(object.Marshal())) },
 		func(kind watch.EventType, object []byte) []byte {
 			event := metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: object}}
-			data := sealed("WatchEvent", must(event.Marshal()))
+			data := must(event.Marshal())
 			return append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...)
 		},
 	},

@@ -73,8 +73,12 @@ func checkKind(kind string, into message) error {
 var envelope = []byte{'k', '8', 's', 0}
 
 func decodeProtobuf(data []byte, into message) error {
-	unknown, err := open(data)
-	if err != nil {
+	inner, ok := bytes.CutPrefix(data, envelope)
+	if !ok {
+		return fmt.Errorf("a protobuf message begins with %q, want %q", data[:min(len(data), len(envelope))], envelope)
+	}
+	unknown := &runtime.Unknown{}
+	if err := unknown.Unmarshal(inner); err != nil {
 		return err
 	}
 	if err := checkKind(unknown.Kind, into); err != nil {
@@ -83,18 +87,9 @@ func decodeProtobuf(data []byte, into message) error {
 	return into.Unmarshal(unknown.Raw)
 }
 
-func open(data []byte) (*runtime.Unknown, error) {
-	inner, ok := bytes.CutPrefix(data, envelope)
-	if !ok {
-		return nil, fmt.Errorf("a protobuf message begins with %q, want %q", data[:min(len(data), len(envelope))], envelope)
-	}
-	unknown := &runtime.Unknown{}
-	return unknown, unknown.Unmarshal(inner)
-}
-
 // An events reads the events of a watch from its answer.
 type events interface {
-	// next returns the type of the next event, and decode for its object.
+	// next returns the type of the next event, and its object, which is valid until the next call.
 	next() (kind string, object []byte, err error)
 }
 
@@ -119,7 +114,7 @@ func (e jsonEvents) next() (string, []byte, error) {
 	return event.Type, event.Object, err
 }
 
-// protobufEvents are messages that each follow their length.
+// protobufEvents are messages without an envelope that each follow their length. The object in each has one.
 type protobufEvents struct {
 	from   io.Reader
 	buffer []byte
@@ -141,12 +136,8 @@ func (e *protobufEvents) next() (string, []byte, error) {
 	if _, err := io.ReadFull(e.from, data); err != nil {
 		return "", nil, io.ErrUnexpectedEOF
 	}
-	unknown, err := open(data)
-	if err != nil {
-		return "", nil, err
-	}
 	var event metav1.WatchEvent
-	if err := event.Unmarshal(unknown.Raw); err != nil {
+	if err := event.Unmarshal(data); err != nil {
 		return "", nil, err
 	}
 	return event.Type, event.Object.Raw, nil
