@@ -72,13 +72,13 @@ func (k *candidate) try(ctx context.Context) (*session, error) {
 	if _, err := c.reflector.read(ctx); err != nil {
 		return nil, orCause(ctx, err)
 	}
-	c.options.hooks.memory.recall(c.reflector)
-	if err := k.unavailable(c.reflector.latest()); err != nil {
+	c.options.hooks.memory.recall(c.store)
+	if err := k.unavailable(c.store.latest()); err != nil {
 		return nil, err
 	}
 	c.start()
 	for try := 1; ; try++ {
-		o := c.reflector.latest()
+		o := c.store.latest()
 		s, err := k.claim(ctx, o)
 		if err == nil {
 			return s, nil
@@ -86,10 +86,10 @@ func (k *candidate) try(ctx context.Context) (*session, error) {
 		if try == maxTries || err != errChanged && outcomeUnknown(err) {
 			c.reflector.read(ctx) // decides what the error is
 		}
-		if ctx.Err() != nil || c.reflector.unchangedSince(o) {
+		if ctx.Err() != nil || c.store.unchangedSince(o) {
 			return nil, orCause(ctx, err)
 		}
-		if held := k.unavailable(c.reflector.latest()); held != nil {
+		if held := k.unavailable(c.store.latest()); held != nil {
 			return nil, held
 		}
 		if try == maxTries {

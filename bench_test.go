@@ -117,7 +117,7 @@ func BenchmarkRenewal(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		r := c.reflector.latest().record
+		r := c.store.latest().record
 		stamp := c.claims.stamps.forRenewal(r)
 		if _, err := c.write(b.Context(), "renew", func(ctx context.Context) (record, error) {
 			return c.lease.renew(ctx, r, stamp)

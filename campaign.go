@@ -14,7 +14,8 @@ import (
 //
 //	candidate  waits for the lease and decides when to claim it, on the caller's goroutine
 //	session    is one term: its renewer keeps it, on a goroutine of its own
-//	reflector  knows the Lease
+//	reflector  follows the Lease
+//	store      keeps what is known of it
 type campaign struct {
 	options *options
 	ctx     context.Context // ends with the caller's, or when the program's code panics
@@ -25,6 +26,7 @@ type campaign struct {
 	stats     *leaseStats
 	client    *sharedClient
 	lease     *leaseClient
+	store     *leaseStore
 	reflector *reflector
 	claims    *claims
 	clock     clock
@@ -87,20 +89,27 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		slog.String("lease", namespace+"/"+o.name), slog.String("identity", c.lease.identity),
 	}}
 	c.renewDelays, c.releaseDelays = newDelays(o.newBackOff, c.user), newDelays(o.newBackOff, c.user)
+	c.store = &leaseStore{
+		namespace: namespace,
+		name:      o.name,
+		clock:     c.clock,
+		fallback:  o.duration,
+		ours:      c.claims.include,
+		changed:   make(chan struct{}, 1),
+	}
 	c.reflector = &reflector{
+		store:    c.store,
 		lease:    c.lease,
 		client:   client,
 		clock:    c.clock,
 		log:      c.log,
-		fallback: o.duration,
-		ours:     c.claims.include,
 		delays:   newDelays(o.newBackOff, c.user),
 		timeout:  c.acquireTimeout,
 		interval: o.renewInterval,
 		between:  o.between,
-		changed:  make(chan struct{}, 1),
 		alarm:    make(chan struct{}, 1),
 	}
+	c.store.doubt = c.reflector.doubt
 	c.stats = o.monitor.open(c)
 	c.lease.failures = &failureLog{log: c.log, failing: &client.failing, stats: c.stats, recent: o.duration}
 	return c, nil
@@ -176,7 +185,7 @@ func (c *candidate) await(ctx context.Context) (*session, error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		o := c.campaign.reflector.latest()
+		o := c.campaign.store.latest()
 		if c.ruledOut(o.record, o.known) != nil {
 			// An event may be of long ago: only a read decides.
 			r, err := c.campaign.reflector.read(ctx)
@@ -200,7 +209,7 @@ func (c *candidate) await(ctx context.Context) (*session, error) {
 		rested := c.campaign.clock.now().add(c.campaign.options.renewInterval / 2)
 		select {
 		case <-timer.C:
-		case <-c.campaign.reflector.changed:
+		case <-c.campaign.store.changed:
 		case <-ctx.Done():
 		}
 		if rested.left(c.campaign.clock.now()) <= 0 {
@@ -318,18 +327,18 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 		for _, err := c.campaign.reflector.read(ctx); err != nil && ctx.Err() == nil; _, err = c.campaign.reflector.read(ctx) {
 			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
 		}
-		c.campaign.claims.forget(c.campaign.reflector.latest(), c.campaign.clock.now().mono, true)
+		c.campaign.claims.forget(c.campaign.store.latest(), c.campaign.clock.now().mono, true)
 	case conflicts(err):
 		c.campaign.log.debug("lost the race for the lease", "error", err)
 		c.window = c.window.lost(c.campaign.options.renewInterval)
 		again := c.lostRace
 		c.lostRace = true
-		if now := c.campaign.reflector.latest(); now.held() && !c.campaign.claims.include(now.term()) {
+		if now := c.campaign.store.latest(); now.held() && !c.campaign.claims.include(now.term()) {
 			c.lostRace = false
 			c.delays.reset()
 			return // a standby again: the next release must not find it asleep
 		}
-		if c.campaign.reflector.unchangedSince(o) {
+		if c.campaign.store.unchangedSince(o) {
 			c.checkStalled(ctx, err)
 		}
 		if !again {
@@ -377,11 +386,11 @@ func (c *candidate) pause(ctx context.Context, s *session) {
 func (c *campaign) write(
 	ctx context.Context, kind string, request func(context.Context) (record, error),
 ) (record, error) {
-	before := c.reflector.latest()
+	before := c.store.latest()
 	r, err := c.lease.request(ctx, kind, c.renewTimeout.current(), request)
 	switch {
 	case err == nil:
-		c.reflector.storeAnswer(r, before)
+		c.store.addAnswer(r, before)
 	case conflicts(err):
 		c.reflector.readPermitted(ctx) // logs its own failure
 	}

@@ -148,7 +148,7 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	if err != nil {
 		return nil, err
 	}
-	if !c.campaign.reflector.unchangedSince(o) {
+	if !c.campaign.store.unchangedSince(o) {
 		done()
 		return nil, errChanged
 	}
@@ -182,14 +182,14 @@ func (c *candidate) sendClaim(ctx context.Context, o observation, n claim) (reco
 		return c.campaign.lease.acquire(ctx, o.record, n.term.acquired)
 	})
 	if err == nil {
-		c.campaign.reflector.storeAnswer(r, o)
+		c.campaign.store.addAnswer(r, o)
 	}
 	return r, err
 }
 
 // verifyClaim returns why the claim gives no session although the server accepted it as r.
 func (c *candidate) verifyClaim(n claim, r record) error {
-	now := c.campaign.reflector.latest()
+	now := c.campaign.store.latest()
 	t := n.term
 	t.uid = r.uid
 	// The watch may have brought meanwhile that another holds the lease again.
@@ -221,11 +221,11 @@ func (c *candidate) learnWinner(ctx context.Context, o observation) {
 		timer := time.NewTimer(c.campaign.clock.wait(watchLag))
 		defer timer.Stop()
 		for waiting := true; waiting; {
-			if !c.campaign.reflector.unchangedSince(o) {
+			if !c.campaign.store.unchangedSince(o) {
 				return
 			}
 			select {
-			case <-c.campaign.reflector.changed:
+			case <-c.campaign.store.changed:
 			case <-timer.C:
 				waiting = false
 			case <-ctx.Done():

@@ -697,20 +697,20 @@ func TestStolenBeforeTheReply(t *testing.T) {
 func TestGhostOfRestoredStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nobodys := func(term) bool { return false }
-		f := &reflector{
+		f := &leaseStore{
 			clock:    virtualClock{},
-			lease:    &leaseClient{name: "x"},
+			name:     "x",
 			fallback: D,
 			ours:     nobodys,
 			changed:  make(chan struct{}, 1),
 		}
-		f.storeAnswer(record{uid: "u", version: 9, identity: "b", duration: 2 * D}, f.latest())
+		f.addAnswer(record{uid: "u", version: 9, identity: "b", duration: 2 * D}, f.latest())
 		time.Sleep(time.Minute)
-		f.storeAnswer(record{uid: "u", version: 5}, f.latest())
+		f.addAnswer(record{uid: "u", version: 5}, f.latest())
 		if wait := time.Until(f.latest().acquirableAt(nobodys)); wait != 2*D {
 			t.Errorf("taken %v after it was found set back, want %v", wait, 2*D)
 		}
-		if err := f.storeEvent(watch.Event{Type: watch.Deleted, Object: &coordinationv1.Lease{
+		if err := f.addEvent(watch.Event{Type: watch.Deleted, Object: &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{Name: "x", UID: "u", ResourceVersion: "6"},
 		}}, false); err != nil {
 			t.Fatal(err)

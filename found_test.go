@@ -122,11 +122,11 @@ func TestStalledCampaignReadsAfresh_G14(t *testing.T) {
 		c.start()
 		w.sleep(time.Second)
 		// It believes in a version that there never was, of a Lease that is free.
-		c.reflector.mu.Lock()
-		c.reflector.seen.record = record{uid: c.reflector.seen.uid, version: 1 << 60}
-		c.reflector.heard = 1 << 60
-		c.reflector.mu.Unlock()
-		signal(c.reflector.changed)
+		c.store.mu.Lock()
+		c.store.seen.record = record{uid: c.store.seen.uid, version: 1 << 60}
+		c.store.heard = 1 << 60
+		c.store.mu.Unlock()
+		signal(c.store.changed)
 		ctx, cancel := context.WithTimeout(w.Context(), 10*D)
 		defer cancel()
 		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
@@ -171,19 +171,20 @@ func TestLateEventsOfSharedWatch(t *testing.T) {
 		{"deleted, and it does not", old(held, watch.Deleted), record{}, record{version: 7}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := &reflector{
-				lease: &leaseClient{name: "x"}, clock: systemClock{}, fallback: D, ours: func(term) bool { return false },
-				changed: make(chan struct{}, 1), alarm: make(chan struct{}, 1),
+			doubted := false
+			r := &leaseStore{
+				name: "x", clock: systemClock{}, fallback: D, ours: func(term) bool { return false },
+				changed: make(chan struct{}, 1), doubt: func() { doubted = true },
 			}
-			if err := r.storeEvent(tt.event, true); err != nil || r.latest().known {
+			if err := r.addEvent(tt.event, true); err != nil || r.latest().known {
 				t.Errorf("known before the first read: %v", err)
 			}
-			r.storeAnswer(tt.read, observation{})
+			r.addAnswer(tt.read, observation{})
 			if got := r.latest(); !got.known || got.record != tt.want {
 				t.Errorf("known: %+v, want %+v", got.record, tt.want)
 			}
-			if r.overdue != tt.reads {
-				t.Errorf("read once more: %v", r.overdue)
+			if doubted != tt.reads {
+				t.Errorf("read once more: %v", doubted)
 			}
 		})
 	}
@@ -414,9 +415,9 @@ func TestTryAcquirePolls(t *testing.T) {
 func TestMemoryIsBounded(t *testing.T) {
 	var m leaseMemory
 	for i := range 2 * maxMemorized {
-		r := &reflector{clock: systemClock{}}
-		r.seen = observation{record: record{uid: types.UID(fmt.Sprint(i)), version: 1, identity: "b"}, known: true, since: time.Now(), wait: D}
-		m.recall(r)
+		s := &leaseStore{clock: systemClock{}}
+		s.seen = observation{record: record{uid: types.UID(fmt.Sprint(i)), version: 1, identity: "b"}, known: true, since: time.Now(), wait: D}
+		m.recall(s)
 	}
 	if len(m.seen) != maxMemorized {
 		t.Errorf("%d leases are remembered, want %d", len(m.seen), maxMemorized)

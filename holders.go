@@ -29,7 +29,7 @@ func Holders(ctx context.Context, opts ...Option) iter.Seq[Holder] {
 			timer.Reset(c.clock.wait(wait))
 			select {
 			case <-timer.C:
-			case <-c.reflector.changed:
+			case <-c.store.changed:
 			case <-c.ctx.Done():
 			}
 		}
@@ -47,7 +47,7 @@ type holderWatch struct {
 // next returns the holder to yield, if it is another than the last one, else for how long nothing changes by itself.
 func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
 	c := w.campaign
-	o := c.reflector.latest()
+	o := c.store.latest()
 	if !o.known {
 		return Holder{}, false, maxDuration
 	}

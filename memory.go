@@ -27,17 +27,17 @@ const maxMemorized = 1000
 // processMemory is that of the process.
 var processMemory leaseMemory
 
-// recall gives the reflector, which has just read its Lease, the time since which its holder has done nothing, and
+// recall gives the store of a Lease that was just read the time since which its holder has done nothing, and
 // remembers what it has read.
-func (m *leaseMemory) recall(r *reflector) {
-	o := r.latest()
+func (m *leaseMemory) recall(s *leaseStore) {
+	o := s.latest()
 	if !o.held() {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if before, ok := m.seen[o.uid]; ok {
-		o = r.backdate(before.observation)
+		o = s.backdate(before.observation)
 	}
 	if m.seen == nil {
 		m.seen = map[types.UID]memorized{}

@@ -7,30 +7,23 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	coordinationv1 "k8s.io/api/coordination/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// A reflector knows the newest record of a Lease. It follows the Lease by a watch of its own or, where a process has
-// many leases, by the namespace's shared watch. The answers to the campaign's own requests go through it too, so
-// that its readers see both in the order of their resourceVersions.
+// A reflector keeps a leaseStore up to date. It follows the Lease by a watch of its own or, where a process has
+// many leases, by the namespace's shared watch, and reads when that does not suffice.
 //
 // Its goroutine, run, ends when the shared watch brings all that there is, and begins again when there is something
 // to look at.
 type reflector struct {
+	store    *leaseStore
 	lease    *leaseClient
 	client   *sharedClient
 	clock    clock
 	log      *campaignLog
-	fallback time.Duration   // the duration of a holder that recorded none
-	ours     func(term) bool // reports whether the campaign wrote a term
-	timeout  requestTimeout  // for one read, and for a watch to open
-	interval time.Duration   // between reads where watching is forbidden
+	timeout  requestTimeout // for one read, and for a watch to open
+	interval time.Duration  // between reads where watching is forbidden
 	between  func(low, high time.Duration) time.Duration
-
-	changed chan struct{} // has room for one: there is news since it was last received from
-	alarm   chan struct{} // has room for one: there is something for run to look at
 
 	subscription *subscription // to the shared watch of the namespace; nil before start; written with mu held
 	ctx          context.Context
@@ -38,21 +31,14 @@ type reflector struct {
 	group        errgroup.Group // run
 	delays       *delays        // owned by run
 	pollUntil    time.Time      // no watch is tried before; owned by run
+	alarm        chan struct{}  // has room for one: there is something for run to look at
 
-	mu       sync.Mutex // protects following
-	seen     observation
-	early    watch.Event // the newest event of the shared watch that came before the first read answered
-	heard    uint64      // the newest version that did not come from our own writes
-	watched  uint64      // the newest version that a watch brought
-	overdue  bool        // news was expected that did not come
-	reopen   bool        // the watch is not to be trusted any more
-	sleeping bool        // run has returned, and is started again when there is something to look at
-	closed   bool        // it is not started again
-
-	// For the Monitor.
-	following string
-	updates   uint64
-	updated   time.Time
+	mu        sync.Mutex // protects following
+	overdue   bool       // news was expected that did not come
+	reopen    bool       // the watch is not to be trusted any more
+	sleeping  bool       // run has returned, and is started again when there is something to look at
+	closed    bool       // it is not started again
+	following string     // how the Lease is followed, for the Monitor
 }
 
 // start begins to follow the Lease. That goes on after ctx has ended: a body that winds down still holds the lease.
@@ -87,158 +73,6 @@ func (r *reflector) close() {
 	r.following = ""
 }
 
-// latest returns what is known now.
-func (r *reflector) latest() observation {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.seen
-}
-
-// unchangedSince reports whether nothing became known after o.
-func (r *reflector) unchangedSince(o observation) bool {
-	now := r.latest()
-	return now.known == o.known && now.is(o.record)
-}
-
-// storeLocked makes rec the newest record. The caller holds mu.
-func (r *reflector) storeLocked(rec record) {
-	r.updates++
-	r.updated = time.Now()
-	r.seen = observe(r.seen, rec, r.clock.now().mono, r.fallback, r.ours)
-	signal(r.changed)
-}
-
-// storeAfterGapLocked is storeLocked for a record before which others may have gone unseen. The caller holds mu.
-func (r *reflector) storeAfterGapLocked(rec record) {
-	if r.seen.exists() && (rec.uid != r.seen.uid || rec.version < r.seen.version) {
-		// The Lease, or the state in which it was seen, does not exist any more. The holder at the end, perhaps
-		// one that was not seen here, may have renewed until just now.
-		r.missHolderLocked(r.seen.uid)
-		if rec.uid == r.seen.uid {
-			r.seen.missedHolderUID = "" // its deletion would say nothing of who held it in the lost state
-		}
-	}
-	r.storeLocked(rec)
-}
-
-// missHolderLocked waits out a holder that was not seen, of the Lease with uid. The caller holds mu.
-func (r *reflector) missHolderLocked(uid types.UID) {
-	until := r.clock.now().mono.Add(max(r.seen.wait, r.fallback))
-	r.seen.missedHolderUntil, r.seen.missedHolderUID = later(r.seen.missedHolderUntil, until), uid
-}
-
-// storeDeletionLocked records that the Lease was deleted when it was as last, so that no holder went unseen. The
-// caller holds mu.
-func (r *reflector) storeDeletionLocked(last record) {
-	if last.uid == r.seen.missedHolderUID {
-		r.seen.missedHolderUntil, r.seen.missedHolderUID = time.Time{}, ""
-	}
-	r.storeAfterGapLocked(last)
-	r.storeLocked(record{version: last.version})
-}
-
-// storeAnswer records rec, what the Lease is after a write of ours that was sent when before was known.
-func (r *reflector) storeAnswer(rec record, before observation) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.storeAnswerLocked(rec, before)
-}
-
-// storeAnswerLocked records rec, the answer to a request of ours that was sent when before was known. The caller
-// holds mu.
-func (r *reflector) storeAnswerLocked(rec record, before observation) {
-	now := r.seen
-	switch {
-	case rec.version > now.version:
-		r.storeAfterGapLocked(rec)
-	case before.known != now.known || before.version != now.version || before.exists() != now.exists():
-		// Newer news came while the answer was under way.
-	case !now.known:
-		r.storeLocked(rec)
-	case !rec.exists() && now.exists():
-		r.storeAfterGapLocked(record{version: now.version}) // events of what was before stay old news
-	case rec.exists() && !now.exists() && rec.version == now.version:
-		// The Lease was not deleted, and nothing happened to it.
-		if now.missedHolderUID == rec.uid {
-			r.seen.missedHolderUntil, r.seen.missedHolderUID = time.Time{}, ""
-		}
-		r.storeLocked(rec)
-	case rec.exists() && rec.version < now.version:
-		r.heard, r.watched = rec.version, 0
-		r.storeAfterGapLocked(rec) // the server's store was set back, as by restoring a backup
-	}
-	r.storeEarlyLocked()
-}
-
-// storeEarlyLocked records the event that came before the first read answered. The caller holds mu.
-func (r *reflector) storeEarlyLocked() {
-	if event := r.early; event.Type != "" && r.seen.known {
-		r.early = watch.Event{}
-		if rec, err := readRecord(event.Object.(*coordinationv1.Lease)); err == nil {
-			r.storeEventLocked(event.Type, rec, true)
-		}
-	}
-}
-
-// storeDeletion records that we deleted the Lease when it was as last.
-func (r *reflector) storeDeletion(last record) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.seen.is(last) {
-		r.storeDeletionLocked(last)
-	}
-}
-
-// storeEvent records an event of the Lease's own watch, or of the shared one. An error ends an own watch.
-func (r *reflector) storeEvent(event watch.Event, shared bool) error {
-	if event.Type == watch.Error {
-		return fmt.Errorf("watch lease %s/%s: %w", r.lease.namespace, r.lease.name, watchError(event))
-	}
-	lease, ok := event.Object.(*coordinationv1.Lease)
-	if !ok || lease == nil || lease.Name != r.lease.name {
-		return nil // nothing that was asked for
-	}
-	rec, err := readRecord(lease)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.heard, r.watched = max(r.heard, rec.version), max(r.watched, rec.version)
-	if !r.seen.known {
-		r.early = event // it may be of long ago: what is known begins with a read of our own
-		return nil
-	}
-	r.storeEventLocked(event.Type, rec, shared)
-	return nil
-}
-
-// storeEventLocked records an event that brought rec. The caller holds mu.
-func (r *reflector) storeEventLocked(kind watch.EventType, rec record, shared bool) {
-	switch absent := !r.seen.exists() && kind != watch.Deleted; {
-	case absent && rec.version == r.seen.version, // it seems not to have been deleted
-		absent && shared && r.seen.version == 0 && !r.ours(rec.term()): // it may be older than the read that found no Lease
-		r.doubtLocked()
-	case rec.version <= r.seen.version:
-		// Old news.
-	case kind == watch.Deleted:
-		r.storeDeletionLocked(rec)
-	case kind == watch.Added, kind == watch.Modified:
-		r.storeAfterGapLocked(rec) // of a Lease that was deleted before the watch was opened
-	}
-}
-
-// backdate gives the holder the time since which it was seen to do nothing before this reflector began, and returns
-// what is known then.
-func (r *reflector) backdate(before observation) observation {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.seen.activity() == before.activity() && before.since.Before(r.seen.since) {
-		r.seen.since, r.seen.wait = before.since, max(before.wait, r.seen.wait)
-	}
-	return r.seen
-}
-
 // read returns the answer of the API server, and records it.
 func (r *reflector) read(ctx context.Context) (record, error) {
 	done, err := r.client.permit(ctx)
@@ -251,19 +85,16 @@ func (r *reflector) read(ctx context.Context) (record, error) {
 
 // readPermitted reads for a caller that has a permit.
 func (r *reflector) readPermitted(ctx context.Context) (record, error) {
-	before := r.latest()
+	before := r.store.latest()
 	rec, err := r.get(ctx)
 	if err != nil {
 		return record{}, err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.heard = max(r.heard, rec.version)
-	r.storeAnswerLocked(rec, before)
+	r.store.addRead(rec, before)
 	return rec, nil
 }
 
-// readAfresh reads, and forgets what was known before. Only the time for which others may still lead is kept.
+// readAfresh reads, and forgets what was known before. Another watch is opened then.
 func (r *reflector) readAfresh(ctx context.Context) error {
 	done, err := r.client.permit(ctx)
 	if err != nil {
@@ -274,14 +105,8 @@ func (r *reflector) readAfresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.missHolderLocked("")
-	r.seen.known, r.seen.record = false, record{}
-	r.heard, r.watched = rec.version, 0
-	r.storeLocked(rec)
-	r.reopen = true
-	r.doubtLocked()
+	r.store.replace(rec)
+	r.distrust()
 	return nil
 }
 
@@ -330,13 +155,15 @@ func (r *reflector) get(ctx context.Context) (record, error) {
 
 // expectVersion checks the watch if it has not brought version, which we wrote a while ago.
 func (r *reflector) expectVersion(version uint64) {
+	if heard, _ := r.store.newest(); heard >= version {
+		return
+	}
 	r.mu.Lock()
-	late, sleeping := r.heard < version, r.sleeping
+	sleeping := r.sleeping
 	r.mu.Unlock()
-	switch {
-	case late && sleeping:
+	if sleeping {
 		r.subscription.late(version)
-	case late:
+	} else {
 		r.doubt()
 	}
 }
@@ -379,30 +206,22 @@ func (r *reflector) takeOverdue() bool {
 
 // missedNews reads the Lease because news is overdue, and reports whether the watch missed some.
 func (r *reflector) missedNews(ctx context.Context) (bool, error) {
-	r.mu.Lock()
-	heard, uid := r.heard, r.seen.uid
-	r.mu.Unlock()
+	heard, uid := r.store.newest()
 	if _, err := r.read(ctx); err != nil {
 		return false, err
 	}
+	nowHeard, nowUID := r.store.newest()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	missed := r.reopen || r.heard != heard || r.seen.uid != uid // a deletion has no version to be heard
+	missed := r.reopen || nowHeard != heard || nowUID != uid // a deletion has no version to be heard
 	r.reopen = false
 	return missed, nil
-}
-
-// brought reports whether a watch brought version, or a later one.
-func (r *reflector) brought(version uint64) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.watched >= version
 }
 
 // run follows the Lease until ctx ends, or until the shared watch does it. It begins with what was just read, if
 // something was.
 func (r *reflector) run(ctx context.Context) {
-	for read := r.latest().known; ctx.Err() == nil; read = false {
+	for read := r.store.latest().known; ctx.Err() == nil; read = false {
 		began := r.clock.now().mono
 		var err error
 		if r.subscription.used() {
@@ -463,7 +282,7 @@ func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 	}
 	defer done()
 	return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(), func(ctx context.Context) (watch.Interface, error) {
-		return r.lease.watch(ctx, r.latest().record)
+		return r.lease.watch(ctx, r.store.latest().record)
 	})
 }
 
@@ -475,7 +294,7 @@ func (r *reflector) receive(ctx context.Context, w watch.Interface) error {
 			if !open {
 				return nil
 			}
-			if err := r.storeEvent(event, false); err != nil {
+			if err := r.store.addEvent(event, false); err != nil {
 				r.log.debug("the watch ended", "error", err)
 				return err
 			}
@@ -551,33 +370,10 @@ func (r *reflector) watching() bool {
 	return r.sleeping || r.following == "watch"
 }
 
-// describe adds to s what is known of the Lease.
+// describe adds to s what is known of the Lease, and how it is followed.
 func (r *reflector) describe(s *LeaseStatus) {
+	r.store.describe(s)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.Following, s.UpdateTime = r.following, r.updated
-	s.Updates += r.updates
-	if r.seen.exists() {
-		s.ResourceVersion = r.seen.resourceVersion()
-	}
-	if r.seen.held() {
-		s.Holder = &HolderStatus{
-			Identity:    r.seen.identity,
-			AcquireTime: r.seen.acquired,
-			RenewTime:   r.seen.renewed,
-			Transitions: r.seen.transitions,
-			ExpiryTime:  wallTimeAt(r.clock, r.seen.expiresAt()),
-		}
-	}
-}
-
-// wallTimeAt returns when, by the wall clock, the monotonic clock of c will show t.
-func wallTimeAt(c clock, t time.Time) time.Time { return time.Now().Round(0).Add(t.Sub(c.now().mono)) }
-
-// signal makes c ready to receive from, once.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
+	s.Following = r.following
 }

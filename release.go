@@ -16,12 +16,12 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 	r := release{campaign: c, refuse: refuse}
 	c.releaseDelays.reset()
 	for first := true; ; first = false {
-		if over := r.over(ctx, c.reflector.latest().record); over != nil {
+		if over := r.over(ctx, c.store.latest().record); over != nil {
 			return over.err
 		}
 		done, err := c.client.permit(ctx)
 		// Judged again, because others may have had their permits first.
-		latest := c.reflector.latest().record
+		latest := c.store.latest().record
 		if over := r.over(ctx, latest); over != nil {
 			if err == nil {
 				done()
@@ -43,7 +43,7 @@ func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
 			return nil
 		}
 		sleep(ctx, c.clock, c.releaseDelays.next(err, c.options.renewInterval))
-		if ctx.Err() != nil && refuse(c.reflector.latest().record) == nil {
+		if ctx.Err() != nil && refuse(c.store.latest().record) == nil {
 			return err
 		}
 	}
@@ -84,7 +84,7 @@ func (r *release) try(ctx context.Context, on record) (record, error) {
 	freed, err := c.write(ctx, "release", func(ctx context.Context) (record, error) { return c.lease.release(ctx, on) })
 	if err != nil && outcomeUnknown(err) {
 		r.inDoubt = true
-		if r.refuse(c.reflector.latest().record) == nil {
+		if r.refuse(c.store.latest().record) == nil {
 			c.reflector.readPermitted(ctx) // logs its own failure
 		}
 	}
@@ -108,7 +108,7 @@ func (r *release) remove(ctx context.Context, free record) {
 	case free.finalizers:
 		c.log.debug("the Lease is deleted once its finalizers are removed")
 	default:
-		c.reflector.storeDeletion(free)
+		c.store.addDeletion(free)
 	}
 }
 

@@ -13,6 +13,7 @@ type renewer struct {
 	session   *session
 	clock     clock
 	lease     *leaseClient
+	store     *leaseStore
 	reflector *reflector
 	delays    *delays
 
@@ -47,6 +48,7 @@ func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
 		session:   s,
 		clock:     c.clock,
 		lease:     c.lease,
+		store:     c.store,
 		reflector: c.reflector,
 		delays:    c.renewDelays,
 		due:       sent.add(firstRenewal(c.options)),
@@ -106,9 +108,9 @@ func (r *renewer) run(ctx context.Context) {
 		timer.Reset(r.clock.wait(max(wake, 0)))
 		select {
 		case <-timer.C:
-		case <-r.reflector.changed:
+		case <-r.store.changed:
 			s.checkTrust()
-			r.absorb(r.reflector.latest().record)
+			r.absorb(r.store.latest().record)
 		case reply := <-r.replies:
 			r.inFlight = false
 			s.checkTrust()
@@ -123,7 +125,7 @@ func (r *renewer) run(ctx context.Context) {
 // renew begins a renewal. Its time of sending, now, was taken before anything else happens, because trust is
 // counted from it.
 func (r *renewer) renew(ctx context.Context, now instant) {
-	s, on := r.session, r.reflector.latest().record
+	s, on := r.session, r.store.latest().record
 	if r.absorb(on); s.loss() != nil {
 		return
 	}
@@ -152,7 +154,7 @@ func (r *renewer) handleReply(reply reply) {
 	if reply.err == nil {
 		r.absorb(reply.record)
 	}
-	r.absorb(r.reflector.latest().record)
+	r.absorb(r.store.latest().record)
 	if reply.err == nil && len(r.pending) == 0 {
 		r.altered = false
 		r.delays.reset()

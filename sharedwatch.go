@@ -224,7 +224,7 @@ func (s *subscription) setEpoch(epoch uint64) {
 func (s *subscription) poll(ctx context.Context, overdue bool) {
 	r := s.reflector
 	wait, following := r.interval, "poll"
-	if !r.latest().known { // perhaps the watch opens just now; then one read is enough
+	if !r.store.latest().known { // perhaps the watch opens just now; then one read is enough
 		wait, following = min(longestDelay, wait), ""
 	}
 	r.setFollowing(following)
@@ -236,7 +236,7 @@ func (s *subscription) poll(ctx context.Context, overdue bool) {
 // readInEpoch reads the Lease after the watch was opened afresh.
 func (s *subscription) readInEpoch(ctx context.Context, epoch uint64) error {
 	r := s.reflector
-	if r.latest().known { // other subscribers read now too
+	if r.store.latest().known { // other subscribers read now too
 		longest := min(r.interval/2, time.Duration(s.watch.size())*2*time.Millisecond)
 		sleep(ctx, r.clock, r.between(0, longest))
 	}
@@ -258,7 +258,7 @@ func (s *subscription) verify(ctx context.Context, opened int) error {
 		r.doubt() // still
 		return err
 	}
-	if distrusted && !r.latest().exists() {
+	if distrusted && !r.store.latest().exists() {
 		s.watch.openAfresh()
 		return nil
 	}
@@ -273,7 +273,7 @@ func (s *subscription) late(version uint64) {
 	w := s.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !s.reflector.brought(version) {
+	if !s.reflector.store.brought(version) {
 		w.suspectLocked(version)
 	}
 }
@@ -430,7 +430,7 @@ func (w *sharedWatch) handOut(event watch.Event) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, sub := range w.byName[lease.Name] {
-		if err := sub.reflector.storeEvent(event, true); err != nil {
+		if err := sub.reflector.store.addEvent(event, true); err != nil {
 			sub.epoch = 0 // the event cannot be read: the Lease is read again
 			sub.reflector.wake()
 		}
@@ -444,10 +444,10 @@ func (w *sharedWatch) handOut(event watch.Event) error {
 // reportMissed records that the watch did not bring r what it has read, while the watch was the last one of so many
 // opened. It returns false if it is too early to tell.
 func (w *sharedWatch) reportMissed(r *reflector, opened int) bool {
-	rec := r.latest().record
+	rec := r.store.latest().record
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.state.opened != opened || rec.exists() && r.brought(rec.version) {
+	if w.state.opened != opened || rec.exists() && r.store.brought(rec.version) {
 		return true // it will, or has by now
 	}
 	if !rec.exists() {

@@ -1,0 +1,256 @@
+package leasehold
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// A leaseStore keeps the newest record of a Lease, out of what answers and watch events bring in any order: it is in
+// the order of their resourceVersions. It makes no requests.
+type leaseStore struct {
+	namespace, name string
+	clock           clock
+	fallback        time.Duration   // the duration of a holder that recorded none
+	ours            func(term) bool // reports whether the campaign wrote a term
+	changed         chan struct{}   // has room for one: there is news since it was last received from
+	doubt           func()          // called without mu when an event contradicts what is known: only a read decides
+
+	mu       sync.Mutex // protects following; taken before the claims' mutex
+	seen     observation
+	early    watch.Event // the newest event of the shared watch that came before the first read answered
+	heard    uint64      // the newest version that did not come from our own writes
+	watched  uint64      // the newest version that a watch brought
+	doubtful bool        // doubt is to be called
+	updates  uint64      // how often the Lease was seen to change
+	updated  time.Time   // when it last was
+}
+
+// unlock unlocks mu, and passes doubt on.
+func (s *leaseStore) unlock() {
+	doubtful := s.doubtful
+	s.doubtful = false
+	s.mu.Unlock()
+	if doubtful && s.doubt != nil {
+		s.doubt()
+	}
+}
+
+// latest returns what is known now.
+func (s *leaseStore) latest() observation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen
+}
+
+// unchangedSince reports whether nothing became known after o.
+func (s *leaseStore) unchangedSince(o observation) bool {
+	now := s.latest()
+	return now.known == o.known && now.is(o.record)
+}
+
+// setLocked makes rec the newest record. The caller holds mu.
+func (s *leaseStore) setLocked(rec record) {
+	s.updates++
+	s.updated = time.Now()
+	s.seen = observe(s.seen, rec, s.clock.now().mono, s.fallback, s.ours)
+	signal(s.changed)
+}
+
+// setAfterGapLocked is setLocked for a record before which others may have gone unseen. The caller holds mu.
+func (s *leaseStore) setAfterGapLocked(rec record) {
+	if s.seen.exists() && (rec.uid != s.seen.uid || rec.version < s.seen.version) {
+		// The Lease, or the state in which it was seen, does not exist any more. The holder at the end, perhaps
+		// one that was not seen here, may have renewed until just now.
+		s.missHolderLocked(s.seen.uid)
+		if rec.uid == s.seen.uid {
+			s.seen.missedHolderUID = "" // its deletion would say nothing of who held it in the lost state
+		}
+	}
+	s.setLocked(rec)
+}
+
+// missHolderLocked waits out a holder that was not seen, of the Lease with uid. The caller holds mu.
+func (s *leaseStore) missHolderLocked(uid types.UID) {
+	until := s.clock.now().mono.Add(max(s.seen.wait, s.fallback))
+	s.seen.missedHolderUntil, s.seen.missedHolderUID = later(s.seen.missedHolderUntil, until), uid
+}
+
+// setDeletedLocked records that the Lease was deleted when it was as last, so that no holder went unseen. The
+// caller holds mu.
+func (s *leaseStore) setDeletedLocked(last record) {
+	if last.uid == s.seen.missedHolderUID {
+		s.seen.missedHolderUntil, s.seen.missedHolderUID = time.Time{}, ""
+	}
+	s.setAfterGapLocked(last)
+	s.setLocked(record{version: last.version})
+}
+
+// addAnswer records rec, what the Lease is after a write of ours that was sent when before was known.
+func (s *leaseStore) addAnswer(rec record, before observation) {
+	s.mu.Lock()
+	defer s.unlock()
+	s.addAnswerLocked(rec, before)
+}
+
+// addAnswerLocked records rec, the answer to a request of ours that was sent when before was known. The caller
+// holds mu.
+func (s *leaseStore) addAnswerLocked(rec record, before observation) {
+	now := s.seen
+	switch {
+	case rec.version > now.version:
+		s.setAfterGapLocked(rec)
+	case before.known != now.known || before.version != now.version || before.exists() != now.exists():
+		// Newer news came while the answer was under way.
+	case !now.known:
+		s.setLocked(rec)
+	case !rec.exists() && now.exists():
+		s.setAfterGapLocked(record{version: now.version}) // events of what was before stay old news
+	case rec.exists() && !now.exists() && rec.version == now.version:
+		// The Lease was not deleted, and nothing happened to it.
+		if now.missedHolderUID == rec.uid {
+			s.seen.missedHolderUntil, s.seen.missedHolderUID = time.Time{}, ""
+		}
+		s.setLocked(rec)
+	case rec.exists() && rec.version < now.version:
+		s.heard, s.watched = rec.version, 0
+		s.setAfterGapLocked(rec) // the server's store was set back, as by restoring a backup
+	}
+	s.addEarlyLocked()
+}
+
+// addEarlyLocked records the event that came before the first read answered. The caller holds mu.
+func (s *leaseStore) addEarlyLocked() {
+	if event := s.early; event.Type != "" && s.seen.known {
+		s.early = watch.Event{}
+		if rec, err := readRecord(event.Object.(*coordinationv1.Lease)); err == nil {
+			s.addEventLocked(event.Type, rec, true)
+		}
+	}
+}
+
+// addDeletion records that we deleted the Lease when it was as last.
+func (s *leaseStore) addDeletion(last record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen.is(last) {
+		s.setDeletedLocked(last)
+	}
+}
+
+// addEvent records an event of the Lease's own watch, or of the shared one. An error ends an own watch.
+func (s *leaseStore) addEvent(event watch.Event, shared bool) error {
+	if event.Type == watch.Error {
+		return fmt.Errorf("watch lease %s/%s: %w", s.namespace, s.name, watchError(event))
+	}
+	lease, ok := event.Object.(*coordinationv1.Lease)
+	if !ok || lease == nil || lease.Name != s.name {
+		return nil // nothing that was asked for
+	}
+	rec, err := readRecord(lease)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.unlock()
+	s.heard, s.watched = max(s.heard, rec.version), max(s.watched, rec.version)
+	if !s.seen.known {
+		s.early = event // it may be of long ago: what is known begins with a read of our own
+		return nil
+	}
+	s.addEventLocked(event.Type, rec, shared)
+	return nil
+}
+
+// addEventLocked records an event that brought rec. The caller holds mu.
+func (s *leaseStore) addEventLocked(kind watch.EventType, rec record, shared bool) {
+	switch absent := !s.seen.exists() && kind != watch.Deleted; {
+	case absent && rec.version == s.seen.version, // it seems not to have been deleted
+		absent && shared && s.seen.version == 0 && !s.ours(rec.term()): // it may be older than the read that found no Lease
+		s.doubtful = true
+	case rec.version <= s.seen.version:
+		// Old news.
+	case kind == watch.Deleted:
+		s.setDeletedLocked(rec)
+	case kind == watch.Added, kind == watch.Modified:
+		s.setAfterGapLocked(rec) // of a Lease that was deleted before the watch was opened
+	}
+}
+
+// backdate gives the holder the time since which it was seen to do nothing before this reflector began, and returns
+// what is known then.
+func (s *leaseStore) backdate(before observation) observation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen.activity() == before.activity() && before.since.Before(s.seen.since) {
+		s.seen.since, s.seen.wait = before.since, max(before.wait, s.seen.wait)
+	}
+	return s.seen
+}
+
+// brought reports whether a watch brought version, or a later one.
+func (s *leaseStore) brought(version uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.watched >= version
+}
+
+// addRead records rec, the answer to a read that was sent when before was known.
+func (s *leaseStore) addRead(rec record, before observation) {
+	s.mu.Lock()
+	defer s.unlock()
+	s.heard = max(s.heard, rec.version)
+	s.addAnswerLocked(rec, before)
+}
+
+// replace records rec, and forgets what was known before. Only the time for which others may still lead is kept.
+func (s *leaseStore) replace(rec record) {
+	s.mu.Lock()
+	defer s.unlock()
+	s.missHolderLocked("")
+	s.seen.known, s.seen.record = false, record{}
+	s.heard, s.watched = rec.version, 0
+	s.setLocked(rec)
+}
+
+// newest returns the newest version that did not come from our own writes, and the uid of the Lease.
+func (s *leaseStore) newest() (heard uint64, uid types.UID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heard, s.seen.uid
+}
+
+// describe adds to status what is known of the Lease.
+func (s *leaseStore) describe(status *LeaseStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status.UpdateTime = s.updated
+	status.Updates += s.updates
+	if s.seen.exists() {
+		status.ResourceVersion = s.seen.resourceVersion()
+	}
+	if s.seen.held() {
+		status.Holder = &HolderStatus{
+			Identity:    s.seen.identity,
+			AcquireTime: s.seen.acquired,
+			RenewTime:   s.seen.renewed,
+			Transitions: s.seen.transitions,
+			ExpiryTime:  wallTimeAt(s.clock, s.seen.expiresAt()),
+		}
+	}
+}
+
+// wallTimeAt returns when, by the wall clock, the monotonic clock of c will show t.
+func wallTimeAt(c clock, t time.Time) time.Time { return time.Now().Round(0).Add(t.Sub(c.now().mono)) }
+
+// signal makes c ready to receive from, once.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
