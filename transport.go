@@ -16,13 +16,11 @@ import (
 // connect connects the client as config says.
 func (s *sharedClient) connect(config *rest.Config) error {
 	config = rest.CopyConfig(config)
-	if config.UserAgent == "" {
-		config.UserAgent = rest.DefaultKubernetesUserAgent()
-	}
 	tc, err := config.TransportConfig()
 	if err != nil {
 		return err
 	}
+	tc.UserAgent = "" // the client sets it
 	base := tc.Transport
 	if base == nil {
 		newTransport := func() (*http.Transport, error) { return newTransport(tc, s.interval) }

@@ -4,6 +4,7 @@ package leaserest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,10 +27,11 @@ import (
 
 // A Client makes each request once, and logs nothing.
 type Client struct {
-	http   *http.Client
-	base   *url.URL
-	accept string
-	warn   func(context.Context, utilnet.WarningHeader) // nil where nobody wants to hear of warnings
+	http      *http.Client
+	base      *url.URL
+	accept    []string                                     // header Accept
+	userAgent []string                                     // header User-Agent
+	warn      func(context.Context, utilnet.WarningHeader) // nil where nobody wants to hear of warnings
 }
 
 // New returns a client of the API server that config names. Requests go through next, which authenticates them.
@@ -41,9 +43,15 @@ func New(config *rest.Config, next http.RoundTripper) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := &Client{http: &http.Client{Transport: next}, base: base.JoinPath(path), accept: contentProtobuf + "," + contentJSON}
+	base.Path = strings.TrimRight(base.Path, "/") + path
+	client := &Client{
+		http:      &http.Client{Transport: next},
+		base:      base,
+		accept:    []string{contentProtobuf + "," + contentJSON},
+		userAgent: []string{cmp.Or(config.UserAgent, rest.DefaultKubernetesUserAgent())},
+	}
 	if wants := config.AcceptContentTypes + config.ContentType; wants != "" && !strings.Contains(wants, contentProtobuf) {
-		client.accept = contentJSON
+		client.accept[0] = contentJSON
 	}
 	switch {
 	case config.WarningHandlerWithContext != nil:
@@ -146,7 +154,7 @@ func (l *Leases) do(ctx context.Context, method, name string, opts any, content 
 
 // send makes a request. An answer that is no success is an error.
 func (l *Leases) send(ctx context.Context, method, name string, opts any, content string, body []byte) (*http.Response, error) {
-	query, err := queryparams.Convert(opts)
+	query, err := encode(opts)
 	if err != nil {
 		return nil, err
 	}
@@ -158,12 +166,14 @@ func (l *Leases) send(ctx context.Context, method, name string, opts any, conten
 	if name != "" {
 		u.Path += "/" + name
 	}
-	u.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
+	u.RawQuery = query
+	req, err := http.NewRequestWithContext(ctx, method, "/", bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Accept", l.client.accept)
+	req.URL, req.Host = &u, u.Host
+	req.Header["Accept"] = l.client.accept
+	req.Header["User-Agent"] = l.client.userAgent
 	if content != "" {
 		req.Header.Set("Content-Type", content)
 	}
@@ -177,6 +187,15 @@ func (l *Leases) send(ctx context.Context, method, name string, opts any, conten
 	}
 	defer resp.Body.Close()
 	return nil, failure(resp, method, name)
+}
+
+// encode returns opts as a query. Those of a renewal are encoded without reflection.
+func encode(opts any) (string, error) {
+	if p, ok := opts.(*metav1.PatchOptions); ok && p.Force == nil && p.DryRun == nil && p.FieldValidation == "" {
+		return "fieldManager=" + url.QueryEscape(p.FieldManager), nil
+	}
+	query, err := queryparams.Convert(opts)
+	return query.Encode(), err
 }
 
 func (c *Client) warnOf(ctx context.Context, resp *http.Response) {

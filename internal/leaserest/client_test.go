@@ -81,7 +81,7 @@ func serve(t *testing.T, handler http.HandlerFunc) *Leases {
 	t.Cleanup(s.Close)
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	client, err := New(&rest.Config{Host: s.URL + "/prefix"}, transport)
+	client, err := New(&rest.Config{Host: s.URL + "/prefix", UserAgent: "agent"}, transport)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,6 +131,9 @@ func TestRequests(t *testing.T) {
 				l := serve(t, func(w http.ResponseWriter, req *http.Request) {
 					body, _ := io.ReadAll(req.Body)
 					path := strings.TrimPrefix(req.URL.RequestURI(), "/prefix/apis/coordination.k8s.io/v1/namespaces/ns")
+					if agent := req.Header.Get("User-Agent"); agent != "agent" {
+						t.Errorf("user agent %q", agent)
+					}
 					got = strings.Join([]string{req.Method, path, req.Header.Get("Content-Type"), string(body)}, " ")
 					w.Header().Set("Content-Type", e.content)
 					switch {
