@@ -229,7 +229,7 @@ func TestDeadConnection(t *testing.T) {
 			w.Kill()
 			w.SetDown(true)
 			time.AfterFunc(8*time.Second, func() { w.SetDown(false) })
-		}, 8*time.Second + redialAfter + 3*roundTrip, "nothing heard for"},
+		}, 8*time.Second + 650*time.Millisecond + 3*roundTrip, "nothing heard for"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			in(t, roundTrip, nil, func(w *world) {
@@ -327,6 +327,68 @@ func TestDeafConnection(t *testing.T) {
 		<-ended
 		if !strings.Contains((*why).Error(), "no answer to two requests") {
 			t.Error(*why)
+		}
+	})
+}
+
+// What does not show that a connection is deaf.
+func TestNotDeaf(t *testing.T) {
+	hang := func(w *world, patience time.Duration) { w.ask(w.pool, http.MethodPatch, "/hang", patience) }
+	for _, tt := range []struct {
+		name      string
+		roundTrip time.Duration
+		requests  func(*world)
+	}{
+		{"one request alone", 0, func(w *world) { hang(w, interval) }},
+		{"one alone, and one before beside which another was answered", 0, func(w *world) {
+			time.AfterFunc(time.Second, func() { w.want("/") })
+			hang(w, interval)
+			hang(w, interval)
+		}},
+		{"two at a time", 0, func(w *world) {
+			var group sync.WaitGroup
+			group.Go(func() { hang(w, interval) })
+			group.Go(func() { hang(w, 2*interval) })
+			group.Wait()
+		}},
+		{"two that had less than a round trip", time.Second, func(w *world) {
+			for range 2 {
+				w.ask(w.pool, http.MethodPatch, "/", 500*time.Millisecond)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in(t, tt.roundTrip, nil, func(w *world) {
+				w.want("/")
+				dials := w.Dials()
+				tt.requests(w)
+				w.pool.mu.Lock()
+				deaf := w.pool.conns[0].deaf
+				w.pool.mu.Unlock()
+				if deaf {
+					t.Error("the connection is suspect")
+				}
+				w.want("/")
+				w.wantDials(dials)
+			})
+		})
+	}
+}
+
+// A connection in use is never spare.
+func TestSpareInUse(t *testing.T) {
+	in(t, 10*time.Millisecond, func(s *http.Server) { s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1} }, func(w *world) {
+		w.want("/")
+		first, _ := w.follow()
+		second, _ := w.follow()
+		time.Sleep(2 * spareTime)
+		w.want("/")
+		select {
+		case <-first:
+			t.Error("the first was closed")
+		case <-second:
+			t.Error("the second was closed")
+		default:
 		}
 	})
 }
