@@ -490,7 +490,7 @@ func TestHoldersExpiry(t *testing.T) {
 		var got []string
 		for h := range Holders(w.Context(), w.options("watcher")...) {
 			got = append(got, fmt.Sprintf("%v %q", time.Since(began), h.Identity))
-			if (h.Identity != "") != (h.ExpiryTime.Sub(time.Now()) == D) || h.Identity == "" && h != (Holder{}) {
+			if (h.Identity != "") != (time.Until(h.ExpiryTime) == D) || h.Identity == "" && h != (Holder{}) {
 				t.Errorf("%q expires at %v, now is %v", h.Identity, h.ExpiryTime, time.Now())
 			}
 			if len(got) == 4 {

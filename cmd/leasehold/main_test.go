@@ -193,7 +193,7 @@ func lease(namespace, name, holder string, acquired, renewed time.Duration, tran
 	l := coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
 		Namespace: namespace, Name: name, Labels: map[string]string{"team": "storage"}, ResourceVersion: "7",
 		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "leasehold",
-			FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:holderIdentity":{}}}`)}}},
+			FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:holderIdentity":{}}}`)}},
 		CreationTimestamp: metav1.Time{Time: now.Add(-100 * time.Hour)},
 	}}
 	if holder != "" {

@@ -224,7 +224,7 @@ func expiry(s coordinationv1.LeaseSpec, now time.Time) string {
 // manager returns who wrote the holder of a Lease, as the API server tracks it.
 func manager(l coordinationv1.Lease) string {
 	for _, m := range slices.Backward(l.ManagedFields) {
-		if m.FieldsV1 != nil && bytes.Contains(m.FieldsV1.Raw, []byte(`"f:holderIdentity"`)) {
+		if m.FieldsV1 != nil && strings.Contains(m.FieldsV1.GetRawString(), `"f:holderIdentity"`) {
 			return m.Manager
 		}
 	}

@@ -1,0 +1,168 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// A lyingClock calls waiting whenever somebody is about to wait for a request.
+type lyingClock struct {
+	virtualClock
+	waiting func()
+}
+
+func (c lyingClock) wait(d time.Duration) time.Duration {
+	if c.waiting != nil {
+		c.waiting()
+	}
+	return d
+}
+
+// idleRenewer returns a renewer whose goroutine does not run, of a session for the term in own, and the client that its
+// requests go to.
+func idleRenewer(w *world, own record, waiting func(*session)) (*renewer, *leasetest.Client) {
+	w.Helper()
+	var s *session
+	clock := lyingClock{waiting: func() {
+		if waiting != nil && s != nil {
+			waiting(s)
+		}
+	}}
+	client := w.srv.Client("a")
+	o, err := newOptions(w.Context(), w.options("a", WithClient(client), withClock(clock)))
+	if err != nil {
+		w.Fatal(err)
+	}
+	c, err := newCampaign(w.Context(), o)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(c.close)
+	c.store.addAnswer(own, observation{})
+	inner, cancel := context.WithCancelCause(w.Context())
+	s = &session{
+		campaign: c, term: own.term(), cancel: cancel,
+		renewed: make(chan struct{}, 1), lost: make(chan struct{}), stop: make(chan struct{}), finishing: make(chan struct{}, 1),
+	}
+	s.ctx = &sessionContext{inner, s}
+	until := c.clock.now().add(R)
+	s.until.Store(&until)
+	return &renewer{
+		session: s, clock: c.clock, lease: c.lease, store: c.store, reflector: c.reflector, delays: c.renewDelays,
+		replies: make(chan reply, 1), ended: make(chan struct{}), flight: make(chan struct{}, 1),
+	}, client
+}
+
+// A renewal is not sent if what was seen last shows another's term: it would renew that one.
+func TestRenewalOfAnothersTerm_G6(t *testing.T) {
+	inWorld(t, func(w *world) {
+		own := heldByB.but(func(r *record) { r.duration = D })
+		r, client := idleRenewer(w, own, nil)
+		r.store.addAnswer(own.but(func(r *record) { r.identity, r.version = "thief", 9 }), r.store.latest())
+		r.renew(w.Context(), r.clock.now())
+		r.group.Wait()
+		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 {
+			t.Errorf("lost: %v, after %d requests", loss, client.Requests())
+		}
+	})
+}
+
+// Nor is it sent if the lease is lost after the renewal began.
+func TestRenewalAfterLoss_G6(t *testing.T) {
+	inWorld(t, func(w *world) {
+		own := heldByB.but(func(r *record) { r.duration = D })
+		r, client := idleRenewer(w, own, func(s *session) { s.lose(lostBecause(taken, "now held by %q", "thief")) })
+		r.renew(w.Context(), r.clock.now())
+		r.group.Wait()
+		if reply := <-r.replies; !errors.Is(reply.err, ErrLost) || client.Requests() != 0 {
+			t.Errorf("replied %v, after %d requests", reply.err, client.Requests())
+		}
+	})
+}
+
+// A lease that is stolen while its release waits for a permit is not freed.
+func TestReleaseLooksAgainAfterThePermit_G6(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		permits := s.state.campaign.client.permits
+		if err := permits.Acquire(w.Context(), maxInFlight); err != nil {
+			t.Fatal(err)
+		}
+		released := make(chan error, 1)
+		go func() { released <- s.Release() }()
+		synctest.Wait()
+		w.steal("thief")
+		synctest.Wait()
+		permits.Release(maxInFlight)
+		if err := <-released; !errors.Is(err, ErrLost) || w.holder() != "thief" {
+			t.Errorf("Release() = %v, held by %q", err, w.holder())
+		}
+	})
+}
+
+// Of two holders that went unseen the later one is waited out.
+func TestLaterOfTwoMissedHolders_G1(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &leaseStore{
+			name: "x", clock: virtualClock{}, fallback: D, ours: func(term) bool { return false }, changed: make(chan struct{}, 1),
+		}
+		began := time.Now()
+		s.addAnswer(record{uid: "u", version: 5, identity: "b", duration: 2 * D}, s.latest())
+		time.Sleep(D)
+		s.addAnswer(record{}, s.latest()) // may have been renewed until now
+		s.addAnswer(record{uid: "v", version: 9, identity: "c", duration: time.Second}, s.latest())
+		s.addAnswer(record{}, s.latest())
+		if got := s.latest().clearAt().Sub(began); got != 3*D {
+			t.Errorf("clear after %v, want %v", got, 3*D)
+		}
+	})
+}
+
+func TestOutcomeUnknown(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"500", leasetest.InternalError(), true},
+		{"503", leasetest.ServiceUnavailable(), true},
+		{"504", leasetest.ServerTimeout(), true},
+		{"no answer", context.DeadlineExceeded, true},
+		{"connection lost", leasetest.EOF(), true},
+		{"401", leasetest.Unauthorized(), false},
+		{"403", apierrors.NewForbidden(leasesGroupResource, "x", nil), false},
+		{"404", apierrors.NewNotFound(leasesGroupResource, "x"), false},
+		{"409", apierrors.NewConflict(leasesGroupResource, "x", nil), false},
+		{"429", leasetest.TooManyRequests(time.Second), false},
+		{"404 of a proxy", apierrors.NewGenericServerResponse(404, "patch", leasesGroupResource, "x", "no", 0, true), true},
+	} {
+		if got := outcomeUnknown(tt.err); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// The end of ctx does not cut a claim short, which would leave it in doubt: its outcome is awaited, and released.
+func TestClaimOutlivesCtx(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				return leasetest.Fault{Before: time.Second}
+			}
+			return leasetest.Fault{}
+		})
+		a := w.run("a", nil)
+		w.sleep(time.Second / 2)
+		a.quit()
+		if l := w.srv.Lease(ns, name); l == nil || w.holder() != "" {
+			t.Errorf("the Lease at the end: %+v", l)
+		}
+	})
+}
