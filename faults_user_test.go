@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,10 +101,9 @@ func (w *world) hostage(what misdeed, option func(do func()) Option) {
 	go func() {
 		defer close(done)
 		defer func() { recovered = recover() }()
-		failed := false
+		var failed atomic.Bool
 		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
-			if r.Verb == "patch" && !failed { // one renewal fails, so that a BackOff is asked
-				failed = true
+			if r.Verb == "patch" && !failed.Swap(true) { // one renewal fails, so that a BackOff is asked
 				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
 			}
 			return leasetest.Fault{}
@@ -190,10 +190,9 @@ func TestNoHostageOfTransport_G13(t *testing.T) {
 		t.Run(what.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				until := make(chan struct{})
-				first := true
+				var met atomic.Bool
 				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
-					if r.Verb == "patch" && first {
-						first = false
+					if r.Verb == "patch" && !met.Swap(true) {
 						what.do(until)
 					}
 					return leasetest.Fault{}
@@ -236,19 +235,19 @@ func TestNoHostageOfOverrun_G13(t *testing.T) {
 	for _, what := range misdeeds[:2] {
 		t.Run(what.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
-				overran := false
+				var overran atomic.Bool
 				var recovered any
 				func() {
 					defer func() { recovered = recover() }()
-					for s := range Sessions(w.Context(), w.options("a", WithOverrun(func(Session) { overran = true; what.do(nil) }))...) {
+					for s := range Sessions(w.Context(), w.options("a", WithOverrun(func(Session) { overran.Store(true); what.do(nil) }))...) {
 						w.steal("thief")
 						<-s.Done()
 						time.Sleep(2 * D)
 						break
 					}
 				}()
-				if want := what.name == "panics"; !overran || (recovered != nil) != want {
-					w.Errorf("overran: %v, recovered %v", overran, recovered)
+				if want := what.name == "panics"; !overran.Load() || (recovered != nil) != want {
+					w.Errorf("overran: %v, recovered %v", overran.Load(), recovered)
 				}
 			})
 		})
