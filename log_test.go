@@ -105,7 +105,7 @@ func TestLog(t *testing.T) {
 
 		// Losses.
 		w.steal("thief")
-		token := fmt.Sprintf("fencingToken=%d", w.sessions[0].FencingToken())
+		token := fmt.Sprintf("fencingToken=%d", w.session(0).FencingToken())
 		said(D-time.Second, `level=WARN msg="lease lost" cause="lease lost: now held by \"thief\"" `+token)
 		w.sleep(time.Minute)
 		w.wantLeader("a")
@@ -131,7 +131,7 @@ func TestLog(t *testing.T) {
 		j.said()
 
 		a.quit()
-		said(0, fmt.Sprintf(`level=INFO msg="lease released" fencingToken=%d`, w.sessions[len(w.sessions)-1].FencingToken()))
+		said(0, fmt.Sprintf(`level=INFO msg="lease released" fencingToken=%d`, w.session(-1).FencingToken()))
 		said(time.Hour)
 
 		// A right that is missing, and then given.
@@ -149,7 +149,7 @@ func TestLog(t *testing.T) {
 		w.sleep(time.Second)
 		if got, want := j.said(), fmt.Sprintf(`level=INFO msg="the API server accepts the request again" request=acquire after=1h0m0s
 level=INFO msg="lease acquired" fencingToken=%d transitions=%d
-`, w.sessions[len(w.sessions)-1].FencingToken(), *w.lease().Spec.LeaseTransitions); got != want {
+`, w.session(-1).FencingToken(), *w.lease().Spec.LeaseTransitions); got != want {
 			w.Errorf("logged\n%swant\n%s", got, want)
 		}
 		a.quit()

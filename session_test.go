@@ -189,6 +189,16 @@ func (w *world) count() int {
 	return len(w.sessions)
 }
 
+// session returns the session number i, or the last one if i is -1.
+func (w *world) session(i int) Session {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i < 0 {
+		i += len(w.sessions)
+	}
+	return w.sessions[i]
+}
+
 // leads returns whose session is live, "" for nobody's.
 func (w *world) leads() string {
 	w.mu.Lock()
@@ -311,7 +321,7 @@ func TestEndings(t *testing.T) {
 				if w.count() != 1 {
 					t.Fatalf("%d sessions, want 1", w.count())
 				}
-				s := w.sessions[0]
+				s := w.session(0)
 				if s.Err() == nil || s.Context().Err() != context.Canceled || s.ValidFor() != 0 {
 					t.Errorf("after the loop: %v, %v, valid for %v", s.Err(), s.Context().Err(), s.ValidFor())
 				}
