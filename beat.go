@@ -18,9 +18,15 @@ func WithBeat(d time.Duration) Option {
 // Beat says that the work of the session goes on, for WithBeat. It costs a few nanoseconds, so that a loop may call
 // it every time. Of a session without WithBeat, or one that has ended, it does nothing.
 func (s Session) Beat() {
+	if s.state != nil {
+		s.state.beat()
+	}
+}
+
+func (s *session) beat() {
 	// A load is cheaper than a store, which other cores have to hear of.
-	if s.state != nil && !s.state.beaten.Load() {
-		s.state.beaten.Store(true)
+	if !s.beaten.Load() {
+		s.beaten.Store(true)
 	}
 }
 

@@ -41,10 +41,10 @@ func WithOwnRequests(leases Leases) Option {
 }
 
 // LossOf returns why the lease of s was lost, even if its context ended before; nil if it was not.
-func LossOf(s Session) error { return s.state.loss() }
+func LossOf(s Session) error { return s.state.(*session).loss() }
 
 // TrustedUntil returns until when s trusts its lease.
 func TrustedUntil(s Session) (mono time.Time, boot time.Duration) {
-	until := s.state.until.Load()
+	until := s.state.(*session).until.Load()
 	return until.mono, until.boot
 }

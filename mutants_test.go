@@ -91,7 +91,7 @@ func TestRenewalAfterLoss_G6(t *testing.T) {
 func TestReleaseLooksAgainAfterThePermit_G6(t *testing.T) {
 	inWorld(t, func(w *world) {
 		s := w.acquire(w.Context(), "a")
-		permits := s.state.campaign.client.permits
+		permits := s.state.(*session).campaign.client.permits
 		if err := permits.Acquire(w.Context(), maxInFlight); err != nil {
 			t.Fatal(err)
 		}

@@ -15,7 +15,19 @@ import (
 
 // A Session is one term of leadership. It is a small value; copies are the same session. The zero
 // Session is one that has ended.
-type Session struct{ state *session }
+type Session struct{ state sessionState }
+
+// A sessionState is what a Session is about: a lease, or one key of a group.
+type sessionState interface {
+	Err() error
+	context() context.Context
+	validFor() time.Duration
+	invalid() error // why the lease is not ours any more, or nil, whether or not the work should go on
+	fencingToken() uint64
+	firstHolder() Holder
+	beat()
+	end() error
+}
 
 // Context returns a context that is cancelled when leadership ends; context.Cause says why, as Err
 // does. It is a child of the campaign's context and is to be given to all that the leader does.
@@ -27,7 +39,7 @@ func (s Session) Context() context.Context {
 	if s.state == nil {
 		return ended
 	}
-	return s.state.ctx
+	return s.state.context()
 }
 
 // ended is the context of the zero Session.
@@ -70,7 +82,7 @@ func (s Session) FencingToken() uint64 {
 	if s.state == nil {
 		return 0
 	}
-	return s.state.token
+	return s.state.fencingToken()
 }
 
 // Holder returns what the Lease said when this session acquired it.
@@ -78,7 +90,7 @@ func (s Session) Holder() Holder {
 	if s.state == nil {
 		return Holder{}
 	}
-	return s.state.holder
+	return s.state.firstHolder()
 }
 
 // Release ends the session: it cancels the context, stops renewing, and gives the lease back.
@@ -274,6 +286,10 @@ func (s *session) loss() error {
 		return nil
 	}
 }
+
+func (s *session) context() context.Context { return s.ctx }
+func (s *session) fencingToken() uint64     { return s.token }
+func (s *session) firstHolder() Holder      { return s.holder }
 
 // Err returns why the session ended, or nil.
 func (s *session) Err() error {
