@@ -38,8 +38,8 @@ func (c *claims) begin(on record, identity string, now time.Time) claim {
 	return n
 }
 
-// end records that n ended with err, and whether a server answered it. One that the server refused never shows. One
-// that met with another write is kept: a proxy may have sent it twice.
+// end records that n ended with err, and whether a server answered it. A claim that was refused is not ours, with a
+// conflict neither: another process with our identity may have drawn the same acquireTime, and leads.
 func (c *claims) end(n claim, err error, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -53,8 +53,6 @@ func (c *claims) end(n claim, err error, answered bool) {
 		c.all[i].answered = true
 	case outcomeUnknown(err):
 		c.all[i].inDoubt, c.all[i].answered = true, answered
-	case conflicts(err):
-		c.all[i].answered = true
 	default:
 		c.all = slices.Delete(c.all, i, i+1)
 	}
@@ -158,13 +156,13 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	r, err := c.sendClaim(ctx, o, n)
 	done()
 	replied := answered(err)
-	switch {
-	case err == nil:
+	if err == nil {
 		err = c.verifyClaim(n, r)
-	case conflicts(err):
-		c.learnWinner(ctx, o)
 	}
 	c.campaign.claims.end(n, err, replied)
+	if conflicts(err) {
+		c.learnWinner(ctx, o)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -333,6 +333,33 @@ func TestClaimsForget(t *testing.T) {
 	}
 }
 
+// A claim that a server refused is not ours, with a conflict neither: a process with the same identity may have claimed
+// the lease with the same acquireTime.
+func TestRefusedClaimIsNotOurs_G1(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+		ours bool
+	}{
+		{"accepted", nil, true},
+		{"EOF", leasetest.EOF(), true},
+		{"500", leasetest.InternalError(), true},
+		{"conflict", apierrors.NewConflict(leasesGroupResource, name, errors.New("the object has been modified")), false},
+		{"exists", apierrors.NewAlreadyExists(leasesGroupResource, name), false},
+		{"not found", apierrors.NewNotFound(leasesGroupResource, name), false},
+		{"forbidden", leasetest.Forbidden(leasetest.Request{Verb: "patch", Namespace: ns, Name: name}), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := claims{stamps: timestamps{chance: func(time.Duration) time.Duration { return 0 }}}
+			n := c.begin(record{uid: "u", version: 5}, "a", time.Now())
+			c.end(n, tt.err, answered(tt.err))
+			if ours := c.include(n.term); ours != tt.ours {
+				t.Errorf("ours: %v", ours)
+			}
+		})
+	}
+}
+
 // Vacate frees the term that it found, not one that the identity began later.
 func TestVacatePinsTheTerm(t *testing.T) {
 	inWorld(t, func(w *world) {
