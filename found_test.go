@@ -498,6 +498,51 @@ func TestWindingDown(t *testing.T) {
 	})
 }
 
+// A release that finds the lease lost does not end the loop, whose context has not ended.
+func TestLossFoundByRelease_G8(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var err error
+		sessions := 0
+		for s := range w.sequence(w.Context(), "a", WithError(&err)) {
+			if sessions++; sessions == 2 {
+				break
+			}
+			w.sleep(I)
+			w.srv.Client("a").OnEvent(func(watch.Event) time.Duration { return time.Minute })
+			w.steal("thief")
+			if s.Err() != nil {
+				t.Fatalf("the watch has brought the loss: %v", s.Err())
+			}
+		}
+		if sessions != 2 || err != nil {
+			t.Errorf("%d sessions, then %v", sessions, err)
+		}
+		if n := w.logged(`msg="lease lost"`); n != 1 {
+			t.Errorf("the loss was logged %d times", n)
+		}
+	})
+}
+
+// A loss of the outer session ends the campaign for the inner lease. When the inner lease is lost too while its body
+// winds down, the loop's error says both.
+func TestNestedLossWhileWindingDown(t *testing.T) {
+	inWorld(t, func(w *world) {
+		outer := w.acquire(w.Context(), "outer", WithLease("outer"))
+		var err error
+		for s := range w.sequence(outer.Context(), "a", WithError(&err)) {
+			w.srv.Delete(ns, "outer")
+			<-s.Done()
+			w.srv.Delete(ns, name)
+			w.sleep(eps)
+		}
+		both, ok := err.(interface{ Unwrap() []error })
+		if !ok || len(both.Unwrap()) != 2 || both.Unwrap()[0] != outer.Err() || !errors.Is(both.Unwrap()[1], ErrLost) {
+			t.Errorf("err = %v, want the losses of both leases", err)
+		}
+		outer.Release()
+	})
+}
+
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }

@@ -2,7 +2,6 @@ package leasehold
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -274,7 +273,7 @@ func (s *session) lose(cause error) {
 		s.cause = cause
 		close(s.lost)
 	})
-	s.cancel(cause)
+	s.cancel(s.cause)
 }
 
 // loss returns why the lease was lost, or nil.
@@ -319,12 +318,13 @@ func (s *session) validFor() time.Duration {
 	return max(s.trustLeft(), 0)
 }
 
-// lostWhileWindingDown returns the loss that the session's context does not tell, because it had ended before.
+// lostWhileWindingDown returns the loss that the session's context does not show, because the campaign's context had
+// ended before.
 func (s *session) lostWhileWindingDown() error {
-	if errors.Is(context.Cause(s.ctx), ErrLost) {
-		return nil
+	if loss := s.loss(); s.campaign.ctx.Err() != nil && context.Cause(s.ctx) != loss {
+		return loss
 	}
-	return s.loss()
+	return nil
 }
 
 // stopRenewing says that the work is done.
