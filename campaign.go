@@ -74,6 +74,7 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		duration:     o.duration,
 		fieldManager: o.fieldManager,
 		labels:       o.labels,
+		advertise:    o.advertise,
 		owner:        o.owner,
 		answers:      &client.answers,
 		user:         c.user,
@@ -408,5 +409,6 @@ func (c *campaign) holder(r record, expiry time.Time) Holder {
 		Duration:    r.duration,
 		Transitions: r.transitions,
 		ExpiryTime:  expiry,
+		Address:     r.notes.Address,
 	}
 }

@@ -2,7 +2,6 @@ package leasehold_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,19 +52,18 @@ func ExampleAcquire_boundedWait() {
 	// when it is free: <nil>
 }
 
-// Every replica accepts requests and passes them on to the leader, whose address is part of its identity.
-func ExampleHolders_routeToTheLeader() {
+// Every replica accepts requests and passes them on to the leader, which advertises its address.
+func ExampleWithAdvertise() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	opts := []leasehold.Option{leasehold.WithLease("api"), leasehold.WithNamespace("default"), cluster()}
 
-	// The leader. In a pod its address is $POD_IP and the port; the random part makes the identity unique.
+	// The leader. In a pod its address is $POD_IP and the port.
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprintln(w, "the leader serves", req.URL.Path)
 	}))
 	defer backend.Close()
-	identity := backend.Listener.Addr().String() + "_" + rand.Text()
-	s, err := leasehold.Acquire(ctx, append(opts, leasehold.WithIdentity(identity))...)
+	s, err := leasehold.Acquire(ctx, append(opts, leasehold.WithAdvertise(backend.Listener.Addr().String()))...)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -81,8 +78,7 @@ func ExampleHolders_routeToTheLeader() {
 		defer close(done)
 		var once sync.Once
 		for h := range leasehold.Holders(ctx, opts...) {
-			address, _, _ := strings.Cut(h.Identity, "_")
-			leader.Store(address)
+			leader.Store(h.Address)
 			once.Do(func() { close(known) })
 		}
 	}()

@@ -7,8 +7,8 @@ import (
 )
 
 // Holders watches who holds a lease without competing for it: it yields the present holder at once, then
-// each change: that the lease was acquired, released, taken by another, deleted, or that it expired because its
-// holder did not renew it. Nobody is the zero Holder; a renewal is no change. A holder that renews after all is
+// each change: that the lease was acquired, released, taken by another, deleted, that it expired because its holder
+// did not renew it, or that its address changed. Nobody is the zero Holder; a renewal is no change. A holder that renews after all is
 // yielded again. A body that is slow misses holders in between, never the newest. The sequence ends when ctx
 // ends or the loop is left (see WithError). It panics if the options are invalid, unless there is a WithError.
 //
@@ -42,6 +42,7 @@ type holderWatch struct {
 	campaign *campaign
 	yielded  bool
 	last     term // of the holder that was yielded last; zero for nobody
+	address  string
 }
 
 // next returns the holder to yield, if it is another than the last one, else for how long nothing changes by itself.
@@ -59,7 +60,7 @@ func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
 	} else {
 		wait = maxDuration
 	}
-	changed = !w.yielded || now != w.last
-	w.yielded, w.last = true, now
+	changed = !w.yielded || now != w.last || h.Address != w.address
+	w.yielded, w.last, w.address = true, now, h.Address
 	return h, changed, wait
 }

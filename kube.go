@@ -35,6 +35,7 @@ type leaseClient struct {
 	duration     time.Duration
 	fieldManager string
 	labels       map[string]string
+	advertise    string
 	owner        *metav1.OwnerReference
 	answers      *answerTimes // how long the requests take
 
@@ -91,7 +92,7 @@ func (l *leaseClient) acquire(ctx context.Context, r record, stamp time.Time) (r
 // lease returns the Lease as we hold it since stamp.
 func (l *leaseClient) lease(stamp time.Time, transitions int32) *coordinationv1.Lease {
 	lease := &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels},
+		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels, Annotations: l.annotations(stamp)},
 		Spec: coordinationv1.LeaseSpec{
 			HolderIdentity:       &l.identity,
 			LeaseDurationSeconds: new(l.seconds()),
@@ -115,13 +116,13 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 	if r.duration != l.duration {
 		spec.LeaseDurationSeconds = l.seconds()
 	}
-	return l.patch(ctx, r, spec)
+	return l.patch(ctx, r, nil, spec)
 }
 
-// release leaves the Lease without a holder, if it still is as r. The nulls clear a field whoever
+// release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field whoever
 // manages it; the number of transitions stays.
 func (l *leaseClient) release(ctx context.Context, r record) (record, error) {
-	return l.patch(ctx, r, freeSpec{})
+	return l.patch(ctx, r, r.notes.Removal(), freeSpec{})
 }
 
 // A renewedSpec is what a renewal changes.
@@ -146,15 +147,16 @@ func (l *leaseClient) delete(ctx context.Context, r record) error {
 	return l.describe("delete", err)
 }
 
-// patch changes spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
-func (l *leaseClient) patch(ctx context.Context, r record, spec any) (record, error) {
-	type precondition struct {
-		ResourceVersion string `json:"resourceVersion"`
+// patch changes annotations and spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
+func (l *leaseClient) patch(ctx context.Context, r record, annotations map[string]*string, spec any) (record, error) {
+	type metadata struct {
+		ResourceVersion string             `json:"resourceVersion"`
+		Annotations     map[string]*string `json:"annotations,omitempty"`
 	}
 	body, err := json.Marshal(struct {
-		Metadata precondition `json:"metadata"`
-		Spec     any          `json:"spec"`
-	}{precondition{r.resourceVersion()}, spec})
+		Metadata metadata `json:"metadata"`
+		Spec     any      `json:"spec"`
+	}{metadata{r.resourceVersion(), annotations}, spec})
 	if err != nil {
 		return record{}, err
 	}

@@ -80,6 +80,7 @@ type HolderStatus struct {
 	RenewTime   time.Time `json:"renewTime,omitzero"`   // by the holder's clock
 	Transitions int32     `json:"transitions"`
 	ExpiryTime  time.Time `json:"expiryTime,omitzero"` // by ours: when the lease may be taken if the holder is not seen to renew it
+	Address     string    `json:"address,omitempty"`   // what the holder advertises
 }
 
 // A Histogram counts durations by how long they were.

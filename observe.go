@@ -9,6 +9,8 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
 // A record is what a Lease said at one resourceVersion. Its times are in UTC and without a
@@ -23,6 +25,7 @@ type record struct {
 	transitions int32
 	finalizers  bool // a deletion does not remove the Lease at once
 	deleting    bool // it was deleted, and finalizers keep it
+	notes       annotation.Notes
 }
 
 // readRecord returns what lease says. Content that makes no sense is read as missing, except the
@@ -57,6 +60,7 @@ func readRecord(lease *coordinationv1.Lease) (record, error) {
 	if spec.LeaseTransitions != nil {
 		r.transitions = max(0, *spec.LeaseTransitions)
 	}
+	r.notes = annotation.Read(lease)
 	return r, nil
 }
 
@@ -81,7 +85,7 @@ func (r record) term() term { return term{r.uid, r.identity, r.acquired} }
 
 // activity returns the part of r that changes whenever its holder writes.
 func (r record) activity() record {
-	r.version, r.duration, r.finalizers, r.deleting = 0, 0, false, false
+	r.version, r.duration, r.finalizers, r.deleting, r.notes = 0, 0, false, false, annotation.Notes{}
 	return r
 }
 

@@ -38,6 +38,7 @@ type options struct {
 	overrun         func(Session)
 	labels          map[string]string
 	owner           *metav1.OwnerReference
+	advertise       string
 	deleteOnRelease bool
 	reclaim         bool
 	recorder        eventRecorder

@@ -69,6 +69,9 @@ func TestInvalidOptions(t *testing.T) {
 		{"logger nil", []Option{x, WithLogger(nil)}, []string{"WithLogger: the logger is nil"}},
 		{"client and config", []Option{x, client, WithRESTConfig(&rest.Config{})}, []string{"WithClient and WithRESTConfig: want one of them"}},
 
+		{"address empty", []Option{x, WithAdvertise("")}, []string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not ""`}},
+		{"address that is no text", []Option{x, WithAdvertise("\xff")}, []string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not "\xff"`}},
+
 		{"duration too short", []Option{x, WithDuration(999 * time.Millisecond)},
 			[]string{"want 1s <= duration (999ms) <= 596523h14m7s, in whole seconds"}},
 		{"duration 0", []Option{x, WithDuration(0)}, []string{

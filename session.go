@@ -154,6 +154,8 @@ type Holder struct {
 	// ExpiryTime is when the lease expires unless its holder is seen to renew it, by the local clock and as of
 	// when the Holder was returned; zero if nobody holds it.
 	ExpiryTime time.Time
+	// Address is what the holder advertises (WithAdvertise); "" for nothing.
+	Address string
 }
 
 // FromContext returns the session that ctx is the context of, or that it was derived from.

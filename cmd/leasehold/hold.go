@@ -60,6 +60,7 @@ type holding struct {
 	noWait          bool
 	heldExitCode    int
 	listen          string
+	advertise       string
 
 	monitor *leasehold.Monitor
 	look    func(context.Context) (*coordinationv1.Lease, error) // reads the Lease
@@ -81,6 +82,8 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&h.fieldManager, "field-manager", "leasehold",
 		"the name under which the API server tracks our changes")
 	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after releasing it")
+	flags.StringVar(&h.advertise, "advertise", "",
+		"the address to publish while holding the lease, as $POD_IP:8080; get -o wide shows it")
 	flags.StringVar(&h.listen, "listen", "",
 		"address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases for JSON")
 }
@@ -93,6 +96,9 @@ func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 		leasehold.WithFieldManager(h.fieldManager), leasehold.WithLabels(h.labels), leasehold.WithLogger(t.log))
 	if h.identity != "" {
 		opts = append(opts, leasehold.WithIdentity(h.identity))
+	}
+	if h.advertise != "" {
+		opts = append(opts, leasehold.WithAdvertise(h.advertise))
 	}
 	if h.deleteOnRelease {
 		opts = append(opts, leasehold.WithDeleteOnRelease())

@@ -14,6 +14,8 @@ import (
 	"go.uber.org/goleak"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -229,6 +231,10 @@ func TestPrintLeases(t *testing.T) {
 		golden(t, "get."+f, printed(printer{list: true}, leases[:3], f))
 	}
 	golden(t, "get-A.table", printed(printer{list: true, namespaces: true}, leases, "table"))
+	leases = slices.Clone(leases)
+	leases[1].Annotations = map[string]string{annotation.Term: annotation.FormatTerm(leases[1].Spec.AcquireTime.Time),
+		annotation.Address: "10.0.0.7:8080"}
+	leases[3].Annotations = map[string]string{annotation.Term: "of another term", annotation.Address: "10.0.0.8:8080"}
 	golden(t, "get-A-wide.table", printed(printer{list: true, namespaces: true}, leases, "wide"))
 	golden(t, "get-one.yaml", printed(printer{}, leases[1:2], "yaml"))
 	for _, tt := range []struct {

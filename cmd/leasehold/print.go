@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"sigs.k8s.io/yaml"
+
+	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
 // A format is a value of --output that needs no template.
@@ -115,14 +117,14 @@ func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
 	var lines [][]string
 	if !p.noHeaders && !p.table.begun() {
 		lines = append(lines, []string{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION",
-			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER"})
+			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER", "ADDRESS"})
 	}
 	for _, r := range rows {
 		s := r.lease.Spec
 		lines = append(lines, []string{
 			r.lease.Namespace, r.lease.Name, r.status, or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
 			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions))),
-			expiry(s, now), age(created(r.lease), now), or(manager(r.lease)),
+			expiry(s, now), age(created(r.lease), now), or(manager(r.lease)), or(annotation.Read(&r.lease).Address),
 		})
 	}
 	for i, line := range lines {
