@@ -11,11 +11,11 @@ import (
 
 // A claim is one write of ours to acquire the lease. It takes effect, if at all, on the state that it names.
 type claim struct {
-	term     term
-	on       record    // what the Lease was when it was decided; does not exist for a claim that creates it
-	sent     time.Time // by the monotonic clock
-	answered bool      // the request is not under way any more
-	inDoubt  bool      // it may have acquired the lease, and no session has come of it
+	term    term
+	on      record    // what the Lease was when it was sent; does not exist for a claim that creates it
+	sent    time.Time // by the monotonic clock
+	decided bool      // it has taken effect, or never will
+	inDoubt bool      // it may have acquired the lease, and no session has come of it
 }
 
 // forgetClaimAfter is how long a request may take effect after it was sent: by then TCP has given up.
@@ -38,9 +38,9 @@ func (c *claims) begin(on record, identity string, now time.Time) claim {
 	return n
 }
 
-// end records that n ended with err, and whether a server answered it. A claim that was refused is not ours, with a
-// conflict neither: another process with our identity may have drawn the same acquireTime, and leads.
-func (c *claims) end(n claim, err error, answered bool) {
+// end records that n ended with err, and whether that decided what becomes of it. A claim that was refused is not
+// ours, with a conflict neither: another process with our identity may have drawn the same acquireTime, and leads.
+func (c *claims) end(n claim, err error, decided bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := slices.IndexFunc(c.all, func(other claim) bool { return other.term == n.term })
@@ -50,9 +50,9 @@ func (c *claims) end(n claim, err error, answered bool) {
 		for j := range c.all {
 			c.all[j].inDoubt = false // what is known now is newer
 		}
-		c.all[i].answered = true
+		c.all[i].decided = true
 	case outcomeUnknown(err):
-		c.all[i].inDoubt, c.all[i].answered = true, answered
+		c.all[i].inDoubt, c.all[i].decided = true, decided
 	default:
 		c.all = slices.Delete(c.all, i, i+1)
 	}
@@ -60,7 +60,7 @@ func (c *claims) end(n claim, err error, answered bool) {
 
 // forget removes the claims that cannot take effect any more, given what is known of the Lease: because it has
 // changed since, because nothing that was sent so long ago arrives or, after a read that was sent when they were
-// answered, because it does not show them.
+// decided, because it does not show them.
 func (c *claims) forget(o observation, now time.Time, afterRead bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -69,7 +69,7 @@ func (c *claims) forget(o observation, now time.Time, afterRead bool) {
 			return false
 		}
 		changed := n.on.exists() && o.exists() && o.version > n.on.version
-		return changed || n.answered && afterRead || !n.answered && now.Sub(n.sent) > forgetClaimAfter
+		return changed || n.decided && afterRead || now.Sub(n.sent) > forgetClaimAfter
 	})
 }
 
@@ -155,11 +155,11 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	n := c.campaign.claims.begin(o.record, c.campaign.lease.identity, sent.mono)
 	r, err := c.sendClaim(ctx, o, n)
 	done()
-	replied := answered(err)
+	decided := err == nil || !outcomeUnknown(err)
 	if err == nil {
 		err = c.verifyClaim(n, r)
 	}
-	c.campaign.claims.end(n, err, replied)
+	c.campaign.claims.end(n, err, decided)
 	if conflicts(err) {
 		c.learnWinner(ctx, o)
 	}

@@ -67,8 +67,7 @@ func outcomeUnknown(err error) bool {
 		apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) // from a proxy
 }
 
-// answered reports whether err, nil included, is the reply of a server: the request is not under way any
-// more, so that it takes no effect later.
+// answered reports whether err, nil included, is the reply of a server. A write may take effect later all the same.
 func answered(err error) bool {
 	var status apierrors.APIStatus
 	return err == nil || errors.As(err, &status)

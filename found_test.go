@@ -305,7 +305,7 @@ func TestClaimsForget(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
 		on        record
-		answered  bool
+		decided   bool
 		o         observation
 		later     time.Duration
 		afterRead bool
@@ -316,21 +316,96 @@ func TestClaimsForget(t *testing.T) {
 		{"it has changed before", exists, false, observation{record: record{uid: "u", version: 4}}, 0, false, true},
 		{"a creation, and there is none", record{}, false, observation{}, 0, false, true},
 		{"a creation, and there is another", record{}, false, observation{record: exists}, 0, false, true},
-		{"a creation that was answered, before a read", record{}, true, observation{}, 0, false, true},
-		{"a creation that was answered, after a read", record{}, true, observation{}, 0, true, false},
-		{"a creation that was not answered, after a read", record{}, false, observation{}, 0, true, true},
+		{"a creation that was decided, before a read", record{}, true, observation{}, 0, false, true},
+		{"a creation that was decided, after a read", record{}, true, observation{}, 0, true, false},
+		{"a creation that was not decided, after a read", record{}, false, observation{}, 0, true, true},
 		{"long ago", record{}, false, observation{}, forgetClaimAfter + 1, false, false},
+		{"decided long ago", record{}, true, observation{}, forgetClaimAfter + 1, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := claims{stamps: timestamps{chance: func(time.Duration) time.Duration { return 0 }}}
 			n := c.begin(tt.on, "a", now)
-			c.end(n, errors.New("EOF"), tt.answered)
+			c.end(n, errors.New("EOF"), tt.decided)
 			c.forget(tt.o, now.Add(tt.later), tt.afterRead)
 			if kept := c.include(term{tt.on.uid, "a", n.term.acquired}); kept != tt.kept {
 				t.Errorf("kept: %v", kept)
 			}
 		})
 	}
+}
+
+// A gateway gives up on claims for a second, and the first takes effect all the same, but later. The candidate
+// recognises it and leads, not after D.
+func TestClaimAfterGatewayTimeout_G8(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "before").Release()
+		a := w.run("a", nil, behindGateway)
+		w.sleep(time.Second - eps)
+		if w.holder() != "a" || w.leads() != "" {
+			t.Fatalf("before the gateway mends, %q leads and %q holds the lease", w.leads(), w.holder())
+		}
+		w.sleep(eps + time.Second)
+		w.wantLeader("a")
+		a.quit()
+	})
+}
+
+// The campaign of such a claim ends after it took effect: the lease is released.
+func TestReleaseAfterGatewayTimeout(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "before").Release()
+		a := w.run("a", nil, behindGateway)
+		w.sleep(time.Second / 2)
+		if w.holder() != "a" || w.leads() != "" {
+			t.Fatalf("before ctx ends, %q leads and %q holds the lease", w.leads(), w.holder())
+		}
+		a.quit()
+		if w.holder() != "" {
+			t.Errorf("%q holds the lease after the loop", w.holder())
+		}
+	})
+}
+
+// behindGateway puts the campaign behind a gateway that answers each claim with a 504 for a second, and passes on the
+// first of these after 300 ms.
+func behindGateway(o *options) {
+	o.hooks.wrap = func(l Leases) Leases { return &gatewayLeases{Leases: l, mends: time.Now().Add(time.Second)} }
+}
+
+type gatewayLeases struct {
+	Leases
+	mends time.Time
+	first sync.Once
+}
+
+func (l *gatewayLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
+	if pt != types.ApplyPatchType || !time.Now().Before(l.mends) {
+		return l.Leases.Patch(ctx, name, pt, data, opts, sub...)
+	}
+	l.first.Do(func() {
+		time.AfterFunc(300*time.Millisecond, func() {
+			l.Leases.Patch(context.WithoutCancel(ctx), name, pt, data, opts, sub...)
+		})
+	})
+	return nil, apierrors.NewGenericServerResponse(http.StatusGatewayTimeout, "patch", leasesGroupResource, name, "", 0, true)
+}
+
+// What a campaign remembers of its claims does not grow with its sessions, also where each creates the Lease.
+func TestClaimsBounded(t *testing.T) {
+	inWorld(t, func(w *world) {
+		sessions := 0
+		for s := range w.sequence(w.Context(), "a", WithDeleteOnRelease()) {
+			w.sleep(time.Minute)
+			if n := len(s.state.(*session).campaign.claims.all); n > 20 {
+				t.Fatalf("%d claims are kept after %d sessions", n, sessions)
+			}
+			if sessions++; sessions == 100 {
+				break
+			}
+		}
+	})
 }
 
 // A claim that a server refused is not ours, with a conflict neither: a process with the same identity may have claimed
@@ -352,7 +427,7 @@ func TestRefusedClaimIsNotOurs_G1(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := claims{stamps: timestamps{chance: func(time.Duration) time.Duration { return 0 }}}
 			n := c.begin(record{uid: "u", version: 5}, "a", time.Now())
-			c.end(n, tt.err, answered(tt.err))
+			c.end(n, tt.err, tt.err == nil || !outcomeUnknown(tt.err))
 			if ours := c.include(n.term); ours != tt.ours {
 				t.Errorf("ours: %v", ours)
 			}
