@@ -292,8 +292,8 @@ func (c *candidate) plan(o observation) {
 		free: !o.held(),
 	}
 	switch {
-	case o.held(): // a holder that lives will have renewed by then
-		c.attempt.check = o.since.Add(c.campaign.options.between(o.wait/10*6, o.wait/10*7))
+	case o.held():
+		c.attempt.check = c.campaign.renewalOverdueAt(o)
 	case !o.exists() && o.missedHolderUID != "": // a watch brings a deletion sooner
 		c.attempt.check = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
 	}
@@ -304,6 +304,11 @@ func (c *candidate) plan(o observation) {
 		c.attempt.at = c.attempt.at.Add(c.window.delay(c.campaign.options.fraction()))
 		c.warnDuplicate(o.term())
 	}
+}
+
+// renewalOverdueAt returns by when the holder in o will have renewed the lease if it lives.
+func (c *campaign) renewalOverdueAt(o observation) time.Time {
+	return o.since.Add(c.options.between(o.wait/10*6, o.wait/10*7))
 }
 
 // warnDuplicate tells operators, once for each term, that another process holds the lease in our name.

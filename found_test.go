@@ -650,6 +650,24 @@ func TestHoldersExpiry(t *testing.T) {
 	})
 }
 
+// A watch that has fallen silent does not make Holders yield nobody: the Lease is read before it expires.
+func TestHoldersSilentWatch(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.run("a", nil)
+		ctx, cancel := context.WithCancel(w.Context())
+		time.AfterFunc(D, w.srv.Client("watcher").SilenceWatches)
+		time.AfterFunc(10*D, cancel)
+		var got []string
+		for h := range Holders(ctx, w.options("watcher")...) {
+			got = append(got, h.Identity)
+		}
+		if !slices.Equal(got, []string{"a"}) {
+			t.Errorf("yielded %q, want only a", got)
+		}
+		a.quit()
+	})
+}
+
 // A 403 that no Role mends does not advise one.
 func TestForbiddenWithoutRemedy(t *testing.T) {
 	for text, advice := range map[string]bool{

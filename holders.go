@@ -8,9 +8,10 @@ import (
 
 // Holders watches who holds a lease without competing for it: it yields the present holder at once, then
 // each change: that the lease was acquired, released, taken by another, deleted, that it expired because its holder
-// did not renew it, or that its address changed. Nobody is the zero Holder; a renewal is no change. A holder that renews after all is
-// yielded again. A body that is slow misses holders in between, never the newest. The sequence ends when ctx
-// ends or the loop is left (see WithError). It panics if the options are invalid, unless there is a WithError.
+// did not renew it, or that its address changed. Nobody is the zero Holder; a renewal is no change. A holder that
+// renews after all is yielded again. A body that is slow misses holders in between, never the newest. The sequence
+// ends when ctx ends or the loop is left (see WithError). It panics if the options are invalid, unless there is a
+// WithError.
 //
 // It needs the right to get the Lease, and to watch it; without that it reads once every renew interval.
 func Holders(ctx context.Context, opts ...Option) iter.Seq[Holder] {
@@ -41,8 +42,10 @@ func Holders(ctx context.Context, opts ...Option) iter.Seq[Holder] {
 type holderWatch struct {
 	campaign *campaign
 	yielded  bool
-	last     term // of the holder that was yielded last; zero for nobody
-	address  string
+	last     term      // of the holder that was yielded last; zero for nobody
+	address  string    // of the same
+	since    time.Time // when the holder was last seen to do something
+	check    time.Time // when to check whether the watch missed something; zero when that was done
 }
 
 // next returns the holder to yield, if it is another than the last one, else for how long nothing changes by itself.
@@ -55,7 +58,7 @@ func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
 	left := o.expiresAt().Sub(c.clock.now().mono)
 	var now term
 	if o.held() && left > 0 {
-		now, wait = o.term(), left
+		now, wait = o.term(), w.untilCheck(o, left)
 		h = c.holder(o.record, wallTimeAt(c.clock, o.expiresAt()))
 	} else {
 		wait = maxDuration
@@ -63,4 +66,22 @@ func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
 	changed = !w.yielded || now != w.last || h.Address != w.address
 	w.yielded, w.last, w.address = true, now, h.Address
 	return h, changed, wait
+}
+
+// untilCheck returns how long to wait for news of the holder in o, whose lease expires in left. The watch is doubted
+// once on the way, when the holder would have renewed: it may have fallen silent.
+func (w *holderWatch) untilCheck(o observation, left time.Duration) time.Duration {
+	c := w.campaign
+	if w.since != o.since {
+		w.since, w.check = o.since, c.renewalOverdueAt(o)
+	}
+	if w.check.IsZero() {
+		return left
+	}
+	if wait := w.check.Sub(c.clock.now().mono); wait > 0 {
+		return min(wait, left)
+	}
+	w.check = time.Time{}
+	c.reflector.doubt()
+	return left
 }
