@@ -55,6 +55,12 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	if err != nil {
 		return nil, fmt.Errorf("leasehold: no usable client configuration: %w", err)
 	}
+	made := false
+	defer func() {
+		if !made { // the program's code, such as the function of WithBackOff, panicked
+			client.close(true)
+		}
+	}()
 	c := &campaign{
 		options:        o,
 		client:         client,
@@ -64,7 +70,6 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		acquireTimeout: client.timeout(o, o.renewDeadline/3),
 		started:        time.Now(),
 	}
-	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
 	c.lease = &leaseClient{
 		leases:       client.leases(namespace),
@@ -111,8 +116,10 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		alarm:    make(chan struct{}, 1),
 	}
 	c.store.doubt = c.reflector.doubt
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.stats = o.monitor.open(c)
 	c.lease.failures = &failureLog{log: c.log, failing: &client.failing, stats: c.stats, recent: o.duration}
+	made = true
 	return c, nil
 }
 

@@ -253,3 +253,30 @@ func TestNoHostageOfOverrun_G13(t *testing.T) {
 		})
 	}
 }
+
+// A campaign that the function of WithBackOff keeps from beginning, by a panic, leaves no client behind.
+func TestCampaignThatPanics_G10(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for _, calls := range []int{1, 2, 3, 4, 5} { // that return; the first is for the options
+			func() {
+				defer func() {
+					if r := recover(); r != "the program's" {
+						t.Errorf("recovered %v", r)
+					}
+				}()
+				returned := 0
+				Acquire(w.Context(), w.options("a", WithBackOff(func() backoff.BackOff {
+					if returned++; returned > calls {
+						panic("the program's")
+					}
+					return backoff.NewConstantBackOff(time.Second)
+				}))...)
+			}()
+			clients.Lock()
+			if n := len(clients.inUse); n != 0 {
+				t.Errorf("after a panic in call %d: %d clients are in use", calls+1, n)
+			}
+			clients.Unlock()
+		}
+	})
+}
