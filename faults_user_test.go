@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -277,6 +279,68 @@ func TestCampaignThatPanics_G10(t *testing.T) {
 				t.Errorf("after a panic in call %d: %d clients are in use", calls+1, n)
 			}
 			clients.Unlock()
+		}
+	})
+}
+
+// A panickingClient panics when it is asked to watch, once it is told to.
+type panickingClient struct {
+	*leasetest.Client
+	panics atomic.Bool
+}
+
+type panickingLeases struct {
+	Leases
+	client *panickingClient
+}
+
+func (c *panickingClient) Leases(namespace string) panickingLeases {
+	return panickingLeases{c.Client.Leases(namespace), c}
+}
+
+func (l panickingLeases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	if l.client.panics.Load() {
+		panic("the program's")
+	}
+	return l.Leases.Watch(ctx, opts)
+}
+
+// A shared watch panics again when a second campaign has joined it: that one ends too, although the first, whose body
+// winds down, was told before.
+func TestSharedWatchPanicsAgain_G13(t *testing.T) {
+	inWorld(t, func(w *world) {
+		client := &panickingClient{Client: w.srv.Client("a")}
+		lead := func(lease string, body func(Session)) (recovered any) {
+			defer func() { recovered = recover() }()
+			for s := range Sessions(w.Context(), w.options("a", WithLease(lease), WithClient(client), WithSharedFrom(1))...) {
+				body(s)
+			}
+			return nil
+		}
+		first := make(chan any, 1)
+		go func() {
+			first <- lead("first", func(s Session) {
+				w.sleep(I)
+				client.panics.Store(true)
+				client.CloseWatches(nil)
+				<-s.Done()
+				w.sleep(D)
+			})
+		}()
+		w.sleep(2 * I)
+		began := time.Now()
+		second := lead("second", func(s Session) {
+			select {
+			case <-s.Done():
+			case <-time.After(D):
+			}
+			panic("the second campaign goes on")
+		})
+		if took := time.Since(began); second != "the program's" || took > I {
+			t.Errorf("the second loop ended with %v after %v", second, took)
+		}
+		if r := <-first; r != "the program's" {
+			t.Errorf("the first loop ended with %v", r)
 		}
 	})
 }

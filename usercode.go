@@ -88,17 +88,14 @@ func (u *userCode) end(c *call) {
 	}
 }
 
-// fail ends the campaign because of p.
+// fail ends the campaign because of p or, for the code of a shared watch, all campaigns that follow by it now.
 func (u *userCode) fail(p *userPanic) {
 	u.mu.Lock()
-	first := u.panicked == nil
-	if first {
+	if u.panicked == nil {
 		u.panicked = p
 	}
 	u.mu.Unlock()
-	if first {
-		u.abort(p)
-	}
+	u.abort(p)
 }
 
 // repanic goes on with the panic that ended the campaign, if one did. It is called on the goroutine that ranges
