@@ -52,6 +52,8 @@ func TestInvalidOptions(t *testing.T) {
 		{"namespace empty", []Option{x, WithNamespace("")}, []string{"WithNamespace: the namespace is empty"}},
 		{"namespace that no namespace can have", []Option{x, WithNamespace("kube.system")}, []string{`namespace "kube.system": must not contain dots`}},
 		{"identity empty", []Option{x, WithIdentity("")}, []string{"WithIdentity: the identity is empty"}},
+		{"identity that is not UTF-8", []Option{x, WithIdentity("a\xff")},
+			[]string{`identity "a\xff": want valid UTF-8, as the API server would store another`}},
 		{"field manager empty", []Option{x, WithFieldManager("")}, []string{`field manager "": want 1 to 128 characters, not 0`}},
 		{"field manager too long", []Option{x, WithFieldManager(strings.Repeat("x", 129))},
 			[]string{`field manager "` + strings.Repeat("x", 129) + `": want 1 to 128 characters, not 129`}},
