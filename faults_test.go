@@ -656,6 +656,7 @@ func TestWatchErrorWithoutStatus(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				srv := leasetest.NewServer()
 				for s := range Sessions(t.Context(), campaigner(srv, "a")...) {
+					synctest.Wait() // until the watch is open
 					before := srv.Client("a").Requests()
 					srv.Client("a").SendEvent(watch.Event{Type: watch.Error, Object: object})
 					time.Sleep(time.Second)
