@@ -14,9 +14,9 @@ import (
 // The error is context.Cause(ctx), or what made it impossible: invalid options, no usable client
 // configuration, ErrExists or ErrNotFound.
 func Acquire(ctx context.Context, opts ...Option) (Session, error) {
-	return acquire(ctx, opts, func(c *campaign) (*session, error) {
-		c.start()
-		return newCandidate(c).await(c.ctx)
+	return acquire(ctx, opts, func(cs campaigns) (*session, error) {
+		cs.start()
+		return newCandidates(cs).await(cs.ctx())
 	})
 }
 
@@ -27,11 +27,11 @@ func Acquire(ctx context.Context, opts ...Option) (Session, error) {
 // what it saw of the last 1,000 leases, so that a program that calls it from time to time takes over from a holder
 // that crashed. A program that calls it once needs Acquire for that.
 func TryAcquire(ctx context.Context, opts ...Option) (Session, error) {
-	return acquire(ctx, opts, func(c *campaign) (*session, error) { return newCandidate(c).try(c.ctx) })
+	return acquire(ctx, opts, func(cs campaigns) (*session, error) { return newCandidates(cs).try(cs.ctx()) })
 }
 
 // acquire returns a session that is a campaign of its own.
-func acquire(ctx context.Context, opts []Option, await func(*campaign) (*session, error)) (_ Session, err error) {
+func acquire(ctx context.Context, opts []Option, await func(campaigns) (*session, error)) (_ Session, err error) {
 	o, err := newOptions(ctx, opts)
 	if o.err != nil {
 		defer func() { *o.err = err }()
@@ -39,25 +39,25 @@ func acquire(ctx context.Context, opts []Option, await func(*campaign) (*session
 	if err != nil {
 		return Session{}, err
 	}
-	c, err := newCampaign(ctx, o)
+	cs, err := newCampaigns(ctx, o)
 	if err != nil {
 		return Session{}, err
 	}
 	var s *session
 	defer func() {
 		if s == nil { // however that came about
-			c.close()
-			c.user.repanic()
+			cs.close()
+			cs.repanic()
 		}
 	}()
-	if s, err = await(c); err != nil {
+	if s, err = await(cs); err != nil {
 		return Session{}, err
 	}
 	s.closeCampaign = func() {
-		c.current.CompareAndSwap(s, nil)
+		s.campaign.current.CompareAndSwap(s, nil)
 		o.hooks.memory.forgetHeldHere(s.term)
-		c.close()
-		c.user.repanic()
+		cs.close()
+		cs.repanic()
 	}
 	o.hooks.memory.setHeldHere(s.term)
 	return Session{s}, nil
@@ -155,7 +155,7 @@ func Do[T any](ctx context.Context, fn func(context.Context) (T, error), opts ..
 // ended without releasing it, or by an operator's hand. A process that runs needs no Vacate, in a preStop hook for
 // example: its loop releases the lease when its context ends, and would acquire it again.
 //
-// Vacate reports whether it freed anything. It never frees what somebody else holds, nor a term that the identity
+// With WithSlots it frees all slots that the identity holds. Vacate reports whether it freed anything. It never frees what somebody else holds, nor a term that the identity
 // began after Vacate was called. If it fails it may be called again. It tries until ctx ends, at most for half of
 // the renew deadline.
 func Vacate(ctx context.Context, opts ...Option) (_ bool, err error) {
@@ -169,13 +169,20 @@ func Vacate(ctx context.Context, opts ...Option) (_ bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	c, err := newCampaign(ctx, o)
+	cs, err := newCampaigns(ctx, o)
 	if err != nil {
 		return false, err
 	}
-	defer c.user.repanic()
-	defer c.close()
-	return c.vacate(ctx)
+	defer cs.repanic()
+	defer cs.close()
+	freed := false
+	for _, c := range cs {
+		is, err := c.vacate(ctx)
+		if freed = freed || is; err != nil {
+			return freed, err
+		}
+	}
+	return freed, nil
 }
 
 // vacate frees the term of our identity that it finds.

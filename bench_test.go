@@ -106,13 +106,13 @@ func BenchmarkRenewal(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := newCampaign(b.Context(), o)
+	c, err := newCampaign(b.Context(), o, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer c.close()
+	defer campaigns{c}.close()
 	c.start()
-	s, err := newCandidate(c).await(c.ctx)
+	s, err := newCandidates(campaigns{c}).await(c.ctx)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// A campaign is what one loop, or one call of Acquire, needs to compete for a lease: its parts, and how they
+// A campaign is what one loop, or one call of Acquire, needs to compete for one lease: its parts, and how they
 // begin and end together. Its fields do not change after newCampaign, so that all its goroutines read them.
 //
 //	candidate  waits for the lease and decides when to claim it, on the caller's goroutine
@@ -40,13 +42,16 @@ type campaign struct {
 	current atomic.Pointer[session] // the session whose body runs; nil between them
 	closed  atomic.Bool             // its user of the client is gone
 
+	strays errgroup.Group // frees what claims in doubt acquired in other slots, beside a session of this one
+
 	// stalledSince is since when claims have failed although nothing happened to the Lease; nil while
 	// that is not so.
 	stalledSince atomic.Pointer[time.Time]
 }
 
-// newCampaign prepares to campaign. It makes no request yet; start does.
-func newCampaign(ctx context.Context, o *options) (*campaign, error) {
+// newCampaign prepares to campaign for the lease that o names, beside first, the campaign for the first slot; nil where
+// there is none. It makes no request yet; start does.
+func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, error) {
 	namespace, config, err := o.locate()
 	if err != nil {
 		return nil, fmt.Errorf("leasehold: no usable client configuration: %w", err)
@@ -70,7 +75,12 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		acquireTimeout: client.timeout(o, o.renewDeadline/3),
 		started:        time.Now(),
 	}
-	c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
+	changedAny := make(chan struct{}, 1)
+	if first != nil {
+		c.user, changedAny = first.user, first.store.changedAny
+	} else {
+		c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
+	}
 	c.lease = &leaseClient{
 		leases:       client.leases(namespace),
 		namespace:    namespace,
@@ -85,7 +95,11 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		user:         c.user,
 		clock:        c.clock,
 	}
-	if c.lease.identity == "" {
+	switch {
+	case c.lease.identity != "":
+	case first != nil:
+		c.lease.identity = first.lease.identity
+	default:
 		c.lease.identity = newIdentity()
 	}
 	if o.hooks.wrap != nil {
@@ -96,12 +110,13 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 	}}
 	c.renewDelays, c.releaseDelays = newDelays(o.newBackOff, c.user), newDelays(o.newBackOff, c.user)
 	c.store = &leaseStore{
-		namespace: namespace,
-		name:      o.name,
-		clock:     c.clock,
-		fallback:  o.duration,
-		ours:      c.claims.include,
-		changed:   make(chan struct{}, 1),
+		namespace:  namespace,
+		name:       o.name,
+		clock:      c.clock,
+		fallback:   o.duration,
+		ours:       c.claims.include,
+		changed:    make(chan struct{}, 1),
+		changedAny: changedAny,
 	}
 	c.reflector = &reflector{
 		store:    c.store,
@@ -116,7 +131,11 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 		alarm:    make(chan struct{}, 1),
 	}
 	c.store.doubt = c.reflector.doubt
-	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	if first != nil {
+		c.ctx, c.cancel = first.ctx, first.cancel
+	} else {
+		c.ctx, c.cancel = context.WithCancelCause(ctx)
+	}
 	c.stats = o.monitor.open(c)
 	c.lease.failures = &failureLog{log: c.log, failing: &client.failing, stats: c.stats, recent: o.duration}
 	made = true
@@ -125,18 +144,6 @@ func newCampaign(ctx context.Context, o *options) (*campaign, error) {
 
 // start begins to follow the Lease.
 func (c *campaign) start() { c.reflector.start(c.ctx, c.client.subscribe(c.reflector, c.options)) }
-
-// close ends the campaign: nothing that it started is left. A claim that acquired the lease unheard of is released.
-// It may be called again after another request was made.
-func (c *campaign) close() {
-	c.withdraw()
-	c.reflector.close()
-	c.lease.failures.close()
-	c.user.wait()
-	c.client.close(!c.closed.Swap(true))
-	c.stats.close(c)
-	c.cancel(nil)
-}
 
 // withdraw looks whether a claim whose outcome is unknown acquired the lease, and releases it then.
 func (c *campaign) withdraw() {
@@ -148,14 +155,7 @@ func (c *campaign) withdraw() {
 	defer cancel()
 	_, err := c.reflector.read(ctx)
 	if err == nil {
-		err = c.free(ctx, func(r record) error {
-			for _, t := range doubts {
-				if r.term().is(t) {
-					return nil
-				}
-			}
-			return errNotOurs
-		})
+		err = c.freeDoubtful(ctx, doubts)
 	}
 	if err != nil && err != errNotOurs {
 		c.log.warn("lease perhaps not released; if it was acquired, it will expire", "error", err)
@@ -163,20 +163,33 @@ func (c *campaign) withdraw() {
 	c.claims.settle()
 }
 
-// A candidate waits for the lease, on the caller's goroutine, and owns what it learned from its tries.
+// freeDoubtful frees the lease if it shows one of the terms in doubts.
+func (c *campaign) freeDoubtful(ctx context.Context, doubts []term) error {
+	return c.free(ctx, func(r record) error {
+		for _, t := range doubts {
+			if r.term().is(t) {
+				return nil
+			}
+		}
+		return errNotOurs
+	})
+}
+
+// A candidate waits for one lease, on the caller's goroutine, and owns what it learned from its tries.
 type candidate struct {
 	campaign        *campaign
 	delays          *delays
 	attempt         attempt
-	window          contentionWindow
-	lostRace        bool // the last claim met with another candidate's write
-	warnedUndone    bool // claims succeed, but are undone at once, which was logged
-	createModeMet   bool // the create mode does not matter any more
-	warnedDuplicate term // the last one that another process had in our name, which was logged
+	window          *contentionWindow // shared with the candidates for other slots
+	failures        int               // of claims in a row that did not meet with another's write
+	lostRace        bool              // the last claim met with another candidate's write
+	warnedUndone    bool              // claims succeed, but are undone at once, which was logged
+	createModeMet   bool              // the create mode does not matter any more
+	warnedDuplicate term              // the last one that another process had in our name, which was logged
 }
 
-func newCandidate(c *campaign) *candidate {
-	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user)}
+func newCandidate(c *campaign, window *contentionWindow) *candidate {
+	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user), window: window}
 }
 
 // An attempt is what a candidate plans to do about the Lease in one state.
@@ -187,44 +200,23 @@ type attempt struct {
 	free  bool      // nobody holds the lease, and we have not claimed it
 }
 
-// await returns once this process holds the lease, to be trusted for half of the renew deadline at
-// least. The error is what ends the campaign.
-func (c *candidate) await(ctx context.Context) (*session, error) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for ctx.Err() == nil {
-		o := c.campaign.store.latest()
-		if c.ruledOut(o.record, o.known) != nil {
-			// An event may be of long ago: only a read decides.
-			r, err := c.campaign.reflector.read(ctx)
-			if err != nil {
-				sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
-			} else if err := c.ruledOut(r, true); err != nil {
-				return nil, err
-			}
-			continue
+// look returns what is known of the lease, and how long to wait before claiming it: at most 0 when it may be claimed
+// now. The error is what ends the campaign.
+func (c *candidate) look(ctx context.Context) (observation, time.Duration, error) {
+	o := c.campaign.store.latest()
+	for ; c.ruledOut(o.record, o.known) != nil; o = c.campaign.store.latest() {
+		if ctx.Err() != nil {
+			return o, maxDuration, nil
 		}
-		wake := c.untilAttempt(o)
-		if wake <= 0 {
-			s, err := c.claim(ctx, o)
-			if err == nil {
-				return s, nil
-			}
-			c.recoverFrom(ctx, o, err)
-			continue
-		}
-		timer.Reset(c.campaign.clock.wait(wake))
-		rested := c.campaign.clock.now().add(c.campaign.options.renewInterval / 2)
-		select {
-		case <-timer.C:
-		case <-c.campaign.store.changed:
-		case <-ctx.Done():
-		}
-		if rested.left(c.campaign.clock.now()) <= 0 {
-			c.delays.reset() // what failed before is long ago
+		// An event may be of long ago: only a read decides.
+		r, err := c.campaign.reflector.read(ctx)
+		if err != nil {
+			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
+		} else if err := c.ruledOut(r, true); err != nil {
+			return o, 0, err
 		}
 	}
-	return nil, context.Cause(ctx)
+	return o, c.untilAttempt(o), nil
 }
 
 // ruledOut returns why the create mode rules out the Lease that the campaign found, if it is known.
@@ -291,7 +283,7 @@ func (c *candidate) plan(o observation) {
 	c.campaign.stalledSince.Store(nil)
 	c.campaign.claims.forget(o, c.campaign.clock.now().mono, false)
 	if c.attempt.free && o.held() {
-		c.window = c.window.preempted()
+		*c.window = c.window.preempted()
 	}
 	c.attempt = attempt{
 		on:   o.record,
@@ -335,15 +327,22 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 	case err == errChanged:
 		return
 	case errors.Is(err, ErrLost) || ctx.Err() != nil:
+		c.failures++
 	case outcomeUnknown(err):
+		c.failures++
 		// Until this one is known, another write would only add to the doubt.
 		for _, err := c.campaign.reflector.read(ctx); err != nil && ctx.Err() == nil; _, err = c.campaign.reflector.read(ctx) {
 			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
 		}
-		c.campaign.claims.forget(c.campaign.store.latest(), c.campaign.clock.now().mono, true)
+		now := c.campaign.store.latest()
+		c.campaign.claims.forget(now, c.campaign.clock.now().mono, true)
+		if c.campaign.claims.include(now.term()) {
+			c.failures = 0 // it took effect
+		}
 	case conflicts(err):
 		c.campaign.log.debug("lost the race for the lease", "error", err)
-		c.window = c.window.lost(c.campaign.options.renewInterval)
+		*c.window = c.window.lost(c.campaign.options.renewInterval)
+		c.failures = 0
 		again := c.lostRace
 		c.lostRace = true
 		if now := c.campaign.store.latest(); now.held() && !c.campaign.claims.include(now.term()) {
@@ -357,6 +356,8 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 		if !again {
 			return // the lease may be free all the same
 		}
+	default:
+		c.failures++
 	}
 	sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
 }
@@ -381,7 +382,7 @@ func (c *candidate) checkStalled(ctx context.Context, err error) {
 	}
 }
 
-// pause gives others their turn after the session s.
+// pause gives others their turn after the session s, which was of this lease.
 func (c *candidate) pause(ctx context.Context, s *session) {
 	lost := s.loss() != nil
 	if lost && s.began.add(c.campaign.options.renewInterval).left(c.campaign.clock.now()) > 0 {

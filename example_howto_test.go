@@ -179,43 +179,29 @@ func ExampleSession_ValidFor() {
 	// flushed: b
 }
 
-// At most two processes work at once, each in one of two slots. TryAcquire remembers what it saw, so that this loop also
-// takes over the slot of a process that crashed.
-func ExampleTryAcquire_nAtOnce() {
-	api := cluster()
-	acquireAny := func(ctx context.Context, slots int) (leasehold.Session, error) {
-		for {
-			for slot := range slots {
-				s, err := leasehold.TryAcquire(ctx,
-					leasehold.WithLease(fmt.Sprintf("importer-%d", slot)),
-					leasehold.WithNamespace("default"),
-					api,
-				)
-				if !errors.Is(err, leasehold.ErrHeld) {
-					return s, err
-				}
-			}
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-				return leasehold.Session{}, context.Cause(ctx)
-			}
-		}
+// At most two processes work at once, each with a number of its own.
+func ExampleWithSlots() {
+	opts := []leasehold.Option{
+		leasehold.WithLease("importer"), leasehold.WithNamespace("default"), leasehold.WithSlots(2), cluster(),
 	}
-
-	first, err := acquireAny(context.Background(), 2)
-	fmt.Println(first.Holder().Name, err)
-	second, err := acquireAny(context.Background(), 2)
-	fmt.Println(second.Holder().Name, err)
+	first, err := leasehold.Acquire(context.Background(), opts...)
+	fmt.Println("slot", first.Slot(), err)
+	second, err := leasehold.Acquire(context.Background(), opts...)
+	fmt.Println("slot", second.Slot(), err)
 	defer second.Release()
+
+	_, err = leasehold.TryAcquire(context.Background(), opts...)
+	fmt.Println("both are held:", errors.Is(err, leasehold.ErrHeld))
+
 	time.AfterFunc(50*time.Millisecond, func() { first.Release() })
-	third, err := acquireAny(context.Background(), 2)
-	fmt.Println(third.Holder().Name, err)
+	third, err := leasehold.Acquire(context.Background(), opts...) // waits
+	fmt.Println("slot", third.Slot(), err)
 	defer third.Release()
 	// Output:
-	// importer-0 <nil>
-	// importer-1 <nil>
-	// importer-0 <nil>
+	// slot 0 <nil>
+	// slot 1 <nil>
+	// both are held: true
+	// slot 0 <nil>
 }
 
 // A replica that should lead only when no better one does waits until nobody has led for a while before it campaigns.

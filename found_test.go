@@ -114,11 +114,11 @@ func TestStalledCampaignReadsAfresh_G14(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := newCampaign(w.Context(), o)
+		c, err := newCampaign(w.Context(), o, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.close()
+		defer campaigns{c}.close()
 		c.start()
 		w.sleep(time.Second)
 		// It believes in a version that there never was, of a Lease that is free.
@@ -136,7 +136,7 @@ func TestStalledCampaignReadsAfresh_G14(t *testing.T) {
 			return leasetest.Fault{}
 		})
 		time.AfterFunc(4*D, standby.stop)
-		s, err := newCandidate(c).await(ctx)
+		s, err := newCandidates(campaigns{c}).await(ctx)
 		if err != nil {
 			t.Fatalf("it never led: %v", err)
 		}

@@ -13,28 +13,41 @@ import (
 // ends when ctx ends or the loop is left (see WithError). It panics if the options are invalid, unless there is a
 // WithError.
 //
+// With WithSlots it yields the present holder of each slot, and then each change of any. A slot that nobody holds is a
+// Holder that has only Namespace and Name.
+//
 // It needs the right to get the Lease, and to watch it; without that it reads once every renew interval.
 func Holders(ctx context.Context, opts ...Option) iter.Seq[Holder] {
-	return sequence(ctx, opts, func(c *campaign, yield func(Holder) bool) error {
-		w := holderWatch{campaign: c}
+	return sequence(ctx, opts, func(cs campaigns, yield func(Holder) bool) error {
+		var watches []*holderWatch
+		for _, c := range cs {
+			watches = append(watches, &holderWatch{campaign: c})
+		}
 		timer := time.NewTimer(0)
 		defer timer.Stop()
-		for c.ctx.Err() == nil {
-			h, changed, wait := w.next()
-			if changed {
-				if !yield(h) {
+		for cs.ctx().Err() == nil {
+			wake := maxDuration
+			for _, w := range watches {
+				h, changed, wait := w.next()
+				if changed && !yield(h) {
 					return nil
 				}
+				if changed {
+					wait = 0 // the body may have been slow
+				}
+				wake = min(wake, wait)
+			}
+			if wake <= 0 {
 				continue
 			}
-			timer.Reset(c.clock.wait(wait))
+			timer.Reset(cs[0].clock.wait(wake))
 			select {
 			case <-timer.C:
-			case <-c.store.changed:
-			case <-c.ctx.Done():
+			case <-cs.news():
+			case <-cs.ctx().Done():
 			}
 		}
-		return context.Cause(c.ctx)
+		return context.Cause(cs.ctx())
 	})
 }
 
@@ -62,6 +75,9 @@ func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
 		h = c.holder(o.record, wallTimeAt(c.clock, o.expiresAt()))
 	} else {
 		wait = maxDuration
+		if c.options.slots > 0 {
+			h.Namespace, h.Name = c.lease.namespace, c.lease.name
+		}
 	}
 	changed = !w.yielded || now != w.last || h.Address != w.address
 	w.yielded, w.last, w.address = true, now, h.Address

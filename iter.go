@@ -20,10 +20,10 @@ import (
 // Nothing happens before the sequence is ranged over, and nothing that it started is left when the
 // loop is. Ranging over it twice is two campaigns.
 func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
-	return sequence(ctx, opts, func(c *campaign, yield func(Session) bool) error {
-		k := newCandidate(c)
+	return sequence(ctx, opts, func(cs campaigns, yield func(Session) bool) error {
+		k := newCandidates(cs)
 		for {
-			s, err := k.await(c.ctx)
+			s, err := k.await(cs.ctx())
 			if err != nil {
 				return err
 			}
@@ -31,9 +31,9 @@ func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
 				return nil
 			}
 			if lost := s.lostWhileWindingDown(); lost != nil {
-				return errors.Join(context.Cause(c.ctx), lost)
+				return errors.Join(context.Cause(cs.ctx()), lost)
 			}
-			k.pause(c.ctx, s)
+			k.pause(cs.ctx(), s)
 		}
 	})
 }
@@ -47,7 +47,7 @@ func (s *session) lead(yield func(Session) bool) bool {
 
 // sequence returns what walk yields in a campaign that lasts as long as the loop. It ends as walk does: nil when
 // the loop was left, else why the sequence ended.
-func sequence[T any](ctx context.Context, opts []Option, walk func(*campaign, func(T) bool) error) iter.Seq[T] {
+func sequence[T any](ctx context.Context, opts []Option, walk func(campaigns, func(T) bool) error) iter.Seq[T] {
 	o, invalid := newOptions(ctx, opts)
 	if invalid != nil && o.err == nil {
 		panic(invalid)
@@ -57,16 +57,16 @@ func sequence[T any](ctx context.Context, opts []Option, walk func(*campaign, fu
 			o.reportEnd(ctx, nil, invalid)
 			return
 		}
-		c, err := newCampaign(ctx, o)
+		cs, err := newCampaigns(ctx, o)
 		if err != nil {
 			o.reportEnd(ctx, nil, err)
 			return
 		}
-		defer c.user.repanic()
-		defer c.close()
-		defer func() { o.reportEnd(c.ctx, c, err) }() // nil if the body panics
-		c.start()
-		err = walk(c, yield)
+		defer cs.repanic()
+		defer cs.close()
+		defer func() { o.reportEnd(cs.ctx(), cs[0], err) }() // nil if the body panics
+		cs.start()
+		err = walk(cs, yield)
 	}
 }
 

@@ -33,6 +33,7 @@ const maxEnded = 1000
 type LeaseStatus struct {
 	Namespace    string `json:"namespace"`
 	Name         string `json:"name"`
+	Slot         int    `json:"slot,omitempty"` // of WithSlots, whose slots are leases with a status each
 	Identity     string `json:"identity"`
 	FieldManager string `json:"fieldManager"`
 
@@ -331,6 +332,7 @@ func (c *campaign) status() LeaseStatus {
 	s := LeaseStatus{
 		Namespace:            c.lease.namespace,
 		Name:                 c.lease.name,
+		Slot:                 c.options.slot,
 		Identity:             c.lease.identity,
 		FieldManager:         c.lease.fieldManager,
 		LeaseDurationSeconds: c.options.duration.Seconds(),

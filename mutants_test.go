@@ -40,11 +40,11 @@ func idleRenewer(w *world, own record, waiting func(*session)) (*renewer, *lease
 	if err != nil {
 		w.Fatal(err)
 	}
-	c, err := newCampaign(w.Context(), o)
+	c, err := newCampaign(w.Context(), o, nil)
 	if err != nil {
 		w.Fatal(err)
 	}
-	w.Cleanup(c.close)
+	w.Cleanup(campaigns{c}.close)
 	c.store.addAnswer(own, observation{})
 	inner, cancel := context.WithCancelCause(w.Context())
 	s = &session{

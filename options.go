@@ -24,6 +24,8 @@ type Option func(*options)
 
 type options struct {
 	name, namespace string
+	slots           int // 0 for no slots
+	slot            int // of a campaign
 	identity        string
 	fieldManager    string
 	client          *userClient
@@ -286,8 +288,14 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 func (o *options) validate() {
 	if o.name == "" {
 		o.fault("no lease: WithLease names it")
-	} else if wrong := validation.IsDNS1123Subdomain(o.name); wrong != nil {
-		o.fault("lease name %q: %s", o.name, strings.Join(wrong, "; "))
+	} else if wrong := validation.IsDNS1123Subdomain(o.longestName()); wrong != nil {
+		o.fault("lease name %q: %s", o.longestName(), strings.Join(wrong, "; "))
+	}
+	if o.slots > 0 && o.createMode == CreateNew {
+		o.fault("WithSlots and CreateNew are mutually exclusive")
+	}
+	if o.slots > 0 && o.reclaim {
+		o.fault("WithSlots and WithReclaim are mutually exclusive")
 	}
 	if o.namespace != "" {
 		if wrong := validation.IsDNS1123Label(o.namespace); wrong != nil {
@@ -338,6 +346,14 @@ func (o *options) validate() {
 	if r > d/10*9 {
 		o.fault("want renew deadline (%v) <= 0.9 x duration (%v)", r, d)
 	}
+}
+
+// longestName returns the name of the Lease, or that of the last slot.
+func (o *options) longestName() string {
+	if o.slots > 0 {
+		return slotName(o.name, o.slots-1)
+	}
+	return o.name
 }
 
 // maxDuration is what fits in the int32 of leaseDurationSeconds.

@@ -71,6 +71,12 @@ func TestInvalidOptions(t *testing.T) {
 		{"logger nil", []Option{x, WithLogger(nil)}, []string{"WithLogger: the logger is nil"}},
 		{"client and config", []Option{x, client, WithRESTConfig(&rest.Config{})}, []string{"WithClient and WithRESTConfig: want one of them"}},
 
+		{"no slots", []Option{x, WithSlots(0)}, []string{"WithSlots: want 1 to 1000 slots, not 0"}},
+		{"too many slots", []Option{x, WithSlots(1001)}, []string{"WithSlots: want 1 to 1000 slots, not 1001"}},
+		{"slots whose last has too long a name", []Option{WithLease(strings.Repeat("x", 251)), WithSlots(11)},
+			[]string{`lease name "` + strings.Repeat("x", 251) + `-10": must be no more than 253 characters`}},
+		{"slots and what they exclude", []Option{x, WithSlots(2), WithCreateMode(CreateNew), WithIdentity("a"), WithReclaim()},
+			[]string{"WithSlots and CreateNew are mutually exclusive", "WithSlots and WithReclaim are mutually exclusive"}},
 		{"address empty", []Option{x, WithAdvertise("")}, []string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not ""`}},
 		{"address that is no text", []Option{x, WithAdvertise("\xff")}, []string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not "\xff"`}},
 

@@ -18,6 +18,7 @@ type leaseStore struct {
 	fallback        time.Duration   // the duration of a holder that recorded none
 	ours            func(term) bool // reports whether the campaign wrote a term
 	changed         chan struct{}   // has room for one: there is news since it was last received from
+	changedAny      chan struct{}   // the same for the Leases of all slots together
 	doubt           func()          // called without mu when an event contradicts what is known: only a read decides
 
 	mu       sync.Mutex // protects following; taken before the claims' mutex
@@ -59,6 +60,7 @@ func (s *leaseStore) setLocked(rec record) {
 	s.updated = time.Now()
 	s.seen = observe(s.seen, rec, s.clock.now().mono, s.fallback, s.ours)
 	signal(s.changed)
+	signal(s.changedAny)
 }
 
 // setAfterGapLocked is setLocked for a record before which others may have gone unseen. The caller holds mu.

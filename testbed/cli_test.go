@@ -218,6 +218,39 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// Of three commands for two slots, two run, with different numbers; the third has that of the first to end.
+func TestRunSlots(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	held := func(name string) func() bool {
+		return func() bool {
+			l, err := c.admin.Get(c.Context(), name, metav1.GetOptions{})
+			return err == nil && l.Spec.HolderIdentity != nil
+		}
+	}
+	start := func(hold string) *call {
+		return c.start("run", "job", "--slots", "2", "--", "sh", "-c", "echo $LEASEHOLD_LEASE $LEASEHOLD_SLOT; "+hold)
+	}
+	a := start("sleep 3")
+	c.await("slot 0 held", held("job-0"))
+	b := start("sleep 6")
+	c.await("slot 1 held", held("job-1"))
+	d := start("exit 7")
+	for _, tt := range []struct {
+		call *call
+		code int
+		want string
+	}{{a, 0, "job-0 0\n"}, {d, 7, "job-0 0\n"}, {b, 0, "job-1 1\n"}} {
+		tt.call.wantCode(tt.code)
+		if got := tt.call.stdout.String(); got != tt.want {
+			t.Errorf("printed %q, want %q", got, tt.want)
+		}
+	}
+	if c.holder("job-0") != "" || c.holder("job-1") != "" {
+		t.Errorf("afterwards held by %q and %q", c.holder("job-0"), c.holder("job-1"))
+	}
+}
+
 func TestRunExitCodes(t *testing.T) {
 	c := newCLI(t)
 	var group errgroup.Group

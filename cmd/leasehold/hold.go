@@ -61,13 +61,16 @@ type holding struct {
 	heldExitCode    int
 	listen          string
 	advertise       string
+	slots           int
 
 	monitor *leasehold.Monitor
+	slotted func() bool                                          // reports whether --slots was given
 	look    func(context.Context) (*coordinationv1.Lease, error) // reads the Lease
 }
 
 func (h *holding) flags(flags *pflag.FlagSet) {
 	h.timing.flags(flags)
+	h.slotted = func() bool { return flags.Changed("slots") }
 	flags.StringVarP(&h.identity, "identity", "i", "",
 		"the holder to write into the Lease (default <$POD_NAME or host name>_<uuid>)")
 	flags.DurationVar(&h.wait, "wait", 0,
@@ -82,6 +85,8 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&h.fieldManager, "field-manager", "leasehold",
 		"the name under which the API server tracks our changes")
 	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after releasing it")
+	flags.IntVar(&h.slots, "slots", 0,
+		"how many may hold a lease at once: LEASE-0, LEASE-1 and so on, of which this process takes one (default one lease)")
 	flags.StringVar(&h.advertise, "advertise", "",
 		"the address to publish while holding the lease, as $POD_IP:8080; get -o wide shows it")
 	flags.StringVar(&h.listen, "listen", "",
@@ -96,6 +101,9 @@ func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 		leasehold.WithFieldManager(h.fieldManager), leasehold.WithLabels(h.labels), leasehold.WithLogger(t.log))
 	if h.identity != "" {
 		opts = append(opts, leasehold.WithIdentity(h.identity))
+	}
+	if h.slotted() {
+		opts = append(opts, leasehold.WithSlots(h.slots))
 	}
 	if h.advertise != "" {
 		opts = append(opts, leasehold.WithAdvertise(h.advertise))
@@ -119,13 +127,34 @@ func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 		return nil, err
 	}
 	h.monitor = new(leasehold.Monitor)
-	h.look = func(ctx context.Context) (*coordinationv1.Lease, error) { return t.get(ctx, lease) }
+	h.look = func(ctx context.Context) (*coordinationv1.Lease, error) { return h.firstFree(ctx, t, lease) }
 	if h.listen != "" {
 		if err := serve(h.listen, h.monitor); err != nil {
 			return nil, err
 		}
 	}
 	return append(append(opts, leasehold.WithMonitor(h.monitor)), where...), nil
+}
+
+// firstFree returns the Lease or, with --slots, that of the first slot that is free or expired, else of the first slot.
+func (h *holding) firstFree(ctx context.Context, t *tool, lease string) (*coordinationv1.Lease, error) {
+	if !h.slotted() {
+		return t.get(ctx, lease)
+	}
+	var first *coordinationv1.Lease
+	for slot := range h.slots {
+		l, err := t.get(ctx, fmt.Sprintf("%s-%d", lease, slot))
+		if err != nil {
+			return nil, err
+		}
+		if holderOf(l.Spec) == "" || h.expired(l.Spec, time.Now()) {
+			return l, nil
+		}
+		if first == nil {
+			first = l
+		}
+	}
+	return first, nil
 }
 
 // check returns the error about invalid opts. Sessions panics with it, and does nothing else before it is ranged over.
@@ -207,7 +236,7 @@ func (h *holding) awaitExpiry(ctx context.Context) {
 	end := time.Now().Add(h.durationOf(l.Spec) + expirySlack)
 	for ctx.Err() == nil && time.Now().Before(end) {
 		for _, s := range h.monitor.Leases() {
-			read := s.ResourceVersion != "" // by the campaign
+			read := s.ResourceVersion != "" && s.Name == l.Name // by the campaign
 			if read && (s.Holder == nil || !s.Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time)) {
 				return
 			}
@@ -263,7 +292,7 @@ func (h *holding) notAcquired(err error) error {
 		flags := strings.NewReplacer("CreateNew", "--create=new", "UseExisting", "--create=never")
 		return errors.New(flags.Replace(err.Error()))
 	case errors.Is(err, leasehold.ErrHeld):
-		if who := h.heldBy(); who != "" {
+		if who := h.heldBy(); who != "" && !h.slotted() {
 			err = fmt.Errorf("leasehold: lease %s", who)
 		}
 		return exitWith(h.heldExitCode, err)
@@ -286,6 +315,9 @@ func (h *holding) heldBy() string {
 	}
 	now := time.Now()
 	text := fmt.Sprintf("held by %q", holderOf(l.Spec))
+	if h.slotted() {
+		text = l.Name + " " + text
+	}
 	renewed := age(l.Spec.RenewTime, now)
 	switch {
 	case !h.expired(l.Spec, now):

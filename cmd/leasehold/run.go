@@ -43,7 +43,8 @@ are both killed or stopped. Work that the command leaves to a service, as system
 descendant.
 
 The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and
-LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes.
+LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes. With --slots
+it has LEASEHOLD_SLOT, from 0: no two commands that run have the same.
 
 With --no-wait the tool skips the command if the lease has a holder, also one that crashed: a new process has to see a
 lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
@@ -57,6 +58,9 @@ leasehold run reconciler --restart -- ./reconciler --verbose
 
 # From cron on several machines: one runs the job, the others skip it and succeed
 leasehold run nightly-report --wait 1s --held-exit-code 0 -- ./report.sh
+
+# At most three at once over all machines, each with a number of its own
+leasehold run importer --slots 3 -- sh -c './import --worker $LEASEHOLD_SLOT'
 
 # Wait half a minute for the lease, and give the program five seconds to stop when it is lost
 leasehold run migrate --wait 30s --duration 30s --stop-timeout 5s -- ./migrate`,
@@ -251,9 +255,9 @@ func (r *runner) campaign() (end outcome, err error) {
 	return end, err
 }
 
-// environ returns the environment of a command that runs in session s, with mark, by which the watchdog finds its
-// descendants.
-func environ(s leasehold.Session, mark string) []string {
+// environ returns the environment of a command that runs in session s, of a slot or not, with mark, by which the watchdog
+// finds its descendants.
+func environ(s leasehold.Session, slotted bool, mark string) []string {
 	h := s.Holder()
 	own := []string{
 		"LEASEHOLD_LEASE=" + h.Name,
@@ -261,6 +265,9 @@ func environ(s leasehold.Session, mark string) []string {
 		"LEASEHOLD_IDENTITY=" + h.Identity,
 		"LEASEHOLD_FENCING_TOKEN=" + strconv.FormatUint(s.FencingToken(), 10),
 		mark,
+	}
+	if slotted {
+		own = append(own, "LEASEHOLD_SLOT="+strconv.Itoa(s.Slot()))
 	}
 	inherited := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")

@@ -43,7 +43,7 @@ func (r *runner) term(s leasehold.Session) (end outcome) {
 	if sv.check(); sv.lost != nil {
 		return outcome{lost: sv.lost}
 	}
-	group, err := r.host.start(r.path, r.argv, environ(s, r.host.watchdog.mark))
+	group, err := r.host.start(r.path, r.argv, environ(s, r.slotted(), r.host.watchdog.mark))
 	if err != nil {
 		return outcome{code: exitNotRunnable, err: err}
 	}
