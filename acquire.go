@@ -155,9 +155,9 @@ func Do[T any](ctx context.Context, fn func(context.Context) (T, error), opts ..
 // ended without releasing it, or by an operator's hand. A process that runs needs no Vacate, in a preStop hook for
 // example: its loop releases the lease when its context ends, and would acquire it again.
 //
-// With WithSlots it frees all slots that the identity holds. Vacate reports whether it freed anything. It never frees what somebody else holds, nor a term that the identity
-// began after Vacate was called. If it fails it may be called again. It tries until ctx ends, at most for half of
-// the renew deadline.
+// With WithSlots it frees all slots that the identity holds. Vacate reports whether it freed anything. It never frees
+// what somebody else holds, nor a term that the identity began after Vacate was called. If it fails it may be called
+// again. It tries until ctx ends, at most for half of the renew deadline.
 func Vacate(ctx context.Context, opts ...Option) (_ bool, err error) {
 	o, err := newOptions(ctx, opts)
 	if err == nil && o.identity == "" {

@@ -59,7 +59,9 @@ func TestAcquire(t *testing.T) {
 func TestReleaseAtOnce(t *testing.T) {
 	inWorld(t, func(w *world) {
 		s := w.acquire(w.Context(), "a")
-		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: time.Second} })
+		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+			return leasetest.Fault{Before: time.Second}
+		})
 		var group sync.WaitGroup
 		for range 3 {
 			group.Go(func() {
@@ -185,7 +187,8 @@ func TestTryAcquire(t *testing.T) {
 		}
 		n := w.srv.Client("b").Requests()
 		none, err := TryAcquire(w.Context(), w.options("b")...)
-		if !errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "a", by another session of this process` || none != (Session{}) {
+		if !errors.Is(err, ErrHeld) ||
+			err.Error() != `leasehold: lease held by "a", by another session of this process` || none != (Session{}) {
 			t.Errorf("TryAcquire() of a held lease = %v", err)
 		}
 		if n := w.srv.Client("b").Requests() - n; n != 1 {
@@ -248,7 +251,9 @@ func TestTryAcquireAgain(t *testing.T) {
 				w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
 					if r.Verb == "apply" {
 						tries++
-						w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": fmt.Sprint(tries)} })
+						w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+							l.Labels = map[string]string{"edited": fmt.Sprint(tries)}
+						})
 						if taken && tries == 3 {
 							w.steal("c")
 						}
@@ -256,7 +261,9 @@ func TestTryAcquireAgain(t *testing.T) {
 					return leasetest.Fault{}
 				})
 				_, err := TryAcquire(w.Context(), w.options("b")...)
-				if taken && (!errors.Is(err, ErrHeld) || err.Error() != `leasehold: lease held by "c"; free in 15s unless renewed`) || !taken && !apierrors.IsConflict(err) {
+				if taken && (!errors.Is(err, ErrHeld) ||
+					err.Error() != `leasehold: lease held by "c"; free in 15s unless renewed`) ||
+					!taken && !apierrors.IsConflict(err) {
 					t.Errorf("TryAcquire() = %v", err)
 				}
 				if tries != 3 {
@@ -270,7 +277,8 @@ func TestTryAcquireAgain(t *testing.T) {
 // The Lease is deleted under the claim of TryAcquire.
 func TestTryAcquireDeleted(t *testing.T) {
 	for mode, want := range map[CreateMode]string{
-		AutoCreate:  "leasehold: lease held: the Lease was deleted while a holder led that may not have heard; free in 15s",
+		AutoCreate: "leasehold: lease held: the Lease was deleted while a holder led that may not have heard; " +
+			"free in 15s",
 		UseExisting: "leasehold: lease not found: default/reconciler, and UseExisting does not create it",
 	} {
 		inWorld(t, func(w *world) {
@@ -284,7 +292,8 @@ func TestTryAcquireDeleted(t *testing.T) {
 				}
 				return leasetest.Fault{}
 			})
-			if _, err := TryAcquire(w.Context(), w.options("b", WithCreateMode(mode))...); err == nil || err.Error() != want {
+			if _, err := TryAcquire(w.Context(), w.options("b", WithCreateMode(mode))...); err == nil ||
+				err.Error() != want {
 				t.Errorf("TryAcquire() = %v, want %v", err, want)
 			}
 		})
@@ -675,7 +684,8 @@ func TestLabelsAndOwner(t *testing.T) {
 		for _, exists := range []bool{false, true} {
 			if exists {
 				w.srv.Delete(ns, name)
-				w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Labels: map[string]string{"theirs": "1"},
+				w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name,
+					Labels:          map[string]string{"theirs": "1"},
 					OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "q"}}}})
 			}
 			s := w.acquire(w.Context(), "a", WithLabels(map[string]string{"team": "storage"}), WithOwner(owner))

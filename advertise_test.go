@@ -45,7 +45,9 @@ func TestAdvertise(t *testing.T) {
 		want []string
 	}{
 		{"released", func(w *world) {}, []string{" "}},
-		{"the next one advertises too", func(w *world) { w.run("b", nil, WithAdvertise("b:80")) }, []string{" ", "b b:80"}},
+		{"the next one advertises too", func(w *world) {
+			w.run("b", nil, WithAdvertise("b:80"))
+		}, []string{" ", "b b:80"}},
 		{"the next one does not", func(w *world) { w.run("b", nil) }, []string{" ", "b "}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -103,10 +105,11 @@ func TestAdvertisedTerm(t *testing.T) {
 // Annotations are no sign of life: a candidate waits no longer for a holder that does not renew.
 func TestAnnotationsAreNoSignOfLife(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: new("dead"), LeaseDurationSeconds: new(int32(15)),
-			AcquireTime: &metav1.MicroTime{Time: time.Now()}, RenewTime: &metav1.MicroTime{Time: time.Now()},
-		}})
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity: new("dead"), LeaseDurationSeconds: new(int32(15)),
+				AcquireTime: &metav1.MicroTime{Time: time.Now()}, RenewTime: &metav1.MicroTime{Time: time.Now()},
+			}})
 		w.run("b", nil)
 		for i := range 15 {
 			w.sleep(time.Second - time.Millisecond)
@@ -139,12 +142,16 @@ func TestSameBytesWithoutOptions(t *testing.T) {
 		w.sleep(time.Second)
 		at := func(d time.Duration) string { return begin.Add(d).UTC().Format(metav1.RFC3339Micro) }
 		want := []string{
-			`{"metadata":{"name":"reconciler","namespace":"default"},"spec":{"holderIdentity":"a","leaseDurationSeconds":15,` +
+			`{"metadata":{"name":"reconciler","namespace":"default"},"spec":{"holderIdentity":"a",` +
+				`"leaseDurationSeconds":15,` +
 				`"acquireTime":"` + at(0) + `","renewTime":"` + at(0) + `","leaseTransitions":0}}`,
 			`{"metadata":{"resourceVersion":"1001"},"spec":{"renewTime":"` + at(750*time.Millisecond) + `"}}`,
-			`{"metadata":{"resourceVersion":"1002"},"spec":{"holderIdentity":null,"leaseDurationSeconds":null,"acquireTime":null,"renewTime":null}}`,
-			`{"kind":"Lease","apiVersion":"coordination.k8s.io/v1","metadata":{"name":"reconciler","namespace":"default",` +
-				`"uid":"` + string(w.lease().UID) + `","resourceVersion":"1003"},"spec":{"holderIdentity":"b","leaseDurationSeconds":15,` +
+			`{"metadata":{"resourceVersion":"1002"},"spec":{"holderIdentity":null,"leaseDurationSeconds":null,` +
+				`"acquireTime":null,"renewTime":null}}`,
+			`{"kind":"Lease","apiVersion":"coordination.k8s.io/v1","metadata":{"name":"reconciler",` +
+				`"namespace":"default",` +
+				`"uid":"` + string(w.lease().UID) +
+				`","resourceVersion":"1003"},"spec":{"holderIdentity":"b","leaseDurationSeconds":15,` +
 				`"acquireTime":"` + at(time.Second) + `","renewTime":"` + at(time.Second) + `","leaseTransitions":1}}`,
 			`{"metadata":{"resourceVersion":"1004"},"spec":{"renewTime":"` + at(1750*time.Millisecond) + `"}}`,
 		}
@@ -177,7 +184,9 @@ type loggedLeases struct {
 	log *writeLog
 }
 
-func (l loggedLeases) Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (l loggedLeases) Create(
+	ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	body, err := json.Marshal(lease)
 	if err != nil {
 		return nil, err

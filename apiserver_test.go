@@ -45,7 +45,8 @@ func overNetwork(t *testing.T, roundTrip time.Duration, test func(*testing.T, *a
 
 // config returns a configuration that connects to the server.
 func (s *apiServer) config() *rest.Config {
-	return &rest.Config{Host: "https://server.example", Dial: s.Dial, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+	return &rest.Config{Host: "https://server.example", Dial: s.Dial,
+		TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 }
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {

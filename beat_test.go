@@ -39,7 +39,8 @@ func TestBeat(t *testing.T) {
 				switch {
 				case !tt.lost && s.Err() != nil:
 					t.Errorf("%v after %v", s.Err(), took)
-				case tt.lost && (errorText(s.Err()) != want || !errors.Is(s.Err(), ErrLost) || took < limit || took > limit*3/2):
+				case tt.lost && (errorText(s.Err()) != want || !errors.Is(s.Err(), ErrLost) || took < limit ||
+					took > limit*3/2):
 					t.Errorf("%v after %v, want %s", s.Err(), took, want)
 				case tt.lost && (w.holder() != "a" || s.ValidFor() != 0):
 					t.Errorf("held by %q, valid for %v", w.holder(), s.ValidFor())

@@ -18,9 +18,11 @@ import (
 func heldLease() *coordinationv1.Lease {
 	at := metav1.NewMicroTime(time.Date(2026, 5, 1, 12, 0, 0, 123456000, time.UTC))
 	return &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "0b9a4a5e-6d7c-4c9d-9c55-0d7f1c6b2f10", ResourceVersion: "123456"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "0b9a4a5e-6d7c-4c9d-9c55-0d7f1c6b2f10",
+			ResourceVersion: "123456"},
 		Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: new("a"), LeaseDurationSeconds: new(int32(15)), AcquireTime: &at, RenewTime: &at, LeaseTransitions: new(int32(3)),
+			HolderIdentity: new("a"), LeaseDurationSeconds: new(int32(15)), AcquireTime: &at, RenewTime: &at,
+			LeaseTransitions: new(int32(3)),
 		},
 	}
 }
@@ -78,7 +80,9 @@ type echoingLease struct {
 	lease *coordinationv1.Lease
 }
 
-func (e echoingLease) Patch(context.Context, string, types.PatchType, []byte, metav1.PatchOptions, ...string) (*coordinationv1.Lease, error) {
+func (e echoingLease) Patch(
+	context.Context, string, types.PatchType, []byte, metav1.PatchOptions, ...string,
+) (*coordinationv1.Lease, error) {
 	return e.lease, nil
 }
 
@@ -86,7 +90,8 @@ func (e echoingLease) Patch(context.Context, string, types.PatchType, []byte, me
 // its answer.
 func BenchmarkMergePatch(b *testing.B) {
 	b.ReportAllocs()
-	l := &leaseClient{leases: echoingLease{lease: heldLease()}, namespace: ns, name: name, identity: "a", duration: D, fieldManager: "leasehold"}
+	l := &leaseClient{leases: echoingLease{lease: heldLease()}, namespace: ns, name: name, identity: "a", duration: D,
+		fieldManager: "leasehold"}
 	r, stamp := heldRecord(b), time.Now().UTC()
 	for b.Loop() {
 		if _, err := l.renew(b.Context(), r, stamp); err != nil {

@@ -225,7 +225,8 @@ func (c *candidate) ruledOut(r record, known bool) error {
 	case c.createModeMet || !known:
 		return nil
 	case mode == CreateNew && r.exists() && !c.campaign.claims.include(r.term()):
-		return fmt.Errorf("leasehold: %w: %s/%s, and CreateNew wants to create it", ErrExists, c.campaign.lease.namespace, c.campaign.lease.name)
+		return fmt.Errorf("leasehold: %w: %s/%s, and CreateNew wants to create it", ErrExists,
+			c.campaign.lease.namespace, c.campaign.lease.name)
 	case mode == UseExisting && !r.exists():
 		return c.notFound()
 	default:
@@ -235,7 +236,8 @@ func (c *candidate) ruledOut(r record, known bool) error {
 }
 
 func (c *candidate) notFound() error {
-	return fmt.Errorf("leasehold: %w: %s/%s, and UseExisting does not create it", ErrNotFound, c.campaign.lease.namespace, c.campaign.lease.name)
+	return fmt.Errorf("leasehold: %w: %s/%s, and UseExisting does not create it", ErrNotFound,
+		c.campaign.lease.namespace, c.campaign.lease.name)
 }
 
 // untilAttempt returns how long to wait before claiming the lease as it is in o; at most 0 when it may be
@@ -316,7 +318,8 @@ func (c *candidate) warnDuplicate(t term) {
 		return
 	}
 	c.warnedDuplicate = t
-	c.campaign.log.warn("lease held under our own identity by another process, or by this one before it restarted; waiting until it expires",
+	c.campaign.log.warn(
+		"lease held under our own identity by another process or an earlier run of this one; waiting until it expires",
 		"acquireTime", t.acquired)
 }
 
@@ -331,7 +334,11 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 	case outcomeUnknown(err):
 		c.failures++
 		// Until this one is known, another write would only add to the doubt.
-		for _, err := c.campaign.reflector.read(ctx); err != nil && ctx.Err() == nil; _, err = c.campaign.reflector.read(ctx) {
+		for ctx.Err() == nil {
+			_, err := c.campaign.reflector.read(ctx)
+			if err == nil {
+				break
+			}
 			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
 		}
 		now := c.campaign.store.latest()
@@ -384,14 +391,15 @@ func (c *candidate) checkStalled(ctx context.Context, err error) {
 
 // pause gives others their turn after the session s, which was of this lease.
 func (c *candidate) pause(ctx context.Context, s *session) {
+	clock, interval := c.campaign.clock, c.campaign.options.renewInterval
 	lost := s.loss() != nil
-	if lost && s.began.add(c.campaign.options.renewInterval).left(c.campaign.clock.now()) > 0 {
-		sleep(ctx, c.campaign.clock, c.delays.next(nil, c.campaign.options.renewInterval)) // what ended it may do so again and again
+	if lost && s.began.add(interval).left(clock.now()) > 0 {
+		sleep(ctx, clock, c.delays.next(nil, interval)) // what ended it may do so again and again
 		return
 	}
 	c.delays.reset()
 	if !lost {
-		sleep(ctx, c.campaign.clock, c.campaign.options.between(c.campaign.options.renewInterval/4, c.campaign.options.renewInterval*3/4))
+		sleep(ctx, clock, c.campaign.options.between(interval/4, interval*3/4))
 	}
 }
 

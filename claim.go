@@ -173,12 +173,13 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 
 // sendClaim sends the write. One that is cut short has an unknown outcome: ctx does not end it, its timeout does.
 func (c *candidate) sendClaim(ctx context.Context, o observation, n claim) (record, error) {
-	r, err := c.campaign.lease.request(context.WithoutCancel(ctx), "acquire", c.campaign.acquireTimeout.current(), func(ctx context.Context) (record, error) {
-		if !o.exists() {
-			return c.campaign.lease.create(ctx, n.term.acquired)
-		}
-		return c.campaign.lease.acquire(ctx, o.record, n.term.acquired)
-	})
+	r, err := c.campaign.lease.request(context.WithoutCancel(ctx), "acquire", c.campaign.acquireTimeout.current(),
+		func(ctx context.Context) (record, error) {
+			if !o.exists() {
+				return c.campaign.lease.create(ctx, n.term.acquired)
+			}
+			return c.campaign.lease.acquire(ctx, o.record, n.term.acquired)
+		})
 	if err == nil {
 		c.campaign.store.addAnswer(r, o)
 	}

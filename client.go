@@ -83,7 +83,8 @@ func joinClient(client *userClient, config *rest.Config, interval time.Duration,
 	clients.Lock()
 	defer clients.Unlock()
 	s := made
-	if i := slices.IndexFunc(clients.inUse, func(s *sharedClient) bool { return s.fits(client, config, interval) }); i >= 0 {
+	fits := func(s *sharedClient) bool { return s.fits(client, config, interval) }
+	if i := slices.IndexFunc(clients.inUse, fits); i >= 0 {
 		s = clients.inUse[i]
 	} else if made != nil {
 		clients.inUse = append(clients.inUse, made)
@@ -139,7 +140,8 @@ func (s *sharedClient) fits(client *userClient, config *rest.Config, interval ti
 func sameSettings(a, b *rest.Config) bool {
 	if !sameFunc(a.WrapTransport, b.WrapTransport) || !sameFunc(a.Dial, b.Dial) || !sameFunc(a.Proxy, b.Proxy) ||
 		!sameValue(a.Transport, b.Transport) || !sameValue(a.AuthConfigPersister, b.AuthConfigPersister) ||
-		!sameValue(a.WarningHandler, b.WarningHandler) || !sameValue(a.WarningHandlerWithContext, b.WarningHandlerWithContext) {
+		!sameValue(a.WarningHandler, b.WarningHandler) ||
+		!sameValue(a.WarningHandlerWithContext, b.WarningHandlerWithContext) {
 		return false
 	}
 	x, y := *a, *b

@@ -27,15 +27,19 @@ func TestLaneShared(t *testing.T) {
 	// Closures of one code, which differ only by what they have in them.
 	var wraps []transport.WrapperFunc
 	for _, user := range []string{"a", "b"} {
-		wraps = append(wraps, func(next http.RoundTripper) http.RoundTripper { return transport.NewUserAgentRoundTripper(user, next) })
+		wraps = append(wraps, func(next http.RoundTripper) http.RoundTripper {
+			return transport.NewUserAgentRoundTripper(user, next)
+		})
 	}
 	one, dialing := with(nil), with(func(c *rest.Config) { c.Dial = dial })
 	changed, wrapping := with(nil), with(func(c *rest.Config) { c.WrapTransport = wraps[0] })
 	running := with(func(c *rest.Config) {
-		c.ExecProvider = &clientcmdapi.ExecConfig{Command: "true", Args: []string{"a"}, APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: "Never"}
+		c.ExecProvider = &clientcmdapi.ExecConfig{Command: "true", Args: []string{"a"},
+			APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: "Never"}
 	})
 	grouped := with(func(c *rest.Config) {
-		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Groups: []string{"a"}, Extra: map[string][]string{"a": {"a"}}}
+		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Groups: []string{"a"},
+			Extra: map[string][]string{"a": {"a"}}}
 	})
 	extra := with(func(c *rest.Config) {
 		c.Impersonate = rest.ImpersonationConfig{UserName: "a", Extra: map[string][]string{"a": {"a"}}}
@@ -54,7 +58,9 @@ func TestLaneShared(t *testing.T) {
 	}{
 		{"the same", one, one, I, nil, true},
 		{"equal", with(nil), with(nil), I, nil, true},
-		{"limits, which are not used", with(nil), with(func(c *rest.Config) { c.QPS, c.Timeout = 3, time.Hour }), I, nil, true},
+		{"limits, which are not used", with(nil), with(func(c *rest.Config) {
+			c.QPS, c.Timeout = 3, time.Hour
+		}), I, nil, true},
 		{"another interval", one, one, 2 * I, nil, false},
 		{"another server", one, with(func(c *rest.Config) { c.Host = "https://203.0.113.2" }), I, nil, false},
 		{"another user", one, with(func(c *rest.Config) { c.Impersonate.UserName = "b" }), I, nil, false},
@@ -62,11 +68,20 @@ func TestLaneShared(t *testing.T) {
 		{"the same, with a function", dialing, dialing, I, nil, true},
 		{"the same function", dialing, with(func(c *rest.Config) { c.Dial = dial }), I, nil, true},
 		{"another function", wrapping, with(func(c *rest.Config) { c.WrapTransport = wraps[1] }), I, nil, false},
-		{"the same, with another function meanwhile", wrapping, wrapping, I, func() { wrapping.WrapTransport = wraps[1] }, false},
-		{"another transport", with(func(c *rest.Config) { c.Transport = &http.Transport{} }), with(func(c *rest.Config) { c.Transport = &http.Transport{} }), I, nil, false},
-		{"the same, with another command meanwhile", running, running, I, func() { running.ExecProvider.Args[0] = "b" }, false},
-		{"the same, with another group meanwhile", grouped, grouped, I, func() { grouped.Impersonate.Groups[0] = "b" }, false},
-		{"the same, with another extra meanwhile", extra, extra, I, func() { extra.Impersonate.Extra["a"][0] = "b" }, false},
+		{"the same, with another function meanwhile", wrapping, wrapping, I, func() {
+			wrapping.WrapTransport = wraps[1]
+		}, false},
+		{"another transport", with(func(c *rest.Config) { c.Transport = &http.Transport{} }),
+			with(func(c *rest.Config) { c.Transport = &http.Transport{} }), I, nil, false},
+		{"the same, with another command meanwhile", running, running, I, func() {
+			running.ExecProvider.Args[0] = "b"
+		}, false},
+		{"the same, with another group meanwhile", grouped, grouped, I, func() {
+			grouped.Impersonate.Groups[0] = "b"
+		}, false},
+		{"the same, with another extra meanwhile", extra, extra, I, func() {
+			extra.Impersonate.Extra["a"][0] = "b"
+		}, false},
 		{"the same, changed meanwhile", changed, changed, I, func() { changed.BearerToken = "b" }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

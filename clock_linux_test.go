@@ -48,7 +48,8 @@ func TestBootTimeOfTheKernel_G3(t *testing.T) {
 			reading, _, _ = strings.Cut(reading, "\n")
 			boot, err := strconv.ParseInt(reading, 10, 64)
 			if ahead := time.Duration(boot) - tt.boot; err != nil || ahead < before || ahead > after {
-				t.Errorf("the boot clock %v ahead reads %v (%v), want between %v and %v", tt.boot, time.Duration(boot), err, before+tt.boot, after+tt.boot)
+				t.Errorf("the boot clock %v ahead reads %v (%v), want between %v and %v", tt.boot, time.Duration(boot),
+					err, before+tt.boot, after+tt.boot)
 			}
 			if want := "session ended: " + tt.want; !strings.Contains(out, want) {
 				t.Errorf("want %q:\n%s", want, out)
@@ -63,7 +64,8 @@ const sleptBefore = "LEASEHOLD_TEST_SLEPT"
 // inTimeNamespace runs this test in a process whose clocks are ahead, and returns what it printed.
 func inTimeNamespace(t *testing.T, mono, boot time.Duration, env string) string {
 	t.Helper()
-	unshare := []string{"unshare", "--time", fmt.Sprintf("--monotonic=%.0f", mono.Seconds()), fmt.Sprintf("--boottime=%.0f", boot.Seconds())}
+	unshare := []string{"unshare", "--time", fmt.Sprintf("--monotonic=%.0f", mono.Seconds()),
+		fmt.Sprintf("--boottime=%.0f", boot.Seconds())}
 	if os.Geteuid() != 0 {
 		unshare = append(unshare, "--user", "--map-root-user")
 	}

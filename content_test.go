@@ -38,8 +38,9 @@ func TestOddContent(t *testing.T) {
 	}{
 		{"empty spec", coordinationv1.LeaseSpec{}, free},
 		{`holder ""`, coordinationv1.LeaseSpec{HolderIdentity: new("")}, free},
-		{`holder "" with all the rest`, coordinationv1.LeaseSpec{HolderIdentity: new(""), LeaseDurationSeconds: new(int32(30)),
-			AcquireTime: now, RenewTime: now, LeaseTransitions: new(int32(5))}, free},
+		{`holder "" with all the rest`,
+			coordinationv1.LeaseSpec{HolderIdentity: new(""), LeaseDurationSeconds: new(int32(30)),
+				AcquireTime: now, RenewTime: now, LeaseTransitions: new(int32(5))}, free},
 		{"all but a holder", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(30)),
 			AcquireTime: now, RenewTime: now, LeaseTransitions: new(int32(5))}, free},
 		{"times only", coordinationv1.LeaseSpec{AcquireTime: now, RenewTime: future}, free},
@@ -47,31 +48,47 @@ func TestOddContent(t *testing.T) {
 		{"transitions only", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(7))}, free},
 		{"transitions negative", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(-7))}, free},
 		{"transitions at the lower limit", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(math.MinInt32))}, free},
-		{"transitions below the limit", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(math.MaxInt32 - 1))}, free},
+		{"transitions below the limit",
+			coordinationv1.LeaseSpec{LeaseTransitions: new(int32(math.MaxInt32 - 1))}, free},
 		{"transitions at the limit", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(math.MaxInt32))}, free},
 		{"transitions beyond 16 bits", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(math.MaxUint16))}, free},
 		{"free, duration negative", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(-1))}, free},
 
 		{"holder only", coordinationv1.LeaseSpec{HolderIdentity: new("b")}, 15 * time.Second},
 		{"holder of a blank", coordinationv1.LeaseSpec{HolderIdentity: new(" ")}, 15 * time.Second},
-		{"holder of 64 KiB", coordinationv1.LeaseSpec{HolderIdentity: new(strings.Repeat("b", 64<<10))}, 15 * time.Second},
+		{"holder of 64 KiB", coordinationv1.LeaseSpec{HolderIdentity: new(strings.Repeat("b", 64<<10))},
+			15 * time.Second},
 		{"holder with our identity, but not our term", coordinationv1.LeaseSpec{HolderIdentity: new("a"),
 			LeaseDurationSeconds: new(int32(30)), AcquireTime: now, RenewTime: now}, 30 * time.Second},
-		{"held, no times", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30))}, 30 * time.Second},
-		{"held, duration 1", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(1))}, time.Second},
-		{"held, duration 0", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(0))}, 15 * time.Second},
-		{"held, duration negative", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(-30))}, 15 * time.Second},
-		{"held, duration at the lower limit", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(math.MinInt32))}, 15 * time.Second},
-		{"held, duration at the upper limit", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(math.MaxInt32))}, maxDuration},
-		{"held, renewed in the far past", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
-			AcquireTime: past, RenewTime: past}, 30 * time.Second},
-		{"held, renewed in the far future", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
-			AcquireTime: future, RenewTime: future}, 30 * time.Second},
+		{"held, no times", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30))},
+			30 * time.Second},
+		{"held, duration 1", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(1))},
+			time.Second},
+		{"held, duration 0", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(0))},
+			15 * time.Second},
+		{"held, duration negative",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(-30))},
+			15 * time.Second},
+		{"held, duration at the lower limit",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(math.MinInt32))},
+			15 * time.Second},
+		{"held, duration at the upper limit",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(math.MaxInt32))},
+			maxDuration},
+		{"held, renewed in the far past",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
+				AcquireTime: past, RenewTime: past}, 30 * time.Second},
+		{"held, renewed in the far future",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
+				AcquireTime: future, RenewTime: future}, 30 * time.Second},
 		{"held, renewed now", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
 			AcquireTime: now, RenewTime: now}, 30 * time.Second},
-		{"held, acquired after it was renewed", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
-			AcquireTime: future, RenewTime: past}, 30 * time.Second},
-		{"held, transitions at the limit", coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseTransitions: new(int32(math.MaxInt32))}, 15 * time.Second},
+		{"held, acquired after it was renewed",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(30)),
+				AcquireTime: future, RenewTime: past}, 30 * time.Second},
+		{"held, transitions at the limit",
+			coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseTransitions: new(int32(math.MaxInt32))},
+			15 * time.Second},
 		{"held, strategy and preferred holder", coordinationv1.LeaseSpec{HolderIdentity: new("b"),
 			Strategy: new(coordinationv1.OldestEmulationVersion), PreferredHolder: new("c")}, 15 * time.Second},
 	} {
@@ -91,12 +108,14 @@ func TestOddContent(t *testing.T) {
 func crowdedMetadata() metav1.ObjectMeta {
 	const limit = 256 << 10 // of all annotations together: apimachinery, TotalAnnotationSizeLimitB
 	meta := metav1.ObjectMeta{
-		Namespace:   "default",
-		Name:        "x",
-		Labels:      map[string]string{"team": "blue", "app.kubernetes.io/managed-by": "somebody", "empty": ""},
-		Annotations: map[string]string{"note": "hands off", "empty": "", "control-plane.alpha.kubernetes.io/leader": `{"holderIdentity":"b"}`},
+		Namespace: "default",
+		Name:      "x",
+		Labels:    map[string]string{"team": "blue", "app.kubernetes.io/managed-by": "somebody", "empty": ""},
+		Annotations: map[string]string{"note": "hands off", "empty": "",
+			"control-plane.alpha.kubernetes.io/leader": `{"holderIdentity":"b"}`},
 		OwnerReferences: []metav1.OwnerReference{
-			{APIVersion: "apps/v1", Kind: "Deployment", Name: "web", UID: "d-1", Controller: new(true), BlockOwnerDeletion: new(false)},
+			{APIVersion: "apps/v1", Kind: "Deployment", Name: "web", UID: "d-1", Controller: new(true),
+				BlockOwnerDeletion: new(false)},
 			{APIVersion: "v1", Kind: "Pod", Name: "web-0", UID: "p-1"},
 		},
 		Finalizers: []string{"example.com/first", "example.com/second"},
@@ -154,8 +173,9 @@ func oneTerm(t *testing.T, found *coordinationv1.Lease, wait time.Duration) time
 		}
 		lease := srv.Lease(found.Namespace, found.Name)
 		if got, want := describe(lease.Spec), describe(coordinationv1.LeaseSpec{
-			HolderIdentity: new("a"), LeaseDurationSeconds: new(int32(15)), LeaseTransitions: new(onceMore(found.Spec.LeaseTransitions)),
-			AcquireTime: lease.Spec.AcquireTime, RenewTime: lease.Spec.AcquireTime,
+			HolderIdentity: new("a"), LeaseDurationSeconds: new(int32(15)),
+			LeaseTransitions: new(onceMore(found.Spec.LeaseTransitions)),
+			AcquireTime:      lease.Spec.AcquireTime, RenewTime: lease.Spec.AcquireTime,
 			Strategy: found.Spec.Strategy, PreferredHolder: found.Spec.PreferredHolder,
 		}); got != want {
 			t.Errorf("acquired as %s\nwant        %s", got, want)
@@ -242,8 +262,10 @@ func differOutsideOurFields(a, b *coordinationv1.Lease) string {
 func TestOwnershipOfMetadataIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := leasetest.NewServer()
-		srv.Put(&coordinationv1.Lease{ObjectMeta: crowdedMetadata(), Spec: coordinationv1.LeaseSpec{HolderIdentity: new("")}})
-		for s := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")), inVirtualTime, unlogged) {
+		srv.Put(&coordinationv1.Lease{ObjectMeta: crowdedMetadata(),
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: new("")}})
+		for s := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")),
+			inVirtualTime, unlogged) {
 			time.Sleep(10 * time.Second)
 			if s.Err() != nil {
 				t.Errorf("lost: %v", s.Err())
@@ -283,7 +305,8 @@ func TestSecondProcessWithOurIdentity(t *testing.T) {
 				l.Spec.LeaseDurationSeconds = new(int32(30))
 			})
 			<-s.Done()
-			if got, want := errorText(s.Err()), `lease lost: now held by another process with the same identity "a"`; got != want {
+			const want = `lease lost: now held by another process with the same identity "a"`
+			if got := errorText(s.Err()); got != want {
 				t.Errorf("ended with %s, want %s", got, want)
 			}
 			if after := time.Since(taken); after > 0 {
@@ -300,7 +323,8 @@ func TestLeaseThatIsBeingDeleted(t *testing.T) {
 		meta := crowdedMetadata()
 		meta.DeletionTimestamp = &metav1.Time{Time: time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC).Local()}
 		meta.DeletionGracePeriodSeconds = new(int64(0))
-		took := oneTerm(t, &coordinationv1.Lease{ObjectMeta: meta, Spec: coordinationv1.LeaseSpec{HolderIdentity: new("b")}}, 15*time.Second)
+		took := oneTerm(t, &coordinationv1.Lease{ObjectMeta: meta,
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: new("b")}}, 15*time.Second)
 		if took != 15*time.Second {
 			t.Errorf("taken after %v, want 15s", took)
 		}
@@ -312,7 +336,8 @@ func TestLeaseThatIsBeingDeleted(t *testing.T) {
 func TestContentThatTheServerRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := leasetest.NewServer()
-		srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x", Labels: map[string]string{"not a label!": ""}}})
+		srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x",
+			Labels: map[string]string{"not a label!": ""}}})
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		began := time.Now()
@@ -323,7 +348,8 @@ func TestContentThatTheServerRefuses(t *testing.T) {
 			srv.Edit("default", "x", func(l *coordinationv1.Lease) { l.Labels = nil })
 		})
 		var err error
-		for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")), WithError(&err), inVirtualTime, unlogged) {
+		for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")), WithError(&err),
+			inVirtualTime, unlogged) {
 			if late := time.Since(began) - 5*time.Minute; late < 0 || late > 4*time.Second {
 				t.Errorf("taken %v after it was mended", late)
 			}
@@ -341,14 +367,19 @@ func FuzzLease(f *testing.F) {
 	f.Add([]byte(`{}`), uint8(0), "", int32(0), int32(0), int64(0), int64(0))
 	f.Add([]byte(`{"metadata":{"labels":{"a":"b"},"annotations":{"c":"d"},"finalizers":["example.com/f"]}}`),
 		uint8(31), "b", int32(15), int32(3), int64(1777636800_000000), int64(1777636860_000000))
-	f.Add([]byte(`{"metadata":{"uid":"u","resourceVersion":"x","deletionTimestamp":"2026-05-01T12:00:00Z","finalizers":["example.com/f"]}}`),
+	f.Add([]byte(`{"metadata":{"uid":"u","resourceVersion":"x","deletionTimestamp":"2026-05-01T12:00:00Z",`+
+		`"finalizers":["example.com/f"]}}`),
 		uint8(3), "b", int32(-15), int32(0), int64(0), int64(0))
-	f.Add([]byte(`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"p","uid":"u"}],"generation":7,"managedFields":[{"manager":"m"}]}}`),
+	f.Add([]byte(`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"p","uid":"u"}],`+
+		`"generation":7,"managedFields":[{"manager":"m"}]}}`),
 		uint8(7), "a", int32(math.MaxInt32), int32(math.MaxInt32), int64(0), int64(0))
-	f.Add([]byte(`{"spec":{"holderIdentity":"b","strategy":"OldestEmulationVersion","preferredHolder":"c","renewTime":"0001-01-01T00:00:00.000000Z"}}`),
+	f.Add([]byte(`{"spec":{"holderIdentity":"b","strategy":"OldestEmulationVersion","preferredHolder":"c",`+
+		`"renewTime":"0001-01-01T00:00:00.000000Z"}}`),
 		uint8(16), "", int32(0), int32(0), int64(0), int64(math.MaxInt64))
-	f.Add([]byte(`{"spec":{"acquireTime":"9999-12-31T23:59:59.999999Z"}}`), uint8(4), "", int32(0), int32(-1), int64(0), int64(0))
-	f.Fuzz(func(t *testing.T, raw []byte, set uint8, holder string, duration, transitions int32, acquired, renewed int64) {
+	f.Add([]byte(`{"spec":{"acquireTime":"9999-12-31T23:59:59.999999Z"}}`), uint8(4), "", int32(0), int32(-1), int64(0),
+		int64(0))
+	f.Fuzz(func(t *testing.T, raw []byte, set uint8, holder string, duration, transitions int32, acquired,
+		renewed int64) {
 		lease := &coordinationv1.Lease{}
 		if json.Unmarshal(raw, lease) != nil {
 			lease = &coordinationv1.Lease{}
@@ -415,6 +446,7 @@ func refusesToWrite(t *testing.T, lease *coordinationv1.Lease) error {
 	srv := leasetest.NewServer()
 	srv.Put(lease)
 	_, err := srv.Client("probe").Leases(lease.Namespace).Patch(t.Context(), lease.Name, types.MergePatchType,
-		[]byte(`{"spec":{"leaseDurationSeconds":1,"leaseTransitions":1,"holderIdentity":"probe"}}`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		[]byte(`{"spec":{"leaseDurationSeconds":1,"leaseTransitions":1,"holderIdentity":"probe"}}`),
+		metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
 	return err
 }

@@ -33,7 +33,8 @@ func TestContentionWindow(t *testing.T) {
 }
 
 func TestContentionDelay(t *testing.T) {
-	for _, s := range []contentionWindow{0, 1, contentionWindow(time.Millisecond), contentionWindow(5 * time.Millisecond), contentionWindow(25 * time.Millisecond), longestWindow} {
+	for _, s := range []contentionWindow{0, 1, contentionWindow(time.Millisecond),
+		contentionWindow(5 * time.Millisecond), contentionWindow(25 * time.Millisecond), longestWindow} {
 		last := time.Duration(0)
 		for i := range 1000 {
 			d := s.delay(float64(i) / 1000)
@@ -50,7 +51,8 @@ func TestContentionDelay(t *testing.T) {
 	if got := longestWindow.delay(0.0027); got < 11*time.Millisecond || got > 13*time.Millisecond {
 		t.Errorf("wide contentionWindow: delay %v with luck 0.0027, want about 12ms", got)
 	}
-	if got := contentionWindow(5 * time.Millisecond).delay(0.5); got < 2400*time.Microsecond || got > 2600*time.Microsecond {
+	if got := contentionWindow(5 * time.Millisecond).delay(0.5); got < 2400*time.Microsecond ||
+		got > 2600*time.Microsecond {
 		t.Errorf("narrow contentionWindow: median delay %v, want about 2.5ms", got)
 	}
 }
@@ -66,7 +68,8 @@ type fleetModel struct {
 }
 
 func newFleetModel(candidates int) *fleetModel {
-	return &fleetModel{Rand: rand.New(rand.NewPCG(1, 2)), spreads: make([]contentionWindow, candidates), wins: make([]int, candidates)}
+	return &fleetModel{Rand: rand.New(rand.NewPCG(1, 2)), spreads: make([]contentionWindow, candidates),
+		wins: make([]int, candidates)}
 }
 
 // release returns how many candidates write until one is seen to lead, and when that is.
@@ -118,7 +121,8 @@ func TestHerdModel(t *testing.T) {
 		}
 	}
 	slices.Sort(writes)
-	t.Logf("writes: p50 %d, p99 %d, max %d; wins: %v", writes[len(writes)/2], writes[len(writes)*99/100], writes[len(writes)-1], f.wins)
+	t.Logf("writes: p50 %d, p99 %d, max %d; wins: %v", writes[len(writes)/2], writes[len(writes)*99/100],
+		writes[len(writes)-1], f.wins)
 	if p50, p99 := writes[len(writes)/2], writes[len(writes)*99/100]; p50 > 10 || p99 > 40 {
 		t.Errorf("writes: p50 %d, p99 %d, want at most 10 and 40", p50, p99)
 	}

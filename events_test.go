@@ -44,7 +44,8 @@ func TestEvents(t *testing.T) {
 				if err != nil {
 					w.Fatal(err)
 				}
-				if got, want := fmt.Sprintf("%s %s %s/%s %s", ref.APIVersion, ref.Kind, ref.Namespace, ref.Name, ref.UID),
+				if got, want := fmt.Sprintf("%s %s %s/%s %s", ref.APIVersion, ref.Kind, ref.Namespace, ref.Name,
+					ref.UID),
 					fmt.Sprintf("coordination.k8s.io/v1 Lease default/reconciler %s", leases[i].UID); got != want {
 					w.Errorf("event %d is about %s, want %s", i, got, want)
 				}

@@ -48,8 +48,8 @@ func Example() {
 	// lease released
 }
 
-// Of several replicas that start together, one migrates the schema. It leaves the loop when the migration is done. If it
-// loses the lease before that, it starts again once it holds the lease again.
+// Of several replicas that start together, one migrates the schema. It leaves the loop when the migration is done. If
+// it loses the lease before that, it starts again once it holds the lease again.
 func ExampleSessions_runOnce() {
 	migrate := func(ctx context.Context) error {
 		fmt.Println("migrating")
@@ -110,8 +110,8 @@ func ExampleSessions_workers() {
 	// term 2: <nil>
 }
 
-// WithError stores why the loop ended: nil after break and return, the cause of ctx if ctx ended it, else the error that
-// made the campaign impossible. An API server that is away is no such error: the campaign retries until ctx ends.
+// WithError stores why the loop ended: nil after break and return, the cause of ctx if ctx ended it, else the error
+// that made the campaign impossible. An API server that is away is no such error: the campaign retries until ctx ends.
 func ExampleWithError() {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -224,7 +224,8 @@ func (s *fencedStore) Write(token uint64, value string) error {
 	return nil
 }
 
-// A client with a guarded transport sends nothing once the lease is released or lost, even if other code kept the client.
+// A client with a guarded transport sends nothing once the lease is released or lost, even if other code kept the
+// client.
 func ExampleSession_Guard() {
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Println("the backend got:", r.Method, r.URL.Path)
@@ -289,8 +290,8 @@ func ExampleFromContext() {
 	// not the leader
 }
 
-// Do is for a job that is one function: it waits for the lease, calls the function once, releases the lease, and returns
-// what the function returned.
+// Do is for a job that is one function: it waits for the lease, calls the function once, releases the lease, and
+// returns what the function returned.
 func ExampleDo() {
 	rows, err := leasehold.Do(context.Background(), func(ctx context.Context) (int, error) {
 		return 42, nil // rows compacted, by one process at a time
@@ -378,7 +379,8 @@ func ExampleHolders() {
 func ExampleVacate() {
 	api := cluster()
 	opts := []leasehold.Option{
-		leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"), leasehold.WithIdentity("reconciler-0"), api,
+		leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"),
+		leasehold.WithIdentity("reconciler-0"), api,
 	}
 	s, err := leasehold.Acquire(context.Background(), opts...)
 	if err != nil {

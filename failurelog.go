@@ -137,7 +137,8 @@ func (f *failureLog) succeedLocked(kind string) {
 	}
 	clear(f.failed) // a kind that is not tried any more does not fail any more
 	f.failing.Add(-1)
-	f.log.write(min(f.level, slog.LevelInfo), "API requests succeed again", []any{"after", rounded(time.Since(f.since))})
+	f.log.write(min(f.level, slog.LevelInfo), "API requests succeed again",
+		[]any{"after", rounded(time.Since(f.since))})
 }
 
 // rounded returns d to the precision that people read in logs.

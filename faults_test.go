@@ -27,7 +27,8 @@ import (
 
 // campaigner campaigns for default/x as name through its own client of srv.
 func campaigner(srv *leasetest.Server, name string, opts ...Option) []Option {
-	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name), unlogged, inVirtualTime}, opts...)
+	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name),
+		unlogged, inVirtualTime}, opts...)
 }
 
 // A Lease deleted while its holder is cut off, and a standby whose watch brought neither the holder's
@@ -271,7 +272,8 @@ func TestUndoneAtOnce(t *testing.T) {
 				if n := w.logged(cut); (n == 1) != how.warned || n > 1 {
 					t.Errorf("told %d times", n)
 				}
-				if got := w.status(&m).LastError; strings.Contains(got, "its duration was cut from 15s to 10s") != how.warned {
+				if got := w.status(&m).LastError; strings.Contains(got,
+					"its duration was cut from 15s to 10s") != how.warned {
 					t.Errorf("last error %q", got)
 				}
 				close(stop)
@@ -363,14 +365,16 @@ func TestDialEnds(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		var began, dialing atomic.Int32
-		config := &rest.Config{Host: "https://203.0.113.1", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			began.Add(1)
-			dialing.Add(1)
-			defer dialing.Add(-1)
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}}
-		for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config), WithDuration(time.Second), unlogged, inVirtualTime) {
+		config := &rest.Config{Host: "https://203.0.113.1",
+			Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				began.Add(1)
+				dialing.Add(1)
+				defer dialing.Add(-1)
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}}
+		for range Sessions(ctx, WithLease("x"), WithNamespace("default"), WithRESTConfig(config),
+			WithDuration(time.Second), unlogged, inVirtualTime) {
 		}
 		synctest.Wait()
 		if n := dialing.Load(); n != 0 || began.Load() == 0 {
@@ -440,7 +444,9 @@ type oddLeases struct {
 	coordinationv1client.LeaseInterface
 }
 
-func (l oddLeases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
+func (l oddLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
 	if pt != types.MergePatchType {
 		return l.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...)
 	}
@@ -651,7 +657,8 @@ func TestGhostMeetsCreation(t *testing.T) {
 
 // An ERROR event without a status, as a client of one's own may make it, ends the watch like any other.
 func TestWatchErrorWithoutStatus(t *testing.T) {
-	for name, object := range map[string]runtime.Object{"nil": nil, "nil status": (*metav1.Status)(nil), "a Lease": &coordinationv1.Lease{}} {
+	for name, object := range map[string]runtime.Object{"nil": nil, "nil status": (*metav1.Status)(nil),
+		"a Lease": &coordinationv1.Lease{}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				srv := leasetest.NewServer()
@@ -661,7 +668,8 @@ func TestWatchErrorWithoutStatus(t *testing.T) {
 					srv.Client("a").SendEvent(watch.Event{Type: watch.Error, Object: object})
 					time.Sleep(time.Second)
 					if s.Err() != nil || srv.Client("a").WatchCount() != 1 || srv.Client("a").Requests() == before {
-						t.Errorf("%v, %d watches, %d requests since", s.Err(), srv.Client("a").WatchCount(), srv.Client("a").Requests()-before)
+						t.Errorf("%v, %d watches, %d requests since", s.Err(), srv.Client("a").WatchCount(),
+							srv.Client("a").Requests()-before)
 					}
 					break
 				}
@@ -687,7 +695,8 @@ func TestStolenBeforeTheReply(t *testing.T) {
 			srv.Edit("default", "x", func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = new("thief") })
 		})
 		for s := range Sessions(ctx, campaigner(srv, "a")...) {
-			t.Errorf("a session begins with %v, valid for %v, though the watch told that the thief holds the lease", s.Err(), s.ValidFor())
+			t.Errorf("a session begins with %v, valid for %v, though the watch told that the thief holds the lease",
+				s.Err(), s.ValidFor())
 			break
 		}
 	})

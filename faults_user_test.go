@@ -241,7 +241,8 @@ func TestNoHostageOfOverrun_G13(t *testing.T) {
 				var recovered any
 				func() {
 					defer func() { recovered = recover() }()
-					for s := range Sessions(w.Context(), w.options("a", WithOverrun(func(Session) { overran.Store(true); what.do(nil) }))...) {
+					for s := range Sessions(w.Context(),
+						w.options("a", WithOverrun(func(Session) { overran.Store(true); what.do(nil) }))...) {
 						w.steal("thief")
 						<-s.Done()
 						time.Sleep(2 * D)
@@ -312,7 +313,8 @@ func TestSharedWatchPanicsAgain_G13(t *testing.T) {
 		client := &panickingClient{Client: w.srv.Client("a")}
 		lead := func(lease string, body func(Session)) (recovered any) {
 			defer func() { recovered = recover() }()
-			for s := range Sessions(w.Context(), w.options("a", WithLease(lease), WithClient(client), WithSharedFrom(1))...) {
+			for s := range Sessions(w.Context(),
+				w.options("a", WithLease(lease), WithClient(client), WithSharedFrom(1))...) {
 				body(s)
 			}
 			return nil

@@ -33,7 +33,8 @@ import (
 // the same, and nobody is stuck.
 func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Finalizers: []string{"example.com/keep"}}})
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name,
+			Finalizers: []string{"example.com/keep"}}})
 		var m Monitor
 		sessions := 0
 		for range w.sequence(w.Context(), "a", WithDeleteOnRelease(), WithMonitor(&m)) {
@@ -57,12 +58,14 @@ func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
 	})
 }
 
-// A proxy answers 404 for half a second. What it says is not about the Lease, or is: either way the only candidate leads
-// on or soon again, also with UseExisting.
+// A proxy answers 404 for half a second. What it says is not about the Lease, or is: either way the only candidate
+// leads on or soon again, also with UseExisting.
 func TestNotFoundForAMoment_G8(t *testing.T) {
-	ofProxy := apierrors.NewGenericServerResponse(http.StatusNotFound, "patch", leasesGroupResource, name, "404 page not found", 0, true)
+	ofProxy := apierrors.NewGenericServerResponse(http.StatusNotFound, "patch", leasesGroupResource, name,
+		"404 page not found", 0, true)
 	ofServer := apierrors.NewNotFound(leasesGroupResource, name)
-	ofNothing := &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound}}
+	ofNothing := &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure,
+		Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound}}
 	for _, tt := range []struct {
 		name   string
 		answer error
@@ -145,11 +148,12 @@ func TestStalledCampaignReadsAfresh_G14(t *testing.T) {
 	})
 }
 
-// Events of long ago, which a shared watch brings before the first read has answered, decide nothing: no terminal error,
-// and no first holder.
+// Events of long ago, which a shared watch brings before the first read has answered, decide nothing: no terminal
+// error, and no first holder.
 func TestLateEventsOfSharedWatch(t *testing.T) {
 	old := func(rec record, kind watch.EventType) watch.Event {
-		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "x", UID: rec.uid, ResourceVersion: rec.resourceVersion()}}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "x", UID: rec.uid,
+			ResourceVersion: rec.resourceVersion()}}
 		if rec.identity != "" {
 			l.Spec.HolderIdentity = &rec.identity
 		}
@@ -237,7 +241,8 @@ func TestMonitorForgets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if i := slices.IndexFunc(m.Leases(), func(s LeaseStatus) bool { return s.Name == "job-100" }); i < 0 || m.Leases()[i].Sessions != 2 {
+		if i := slices.IndexFunc(m.Leases(), func(s LeaseStatus) bool { return s.Name == "job-100" }); i < 0 ||
+			m.Leases()[i].Sessions != 2 {
 			t.Error("the counts do not go on")
 		}
 		again.Release()
@@ -252,7 +257,8 @@ func TestMonitorKeepsNoContext(t *testing.T) {
 		value := new([1 << 20]byte)
 		runtime.AddCleanup(value, func(freed chan struct{}) { close(freed) }, freed)
 		ctx := context.WithValue(t.Context(), sessionKey{}, value)
-		s, err := Acquire(ctx, WithLease(name), WithNamespace(ns), WithClient(leasetest.NewServer().Client("a")), WithMonitor(&m), unlogged)
+		s, err := Acquire(ctx, WithLease(name), WithNamespace(ns), WithClient(leasetest.NewServer().Client("a")),
+			WithMonitor(&m), unlogged)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -389,7 +395,8 @@ func (l *gatewayLeases) Patch(
 			l.Leases.Patch(context.WithoutCancel(ctx), name, pt, data, opts, sub...)
 		})
 	})
-	return nil, apierrors.NewGenericServerResponse(http.StatusGatewayTimeout, "patch", leasesGroupResource, name, "", 0, true)
+	return nil, apierrors.NewGenericServerResponse(http.StatusGatewayTimeout, "patch", leasesGroupResource, name,
+		"", 0, true)
 }
 
 // What a campaign remembers of its claims does not grow with its sessions, also where each creates the Lease.
@@ -419,7 +426,8 @@ func TestRefusedClaimIsNotOurs_G1(t *testing.T) {
 		{"accepted", nil, true},
 		{"EOF", leasetest.EOF(), true},
 		{"500", leasetest.InternalError(), true},
-		{"conflict", apierrors.NewConflict(leasesGroupResource, name, errors.New("the object has been modified")), false},
+		{"conflict", apierrors.NewConflict(leasesGroupResource, name,
+			errors.New("the object has been modified")), false},
 		{"exists", apierrors.NewAlreadyExists(leasesGroupResource, name), false},
 		{"not found", apierrors.NewNotFound(leasesGroupResource, name), false},
 		{"forbidden", leasetest.Forbidden(leasetest.Request{Verb: "patch", Namespace: ns, Name: name}), false},
@@ -486,9 +494,11 @@ func TestDeleteOnReleaseLostReply(t *testing.T) {
 func TestTryAcquirePolls(t *testing.T) {
 	inWorld(t, func(w *world) {
 		now := metav1.NowMicro()
-		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: new("dead"), AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: new(int32(15)), LeaseTransitions: new(int32(0)),
-		}})
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity: new("dead"), AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: new(int32(15)),
+				LeaseTransitions: new(int32(0)),
+			}})
 		began := time.Now()
 		for i := range 30 {
 			s, err := TryAcquire(w.Context(), w.options("a")...)
@@ -500,7 +510,8 @@ func TestTryAcquirePolls(t *testing.T) {
 				s.Release()
 				return
 			}
-			want := fmt.Sprintf(`leasehold: lease held by "dead", not seen to renew for %v; free in %v unless renewed`, since, D-since)
+			want := fmt.Sprintf(`leasehold: lease held by "dead", not seen to renew for %v; free in %v unless renewed`,
+				since, D-since)
 			if i == 0 {
 				want = `leasehold: lease held by "dead"; free in 15s unless renewed`
 			}
@@ -510,7 +521,8 @@ func TestTryAcquirePolls(t *testing.T) {
 			if i == 2 { // it lives after all
 				renewed := metav1.NowMicro()
 				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &renewed })
-				if _, err := TryAcquire(w.Context(), w.options("a")...); err == nil || strings.Contains(err.Error(), "not seen") {
+				if _, err := TryAcquire(w.Context(), w.options("a")...); err == nil ||
+					strings.Contains(err.Error(), "not seen") {
 					t.Errorf("after a renewal: %v", err)
 				}
 				began = time.Now()
@@ -526,7 +538,8 @@ func TestMemoryIsBounded(t *testing.T) {
 	var m leaseMemory
 	for i := range 2 * maxMemorized {
 		s := &leaseStore{clock: systemClock{}}
-		s.seen = observation{record: record{uid: types.UID(fmt.Sprint(i)), version: 1, identity: "b"}, known: true, since: time.Now(), wait: D}
+		s.seen = observation{record: record{uid: types.UID(fmt.Sprint(i)), version: 1, identity: "b"}, known: true,
+			since: time.Now(), wait: D}
 		m.recall(s)
 	}
 	if len(m.seen) != maxMemorized {
@@ -626,9 +639,10 @@ func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { ret
 func TestHoldersExpiry(t *testing.T) {
 	inWorld(t, func(w *world) {
 		now := metav1.NowMicro()
-		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: new("b"), AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: new(int32(15)),
-		}})
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity: new("b"), AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: new(int32(15)),
+			}})
 		began := time.Now()
 		time.AfterFunc(2*D, func() {
 			renewed := metav1.NowMicro()
@@ -695,7 +709,8 @@ func TestRenewalsAltered(t *testing.T) {
 			lost = s.Err()
 			break
 		}
-		const want = "lease lost: not renewed within 12s: renewals succeeded, but the API server stored another renewTime than was sent"
+		const want = "lease lost: not renewed within 12s: renewals succeeded, but the API server stored another " +
+			"renewTime than was sent"
 		if errorText(lost) != want {
 			t.Errorf("%v, want %s", lost, want)
 		}

@@ -13,13 +13,14 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// Leases are the Leases of a namespace, as a client for WithClient gives access to them. The methods are those of a typed
-// client of client-go. Patch applies patches of the types types.MergePatchType and types.ApplyPatchType.
+// Leases are the Leases of a namespace, as a client for WithClient gives access to them. The methods are those of a
+// typed client of client-go. Patch applies patches of the types types.MergePatchType and types.ApplyPatchType.
 type Leases interface {
 	Get(ctx context.Context, name string, opts metav1.GetOptions) (*coordinationv1.Lease, error)
 	Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error)
 	Patch(
-		ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string,
+		ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions,
+		subresources ...string,
 	) (*coordinationv1.Lease, error)
 	Delete(ctx context.Context, name string, opts metav1.DeleteOptions) error
 	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
@@ -85,14 +86,16 @@ func (l *leaseClient) acquire(ctx context.Context, r record, stamp time.Time) (r
 		return record{}, err
 	}
 	return l.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return l.leases.Patch(ctx, l.name, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: l.fieldManager, Force: new(true)})
+		return l.leases.Patch(ctx, l.name, types.ApplyPatchType, body,
+			metav1.PatchOptions{FieldManager: l.fieldManager, Force: new(true)})
 	})
 }
 
 // lease returns the Lease as we hold it since stamp.
 func (l *leaseClient) lease(stamp time.Time, transitions int32) *coordinationv1.Lease {
 	lease := &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels, Annotations: l.annotations(stamp)},
+		ObjectMeta: metav1.ObjectMeta{Name: l.name, Namespace: l.namespace, Labels: l.labels,
+			Annotations: l.annotations(stamp)},
 		Spec: coordinationv1.LeaseSpec{
 			HolderIdentity:       &l.identity,
 			LeaseDurationSeconds: new(l.seconds()),
@@ -161,7 +164,8 @@ func (l *leaseClient) patch(ctx context.Context, r record, annotations map[strin
 		return record{}, err
 	}
 	return l.answer(ctx, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return l.leases.Patch(ctx, l.name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: l.fieldManager})
+		return l.leases.Patch(ctx, l.name, types.MergePatchType, body,
+			metav1.PatchOptions{FieldManager: l.fieldManager})
 	})
 }
 
@@ -178,7 +182,8 @@ func (l *leaseClient) watch(ctx context.Context, r record) (watch.Interface, err
 
 // openWatch opens a watch in bounded time.
 func openWatch(
-	ctx context.Context, user *userCode, c clock, timeout time.Duration, open func(context.Context) (watch.Interface, error),
+	ctx context.Context, user *userCode, c clock, timeout time.Duration,
+	open func(context.Context) (watch.Interface, error),
 ) (watch.Interface, error) {
 	ctx, cancel := context.WithCancel(ctx) // it goes on as long as the watch
 	timer := time.AfterFunc(c.wait(timeout), cancel)

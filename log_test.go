@@ -34,15 +34,16 @@ func (j *journal) Write(p []byte) (int, error) {
 }
 
 func (j *journal) logger() Option {
-	return WithLogger(slog.New(slog.NewTextHandler(j, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		switch {
-		case a.Key == slog.TimeKey:
-			return slog.Attr{}
-		case a.Value.Kind() == slog.KindDuration:
-			return slog.Duration(a.Key, a.Value.Duration().Round(time.Second))
-		}
-		return a
-	}})))
+	return WithLogger(slog.New(slog.NewTextHandler(j,
+		&slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			switch {
+			case a.Key == slog.TimeKey:
+				return slog.Attr{}
+			case a.Value.Kind() == slog.KindDuration:
+				return slog.Duration(a.Key, a.Value.Duration().Round(time.Second))
+			}
+			return a
+		}})))
 }
 
 var aboutUs = regexp.MustCompile(` lease=default/reconciler identity=a\b`)
@@ -84,20 +85,23 @@ func TestLog(t *testing.T) {
 			fault leasetest.Fault
 			said  string
 		}{
-			{leasetest.Fault{Err: leasetest.ConnectionRefused()}, "dial tcp 127.0.0.1:6443: connect: connection refused"},
+			{leasetest.Fault{Err: leasetest.ConnectionRefused()},
+				"dial tcp 127.0.0.1:6443: connect: connection refused"},
 			{leasetest.Fault{Err: leasetest.ServiceUnavailable()}, "apiserver is shutting down"},
 			{leasetest.Fault{Drop: leasetest.TheRequest}, "context deadline exceeded"},
 		} {
 			client.OnRequest(func(leasetest.Request) leasetest.Fault { return outage.fault })
 			client.CloseWatches(nil)
 			w.sleep(6 * time.Second)
-			if got := j.said(); strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, `level=WARN msg="API requests are failing; retrying" request=`) ||
+			if got := j.said(); strings.Count(got, "\n") != 1 ||
+				!strings.HasPrefix(got, `level=WARN msg="API requests are failing; retrying" request=`) ||
 				!strings.HasSuffix(got, outage.said+"\"\n") {
 				w.Errorf("in an outage: logged\n%s", got)
 			}
 			client.OnRequest(nil)
 			w.sleep(I)
-			if got := j.said(); !regexp.MustCompile(`^level=INFO msg="API requests succeed again" after=[3-9]s\n$`).MatchString(got) {
+			over := regexp.MustCompile(`^level=INFO msg="API requests succeed again" after=[3-9]s\n$`)
+			if got := j.said(); !over.MatchString(got) {
 				w.Errorf("after an outage: logged\n%s", got)
 			}
 			said(time.Minute)
@@ -115,14 +119,19 @@ func TestLog(t *testing.T) {
 		for range 2 {
 			now := metav1.NowMicro()
 			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.AcquireTime, l.Spec.RenewTime = &now, &now })
-			namesake := `level=WARN msg="lease held under our own identity by another process, or by this one before it restarted; waiting until it expires" acquireTime=` + now.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+			namesake := `level=WARN msg="lease held under our own identity by another process ` +
+				`or an earlier run of this one; waiting until it expires" acquireTime=` +
+				now.UTC().Format("2006-01-02T15:04:05.000Z07:00")
 			w.sleep(eps)
-			if got := j.said(); !strings.HasSuffix(got, namesake+"\n") || strings.Count(got, "under our own identity") != 1 {
+			if got := j.said(); !strings.HasSuffix(got, namesake+"\n") ||
+				strings.Count(got, "under our own identity") != 1 {
 				w.Errorf("held by a namesake: logged\n%swant\n%s", got, namesake)
 			}
 			for range 10 {
 				w.sleep(time.Second)
-				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &metav1.MicroTime{Time: time.Now()} })
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+					l.Spec.RenewTime = &metav1.MicroTime{Time: time.Now()}
+				})
 			}
 			said(0) // it renews
 		}
@@ -142,14 +151,20 @@ func TestLog(t *testing.T) {
 			return leasetest.Fault{}
 		})
 		a = w.run("a", nil, j.logger())
-		said(time.Hour-time.Millisecond, `level=WARN msg="the API server refuses the request; retrying" request=acquire error="patch lease default/reconciler: `+
-			`leases.coordination.k8s.io \"reconciler\" is forbidden: User \"system:serviceaccount:default:leasetest\" cannot patch resource \"leases\" in API group \"coordination.k8s.io\" in the namespace \"default\"; `+
-			`a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], resourceNames: [\"reconciler\"], verbs: [\"patch\"]}"`)
+		said(time.Hour-time.Millisecond,
+			`level=WARN msg="the API server refuses the request; retrying" request=acquire error="patch lease `+
+				`default/reconciler: `+
+				`leases.coordination.k8s.io \"reconciler\" is forbidden: User `+
+				`\"system:serviceaccount:default:leasetest\" cannot patch resource \"leases\" in API group `+
+				`\"coordination.k8s.io\" in the namespace \"default\"; `+
+				`a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: `+
+				`[\"leases\"], resourceNames: [\"reconciler\"], verbs: [\"patch\"]}"`)
 		client.OnRequest(nil)
 		w.sleep(time.Second)
-		if got, want := j.said(), fmt.Sprintf(`level=INFO msg="the API server accepts the request again" request=acquire after=1h0m0s
-level=INFO msg="lease acquired" fencingToken=%d transitions=%d
-`, w.session(-1).FencingToken(), *w.lease().Spec.LeaseTransitions); got != want {
+		if got, want := j.said(), fmt.Sprintf(
+			`level=INFO msg="the API server accepts the request again" request=acquire after=1h0m0s`+"\n"+
+				`level=INFO msg="lease acquired" fencingToken=%d transitions=%d`+"\n",
+			w.session(-1).FencingToken(), *w.lease().Spec.LeaseTransitions); got != want {
 			w.Errorf("logged\n%swant\n%s", got, want)
 		}
 		a.quit()

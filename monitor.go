@@ -52,7 +52,7 @@ type LeaseStatus struct {
 	// lost by this process; before that, StartTime.
 	Leading         bool      `json:"leading"`
 	Since           time.Time `json:"since,omitzero"`
-	ValidForSeconds float64   `json:"validForSeconds"`        // for how long leadership is certain without another renewal
+	ValidForSeconds float64   `json:"validForSeconds"`        // as long leadership is certain without a renewal
 	FencingToken    uint64    `json:"fencingToken,omitempty"` // of the session that leads
 	Overrun         bool      `json:"overrun"`                // work goes on without the lease
 
@@ -80,7 +80,7 @@ type HolderStatus struct {
 	AcquireTime time.Time `json:"acquireTime,omitzero"` // by the holder's clock
 	RenewTime   time.Time `json:"renewTime,omitzero"`   // by the holder's clock
 	Transitions int32     `json:"transitions"`
-	ExpiryTime  time.Time `json:"expiryTime,omitzero"` // by ours: when the lease may be taken if the holder is not seen to renew it
+	ExpiryTime  time.Time `json:"expiryTime,omitzero"` // by ours: when it expires unless it is seen to be renewed
 	Address     string    `json:"address,omitempty"`   // what the holder advertises
 }
 
@@ -388,8 +388,8 @@ func (c *campaign) check() (wrong []error) {
 	}
 	if since := c.stalledSince.Load(); since != nil {
 		if stalled := c.clock.now().mono.Sub(*since); stalled > d {
-			wrong = append(wrong, fmt.Errorf("lease %s: campaign stuck: claims have failed for %v although nothing happened to the Lease",
-				lease, rounded(stalled)))
+			wrong = append(wrong, fmt.Errorf("lease %s: campaign stuck: "+
+				"claims have failed for %v although nothing happened to the Lease", lease, rounded(stalled)))
 		}
 	}
 	return append(wrong, c.user.checkStuck(lease, d), c.reflector.checkStuck(lease, d))

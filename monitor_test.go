@@ -54,33 +54,39 @@ func TestMonitorLife(t *testing.T) {
 		a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(time.Minute) },
 			WithMonitor(&m), WithOverrun(func(Session) {}), inVirtualTime)
 		s := w.status(&m)
-		w.want(s, "the options", s.Namespace == ns && s.Name == name && s.Identity == "a" && s.FieldManager == "leasehold" &&
+		w.want(s, "the options", s.Namespace == ns && s.Name == name && s.Identity == "a" &&
+			s.FieldManager == "leasehold" &&
 			s.LeaseDurationSeconds == 15 && s.RenewDeadlineSeconds == 12 && s.RenewIntervalSeconds == 3)
 		w.want(s, "a standby", s.Campaigning && s.StartTime.Equal(began) && !s.Leading && s.Since.Equal(began) &&
 			s.ValidForSeconds == 0 && s.FencingToken == 0 && !s.Overrun && s.Following == "watch")
-		w.want(s, "the Lease", s.Holder != nil && s.Holder.Identity == "b" && s.Holder.AcquireTime.Equal(w.lease().Spec.AcquireTime.Time) &&
+		w.want(s, "the Lease", s.Holder != nil && s.Holder.Identity == "b" &&
+			s.Holder.AcquireTime.Equal(w.lease().Spec.AcquireTime.Time) &&
 			s.ResourceVersion == w.lease().ResourceVersion && s.Updates == 1 && s.UpdateTime.Equal(began))
 		w.want(s, "its expiry", s.Holder.ExpiryTime.Sub(began) == D)
 		w.want(s, "no counts", s.Sessions+s.Renewals+s.Failures == 0 && s.LastError == "" && s.LastErrorTime.IsZero())
 		w.sleep(time.Minute)
 		s = w.status(&m)
-		w.want(s, "the holder to renew", s.Updates >= 20 && s.Updates <= 24 && s.Holder.RenewTime.After(began.Add(time.Minute-I-eps)) && s.Since.Equal(began))
+		w.want(s, "the holder to renew", s.Updates >= 20 && s.Updates <= 24 &&
+			s.Holder.RenewTime.After(began.Add(time.Minute-I-eps)) && s.Since.Equal(began))
 
 		leader.quit()
 		w.wantLeader("a")
 		acquired := time.Now()
 		s = w.status(&m)
-		w.want(s, "a leader", s.Leading && s.Since.Equal(acquired) && s.ValidForSeconds == R.Seconds() && s.Sessions == 1 && !s.Overrun &&
+		w.want(s, "a leader", s.Leading && s.Since.Equal(acquired) && s.ValidForSeconds == R.Seconds() &&
+			s.Sessions == 1 && !s.Overrun &&
 			fmt.Sprint(s.FencingToken) == s.ResourceVersion && s.Holder.Identity == "a" && s.Holder.Transitions == 1)
 		w.sleep(time.Hour)
 		s = w.status(&m)
-		w.want(s, "a leader that renews", s.Leading && s.Since.Equal(acquired) && s.ValidForSeconds > (R-I-eps).Seconds() &&
+		w.want(s, "a leader that renews", s.Leading && s.Since.Equal(acquired) &&
+			s.ValidForSeconds > (R-I-eps).Seconds() &&
 			s.Renewals >= 1200 && s.Renewals <= 1340 && s.RenewalLatency.Count == s.Renewals && s.Failures == 0)
 
 		w.steal("thief")
 		lost := time.Now()
 		s = w.status(&m)
-		w.want(s, "a loss", !s.Leading && s.Since.Equal(lost) && s.ValidForSeconds == 0 && s.FencingToken == 0 && !s.Overrun &&
+		w.want(s, "a loss", !s.Leading && s.Since.Equal(lost) && s.ValidForSeconds == 0 && s.FencingToken == 0 &&
+			!s.Overrun &&
 			s.Losses[taken] == 1 && s.Holder.Identity == "thief")
 		w.sleep(D)
 		s = w.status(&m)
@@ -94,12 +100,14 @@ func TestMonitorLife(t *testing.T) {
 		a.stop() // the body winds down for a minute more
 		w.sleep(time.Second)
 		s = w.status(&m)
-		w.want(s, "a lease held but not led under", s.Campaigning && !s.Leading && s.ValidForSeconds == 0 && s.Holder.Identity == "a")
+		w.want(s, "a lease held but not led under", s.Campaigning && !s.Leading && s.ValidForSeconds == 0 &&
+			s.Holder.Identity == "a")
 		a.quit()
 		released := time.Now()
 		w.sleep(time.Hour)
 		s = w.status(&m)
-		w.want(s, "a campaign that is over", !s.Campaigning && !s.Leading && s.Since.Equal(released) && s.Following == "" && s.Holder == nil &&
+		w.want(s, "a campaign that is over", !s.Campaigning && !s.Leading && s.Since.Equal(released) &&
+			s.Following == "" && s.Holder == nil &&
 			s.Sessions == 2 && s.Renewals > renewals && s.Updates > updates)
 		renewals, updates = s.Renewals, s.Updates
 
@@ -107,7 +115,8 @@ func TestMonitorLife(t *testing.T) {
 		began = time.Now()
 		a = w.run("a2", nil, WithMonitor(&m), WithDuration(60*time.Second), WithFieldManager("other"))
 		s = w.status(&m)
-		w.want(s, "the second campaign", s.Campaigning && s.StartTime.Equal(began) && s.Identity == "a2" && s.LeaseDurationSeconds == 60 && s.FieldManager == "other" &&
+		w.want(s, "the second campaign", s.Campaigning && s.StartTime.Equal(began) && s.Identity == "a2" &&
+			s.LeaseDurationSeconds == 60 && s.FieldManager == "other" &&
 			s.Leading && s.Sessions == 3 && s.Losses[taken] == 1 && s.Renewals == renewals && s.Updates > updates)
 		a.quit()
 	})
@@ -165,7 +174,8 @@ func TestMonitorLatency(t *testing.T) {
 			}
 			return leasetest.Fault{}
 		})
-		a := w.run("a", nil, WithMonitor(&m), WithDuration(120*time.Second), WithRenewDeadline(100*time.Second), WithRenewInterval(10*time.Second), inVirtualTime)
+		a := w.run("a", nil, WithMonitor(&m), WithDuration(120*time.Second), WithRenewDeadline(100*time.Second),
+			WithRenewInterval(10*time.Second), inVirtualTime)
 		if h := w.status(&m).RenewalLatency; h.Count != 0 || h.SumSeconds != 0 || len(h.Buckets) != len(latencyBounds) {
 			t.Errorf("before the first renewal: %+v", h)
 		}
@@ -210,12 +220,14 @@ func TestMonitorFailures(t *testing.T) {
 		w.sleep(I + eps)
 		failed := time.Now()
 		s := w.status(&m)
-		w.want(s, "failures", s.Failures > 0 && s.Failures < 10 && s.LastError == "patch lease default/reconciler: apiserver is shutting down")
+		w.want(s, "failures", s.Failures > 0 && s.Failures < 10 &&
+			s.LastError == "patch lease default/reconciler: apiserver is shutting down")
 		w.want(s, "when", failed.Sub(s.LastErrorTime) < time.Second)
 		w.srv.Client("a").OnRequest(nil)
 		w.sleep(time.Hour)
 		again := w.status(&m)
-		w.want(again, "the failure still", again.Failures >= s.Failures && again.Failures < s.Failures+5 && again.LastError != "")
+		w.want(again, "the failure still", again.Failures >= s.Failures && again.Failures < s.Failures+5 &&
+			again.LastError != "")
 
 		// Somebody else's write is no failure.
 		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"team": "storage"} })
@@ -271,7 +283,9 @@ func TestMonitorManyLeases(t *testing.T) {
 		var loops sync.WaitGroup
 		for i, lease := range [][2]string{{"ns2", "a"}, {"ns1", "b"}, {"ns2", "a"}, {"ns1", "a"}} {
 			loops.Go(func() {
-				for s := range Sessions(ctx, w.options(fmt.Sprint("candidate ", i), WithNamespace(lease[0]), WithLease(lease[1]), WithMonitor(&m))...) {
+				for s := range Sessions(ctx,
+					w.options(fmt.Sprint("candidate ", i), WithNamespace(lease[0]), WithLease(lease[1]),
+						WithMonitor(&m))...) {
 					<-s.Done()
 				}
 			})
@@ -342,10 +356,12 @@ func TestMonitorJSON(t *testing.T) {
 		if got := byChance.ReplaceAllString(response.Body.String(), "${1}…"); got != string(golden) {
 			t.Errorf("answered\n%s\nwant\n%s", got, golden)
 		}
-		if head := serve(http.MethodHead); head.Code != http.StatusOK || head.Header().Get("Content-Type") != "application/json" {
+		if head := serve(http.MethodHead); head.Code != http.StatusOK ||
+			head.Header().Get("Content-Type") != "application/json" {
 			t.Errorf("HEAD answered %d %v", head.Code, head.Header())
 		}
-		if post := serve(http.MethodPost); post.Code != http.StatusMethodNotAllowed || post.Header().Get("Allow") != "GET, HEAD" {
+		if post := serve(http.MethodPost); post.Code != http.StatusMethodNotAllowed ||
+			post.Header().Get("Allow") != "GET, HEAD" {
 			t.Errorf("POST answered %d %v", post.Code, post.Header())
 		}
 		a.quit()
@@ -369,7 +385,8 @@ func TestMonitorCheck(t *testing.T) {
 		}},
 		{"an API outage of an hour", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
 			a, b := w.run("a", nil, WithMonitor(m)), w.run("b", nil, WithMonitor(m))
-			for _, fault := range []leasetest.Fault{{Err: leasetest.ConnectionRefused()}, {Drop: leasetest.TheRequest}, {Drop: leasetest.TheReply}} {
+			for _, fault := range []leasetest.Fault{{Err: leasetest.ConnectionRefused()}, {Drop: leasetest.TheRequest},
+				{Drop: leasetest.TheReply}} {
 				for _, client := range []string{"a", "b"} {
 					w.srv.Client(client).OnRequest(func(leasetest.Request) leasetest.Fault { return fault })
 					w.srv.Client(client).CloseWatches(nil)
@@ -383,7 +400,9 @@ func TestMonitorCheck(t *testing.T) {
 			b.quit()
 		}},
 		{"an API server that refuses", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
-			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault { return leasetest.Fault{Err: leasetest.Forbidden(r)} })
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				return leasetest.Fault{Err: leasetest.Forbidden(r)}
+			})
 			a := w.run("a", nil, WithMonitor(m))
 			healthy(long(time.Hour), "")
 			a.quit()
@@ -434,17 +453,19 @@ func TestMonitorCheck(t *testing.T) {
 				returns = make(chan struct{})
 			}
 		}},
-		{"the function of WithOverrun does not return", func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
-			returns := make(chan struct{})
-			a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(D + eps) }, WithMonitor(m), WithOverrun(func(Session) { <-returns }))
-			w.steal("thief")
-			w.sleep(D + D + R)
-			sick(long(time.Hour), "work goes on without it")
-			close(returns)
-			synctest.Wait()
-			healthy(time.Minute, "")
-			a.quit()
-		}},
+		{"the function of WithOverrun does not return",
+			func(w *world, m *Monitor, healthy, sick func(time.Duration, string)) {
+				returns := make(chan struct{})
+				a := w.run("a", func(s Session) { <-s.Done(); time.Sleep(D + eps) }, WithMonitor(m),
+					WithOverrun(func(Session) { <-returns }))
+				w.steal("thief")
+				w.sleep(D + D + R)
+				sick(long(time.Hour), "work goes on without it")
+				close(returns)
+				synctest.Wait()
+				healthy(time.Minute, "")
+				a.quit()
+			}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -619,12 +640,16 @@ func (l deafLeases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.I
 	return l.LeaseInterface.Watch(ctx, opts)
 }
 
-func (l deafLeases) Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (l deafLeases) Create(
+	ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	l.hear("create")
 	return l.LeaseInterface.Create(ctx, lease, opts)
 }
 
-func (l deafLeases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
+func (l deafLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
 	if pt == types.MergePatchType {
 		l.hear("patch")
 	}

@@ -49,7 +49,8 @@ func idleRenewer(w *world, own record, waiting func(*session)) (*renewer, *lease
 	inner, cancel := context.WithCancelCause(w.Context())
 	s = &session{
 		campaign: c, term: own.term(), cancel: cancel,
-		renewed: make(chan struct{}, 1), lost: make(chan struct{}), stop: make(chan struct{}), finishing: make(chan struct{}, 1),
+		renewed: make(chan struct{}, 1), lost: make(chan struct{}), stop: make(chan struct{}),
+		finishing: make(chan struct{}, 1),
 	}
 	s.ctx = &sessionContext{inner, s}
 	until := c.clock.now().add(R)
@@ -111,7 +112,9 @@ func TestReleaseLooksAgainAfterThePermit_G6(t *testing.T) {
 func TestLaterOfTwoMissedHolders_G1(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &leaseStore{
-			name: "x", clock: virtualClock{}, fallback: D, ours: func(term) bool { return false }, changed: make(chan struct{}, 1),
+			name: "x", clock: virtualClock{}, fallback: D, ours: func(term) bool {
+				return false
+			}, changed: make(chan struct{}, 1),
 		}
 		began := time.Now()
 		s.addAnswer(record{uid: "u", version: 5, identity: "b", duration: 2 * D}, s.latest())
@@ -141,7 +144,8 @@ func TestOutcomeUnknown(t *testing.T) {
 		{"404", apierrors.NewNotFound(leasesGroupResource, "x"), false},
 		{"409", apierrors.NewConflict(leasesGroupResource, "x", nil), false},
 		{"429", leasetest.TooManyRequests(time.Second), false},
-		{"404 of a proxy", apierrors.NewGenericServerResponse(404, "patch", leasesGroupResource, "x", "no", 0, true), true},
+		{"404 of a proxy", apierrors.NewGenericServerResponse(404, "patch", leasesGroupResource, "x", "no", 0,
+			true), true},
 	} {
 		if got := outcomeUnknown(tt.err); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)

@@ -37,7 +37,8 @@ func readRecord(lease *coordinationv1.Lease) (record, error) {
 		if lease.ResourceVersion == "" {
 			hint = "; client-go's fake clientset keeps none, package leasetest does"
 		}
-		return record{}, fmt.Errorf("the server sent a Lease with resourceVersion %q, want a positive number%s", lease.ResourceVersion, hint)
+		return record{}, fmt.Errorf("the server sent a Lease with resourceVersion %q, want a positive number%s",
+			lease.ResourceVersion, hint)
 	}
 	if lease.UID == "" {
 		return record{}, fmt.Errorf("the server sent a Lease without uid")

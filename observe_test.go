@@ -42,14 +42,17 @@ func TestReadRecord(t *testing.T) {
 		{`holder ""`, coordinationv1.LeaseSpec{HolderIdentity: new("")}, record{}},
 		{"times only", coordinationv1.LeaseSpec{AcquireTime: micro(acquired), RenewTime: micro(renewed)},
 			record{acquired: acquired, renewed: renewed}},
-		{"times that are zero", coordinationv1.LeaseSpec{AcquireTime: micro(time.Time{}), RenewTime: micro(time.Time{})}, record{}},
-		{"times in another zone", coordinationv1.LeaseSpec{AcquireTime: micro(acquired.In(tokyo)), RenewTime: micro(renewed.Local())},
+		{"times that are zero", coordinationv1.LeaseSpec{AcquireTime: micro(time.Time{}),
+			RenewTime: micro(time.Time{})}, record{}},
+		{"times in another zone", coordinationv1.LeaseSpec{AcquireTime: micro(acquired.In(tokyo)),
+			RenewTime: micro(renewed.Local())},
 			record{acquired: acquired, renewed: renewed}},
 		{"far in the past", coordinationv1.LeaseSpec{RenewTime: micro(past)}, record{renewed: past}},
 		{"far in the future", coordinationv1.LeaseSpec{RenewTime: micro(future)}, record{renewed: future}},
 		{"duration 0", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(0))}, record{}},
 		{"duration negative", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(-1))}, record{}},
-		{"duration at the lower limit", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(math.MinInt32))}, record{}},
+		{"duration at the lower limit", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(math.MinInt32))},
+			record{}},
 		{"duration at the upper limit", coordinationv1.LeaseSpec{LeaseDurationSeconds: new(int32(math.MaxInt32))},
 			record{duration: 2147483647 * time.Second}},
 		{"transitions negative", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(-1))}, record{}},
@@ -86,14 +89,17 @@ func TestReadRecordOfNoServer(t *testing.T) {
 		{"no resourceVersion", "u", "", `the server sent a Lease with resourceVersion "", want a positive number; ` +
 			"client-go's fake clientset keeps none, package leasetest does"},
 		{"resourceVersion 0", "u", "0", `the server sent a Lease with resourceVersion "0", want a positive number`},
-		{"resourceVersion negative", "u", "-1", `the server sent a Lease with resourceVersion "-1", want a positive number`},
-		{"resourceVersion no number", "u", "1a", `the server sent a Lease with resourceVersion "1a", want a positive number`},
+		{"resourceVersion negative", "u", "-1",
+			`the server sent a Lease with resourceVersion "-1", want a positive number`},
+		{"resourceVersion no number", "u", "1a",
+			`the server sent a Lease with resourceVersion "1a", want a positive number`},
 		{"resourceVersion beyond 64 bits", "u", "18446744073709551616",
 			`the server sent a Lease with resourceVersion "18446744073709551616", want a positive number`},
 		{"no uid", "", "7", "the server sent a Lease without uid"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{UID: types.UID(tt.uid), ResourceVersion: tt.version}}
+			lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{UID: types.UID(tt.uid),
+				ResourceVersion: tt.version}}
 			r, err := readRecord(lease)
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("err %v\nwant %s", err, tt.want)
@@ -134,12 +140,16 @@ func TestTermOver(t *testing.T) {
 		{"transitions edited", heldByB.but(func(r *record) { r.transitions = 0 }), ""},
 		{"duration lengthened", heldByB.but(func(r *record) { r.duration += time.Second }), ""},
 		{"deleted", record{}, "lease lost: the Lease was deleted"},
-		{"deleted, and re-created as it was", heldByB.but(func(r *record) { r.uid = "u2" }), "lease lost: the Lease was deleted"},
+		{"deleted, and re-created as it was", heldByB.but(func(r *record) {
+			r.uid = "u2"
+		}), "lease lost: the Lease was deleted"},
 		{"holder removed", heldByB.but(func(r *record) { r.identity = "" }), "lease lost: its holder was removed"},
 		{"all removed", record{uid: "u", version: 8}, "lease lost: its holder was removed"},
 		{"another holder", heldByB.but(func(r *record) { r.identity = `c "x"` }), `lease lost: now held by "c \"x\""`},
 		{"another holder in everything", record{uid: "u", identity: "c"}, `lease lost: now held by "c"`},
-		{"same identity, acquired later", heldByB.but(func(r *record) { r.acquired = r.acquired.Add(time.Microsecond) }),
+		{"same identity, acquired later", heldByB.but(func(r *record) {
+			r.acquired = r.acquired.Add(time.Microsecond)
+		}),
 			`lease lost: now held by another process with the same identity "b"`},
 		{"acquisition time removed", heldByB.but(func(r *record) { r.acquired = time.Time{} }),
 			`lease lost: now held by another process with the same identity "b"`},
@@ -171,7 +181,8 @@ func TestAcquirableAt(t *testing.T) {
 	}
 	const fallback = 15 * time.Second
 	var (
-		own     = record{uid: "u", version: 5, identity: "me", duration: 10 * time.Second, acquired: heldByB.acquired.Add(time.Hour)}
+		own = record{uid: "u", version: 5, identity: "me", duration: 10 * time.Second,
+			acquired: heldByB.acquired.Add(time.Hour)}
 		renewed = heldByB.but(func(r *record) { r.version++; r.renewed = r.renewed.Add(time.Second) })
 		free    = record{uid: "u", version: 9, transitions: 3}
 		gone    = record{version: 10}
@@ -199,9 +210,15 @@ func TestAcquirableAt(t *testing.T) {
 		{"renewed", []seen{{3, heldByB}, {9, renewed}}, 19},
 		{"renewed by a clock set back", []seen{{3, renewed}, {9, heldByB.but(func(r *record) { r.version = 9 })}}, 19},
 		{"renewed, then seen again", []seen{{3, heldByB}, {9, renewed}, {12, renewed}}, 19},
-		{"renewal time removed", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) { r.renewed = time.Time{} })}}, 19},
-		{"acquired again by the same identity", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) { r.acquired = r.renewed })}}, 19},
-		{"only the transitions changed", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) { r.transitions++ })}}, 19},
+		{"renewal time removed", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) {
+			r.renewed = time.Time{}
+		})}}, 19},
+		{"acquired again by the same identity", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) {
+			r.acquired = r.renewed
+		})}}, 19},
+		{"only the transitions changed", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) {
+			r.transitions++
+		})}}, 19},
 		{"only the holder changed", []seen{{3, heldByB}, {9, heldByB.but(func(r *record) { r.identity = "c" })}}, 19},
 		{"released", []seen{{3, heldByB}, {9, free}}, 9},
 		{"released and taken", []seen{{3, heldByB}, {4, free}, {9, renewed}}, 19},
@@ -231,8 +248,10 @@ func TestAcquirableAt(t *testing.T) {
 			{10, recreated(free, "u2").but(func(r *record) { r.version++ })}}, 13},
 		{"re-created and held", []seen{{3, heldByB}, {8, gone}, {9, recreated(heldByB, "u2")}}, 19},
 		{"re-created and held, deletion not seen", []seen{{3, heldByB}, {9, recreated(heldByB, "u2")}}, 19},
-		{"re-created and held for less time than the old holder has", []seen{{3, heldByB}, {9, recreated(lasting(heldByB, 1), "u2")}}, 13},
-		{"re-created, held and released", []seen{{3, heldByB}, {8, recreated(heldByB, "u2")}, {9, recreated(free, "u2")}}, 13},
+		{"re-created and held for less time than the old holder has",
+			[]seen{{3, heldByB}, {9, recreated(lasting(heldByB, 1), "u2")}}, 13},
+		{"re-created, held and released",
+			[]seen{{3, heldByB}, {8, recreated(heldByB, "u2")}, {9, recreated(free, "u2")}}, 13},
 		{"deleted twice: the longer wait counts", []seen{{3, lasting(heldByB, 30)}, {4, gone},
 			{5, recreated(lasting(heldByB, 1), "u2")}, {6, gone}}, 33},
 		{"deleted twice: the later wait counts", []seen{{3, lasting(heldByB, 1)}, {3, gone},
@@ -244,7 +263,8 @@ func TestAcquirableAt(t *testing.T) {
 		{"our own term deleted and re-created free", []seen{{3, own}, {9, recreated(free, "u2")}}, 9},
 		{"our own term deleted, while a holder before it may still lead", []seen{{3, heldByB}, {4, gone},
 			{5, recreated(own, "u")}, {6, gone}}, 13},
-		{"our own term, while a holder before it may still lead", []seen{{3, heldByB}, {4, gone}, {5, recreated(own, "u")}}, 13},
+		{"our own term, while a holder before it may still lead",
+			[]seen{{3, heldByB}, {4, gone}, {5, recreated(own, "u")}}, 13},
 		{"our own term taken over", []seen{{3, own}, {9, heldByB}}, 19},
 		{"our identity, but not our term", []seen{{3, own.but(func(r *record) { r.acquired = heldByB.acquired })}}, 13},
 	} {
@@ -306,7 +326,8 @@ func TestDelays(t *testing.T) {
 		leases    = schema.GroupResource{Group: coordinationv1.GroupName, Resource: "leases"}
 		forbidden = apierrors.NewForbidden(leases, "x", errors.New("no role"))
 		asked     = func(pause time.Duration) error {
-			return apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "GET", leases, "x", "overloaded", int(pause.Seconds()), true)
+			return apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "GET", leases, "x", "overloaded",
+				int(pause.Seconds()), true)
 		}
 	)
 	const ms = time.Millisecond
@@ -327,18 +348,23 @@ func TestDelays(t *testing.T) {
 		{"Stop", backoff.Stop, nil, time.Second, 650 * ms},
 		{"Stop, limited", backoff.Stop, nil, 200 * ms, 200 * ms},
 		{"Retry-After", 100 * ms, asked(2 * time.Second), 5 * time.Second, 2 * time.Second},
-		{"Retry-After, wrapped", 100 * ms, fmt.Errorf("renew: %w", asked(2*time.Second)), 5 * time.Second, 2 * time.Second},
-		{"Retry-After in the status", 100 * ms, apierrors.NewTooManyRequests("slow down", 2), 5 * time.Second, 2 * time.Second},
-		{"Retry-After shorter than the policy", 3 * time.Second, asked(2 * time.Second), 5 * time.Second, 3 * time.Second},
+		{"Retry-After, wrapped", 100 * ms, fmt.Errorf("renew: %w", asked(2*time.Second)), 5 * time.Second,
+			2 * time.Second},
+		{"Retry-After in the status", 100 * ms, apierrors.NewTooManyRequests("slow down", 2), 5 * time.Second,
+			2 * time.Second},
+		{"Retry-After shorter than the policy", 3 * time.Second, asked(2 * time.Second), 5 * time.Second,
+			3 * time.Second},
 		{"Retry-After beyond the limit", 100 * ms, asked(time.Hour), 5 * time.Second, 5 * time.Second},
 		{"forbidden", 100 * ms, forbidden, time.Minute, 900 * ms},
 		{"forbidden, wrapped", 100 * ms, fmt.Errorf("get: %w", forbidden), time.Minute, 900 * ms},
 		{"forbidden, limited", 100 * ms, forbidden, 500 * ms, 500 * ms},
 		{
 			"forbidden, with Retry-After", 100 * ms,
-			apierrors.NewGenericServerResponse(http.StatusForbidden, "GET", leases, "x", "", 5, true), time.Minute, 5 * time.Second,
+			apierrors.NewGenericServerResponse(http.StatusForbidden, "GET", leases, "x", "", 5, true), time.Minute,
+			5 * time.Second,
 		},
-		{"invalid", 100 * ms, apierrors.NewInvalid(schema.GroupKind{Kind: "Lease"}, "x", field.ErrorList{}), time.Minute, 900 * ms},
+		{"invalid", 100 * ms, apierrors.NewInvalid(schema.GroupKind{Kind: "Lease"}, "x", field.ErrorList{}),
+			time.Minute, 900 * ms},
 		{"method not supported", 100 * ms, apierrors.NewMethodNotSupported(leases, "watch"), time.Minute, 900 * ms},
 		{"conflict", 100 * ms, apierrors.NewConflict(leases, "x", errors.New("stale")), time.Minute, 100 * ms},
 		{"server error", 100 * ms, apierrors.NewInternalError(errors.New("etcd")), time.Minute, 100 * ms},

@@ -29,7 +29,8 @@ const (
 		"and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is " +
 		`'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')`
 	labelRule = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', " +
-		"and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is " +
+		"and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for " +
+		"validation is " +
 		`'[a-z0-9]([-a-z0-9]*[a-z0-9])?')`
 )
 
@@ -46,21 +47,26 @@ func TestInvalidOptions(t *testing.T) {
 	}{
 		{"no options", nil, []string{"no lease: WithLease names it"}},
 		{"lease name empty", []Option{WithLease("")}, []string{"no lease: WithLease names it"}},
-		{"lease name that no Lease can have", []Option{WithLease("My_Lease")}, []string{`lease name "My_Lease": ` + subdomainRule}},
+		{"lease name that no Lease can have", []Option{WithLease("My_Lease")},
+			[]string{`lease name "My_Lease": ` + subdomainRule}},
 		{"lease name too long", []Option{WithLease(strings.Repeat("x", 254))},
 			[]string{`lease name "` + strings.Repeat("x", 254) + `": must be no more than 253 characters`}},
 		{"namespace empty", []Option{x, WithNamespace("")}, []string{"WithNamespace: the namespace is empty"}},
-		{"namespace that no namespace can have", []Option{x, WithNamespace("kube.system")}, []string{`namespace "kube.system": must not contain dots`}},
+		{"namespace that no namespace can have", []Option{x, WithNamespace("kube.system")},
+			[]string{`namespace "kube.system": must not contain dots`}},
 		{"identity empty", []Option{x, WithIdentity("")}, []string{"WithIdentity: the identity is empty"}},
 		{"identity that is not UTF-8", []Option{x, WithIdentity("a\xff")},
 			[]string{`identity "a\xff": want valid UTF-8, as the API server would store another`}},
-		{"field manager empty", []Option{x, WithFieldManager("")}, []string{`field manager "": want 1 to 128 characters, not 0`}},
+		{"field manager empty", []Option{x, WithFieldManager("")},
+			[]string{`field manager "": want 1 to 128 characters, not 0`}},
 		{"field manager too long", []Option{x, WithFieldManager(strings.Repeat("x", 129))},
 			[]string{`field manager "` + strings.Repeat("x", 129) + `": want 1 to 128 characters, not 129`}},
 		{"field manager that the server refuses", []Option{x, WithFieldManager("lease\nhold")},
 			[]string{`field manager "lease\nhold": want printable characters`}},
-		{"create mode too small", []Option{x, WithCreateMode(-1)}, []string{"create mode -1: want AutoCreate, CreateNew or UseExisting"}},
-		{"create mode too large", []Option{x, WithCreateMode(3)}, []string{"create mode 3: want AutoCreate, CreateNew or UseExisting"}},
+		{"create mode too small", []Option{x, WithCreateMode(-1)},
+			[]string{"create mode -1: want AutoCreate, CreateNew or UseExisting"}},
+		{"create mode too large", []Option{x, WithCreateMode(3)},
+			[]string{"create mode 3: want AutoCreate, CreateNew or UseExisting"}},
 
 		{"client nil", []Option{x, WithClient[Leases](nil)}, []string{"WithClient: the client is nil"}},
 		{"config nil", []Option{x, WithRESTConfig(nil)}, []string{"WithRESTConfig: the config is nil"}},
@@ -69,16 +75,21 @@ func TestInvalidOptions(t *testing.T) {
 		{"back-off that returns nil", []Option{x, WithBackOff(func() backoff.BackOff { return nil })},
 			[]string{"WithBackOff: the function returns nil"}},
 		{"logger nil", []Option{x, WithLogger(nil)}, []string{"WithLogger: the logger is nil"}},
-		{"client and config", []Option{x, client, WithRESTConfig(&rest.Config{})}, []string{"WithClient and WithRESTConfig: want one of them"}},
+		{"client and config", []Option{x, client, WithRESTConfig(&rest.Config{})},
+			[]string{"WithClient and WithRESTConfig: want one of them"}},
 
 		{"no slots", []Option{x, WithSlots(0)}, []string{"WithSlots: want 1 to 1000 slots, not 0"}},
 		{"too many slots", []Option{x, WithSlots(1001)}, []string{"WithSlots: want 1 to 1000 slots, not 1001"}},
 		{"slots whose last has too long a name", []Option{WithLease(strings.Repeat("x", 251)), WithSlots(11)},
 			[]string{`lease name "` + strings.Repeat("x", 251) + `-10": must be no more than 253 characters`}},
-		{"slots and what they exclude", []Option{x, WithSlots(2), WithCreateMode(CreateNew), WithIdentity("a"), WithReclaim()},
-			[]string{"WithSlots and CreateNew are mutually exclusive", "WithSlots and WithReclaim are mutually exclusive"}},
-		{"address empty", []Option{x, WithAdvertise("")}, []string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not ""`}},
-		{"address that is no text", []Option{x, WithAdvertise("\xff")}, []string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not "\xff"`}},
+		{"slots and what they exclude",
+			[]Option{x, WithSlots(2), WithCreateMode(CreateNew), WithIdentity("a"), WithReclaim()},
+			[]string{"WithSlots and CreateNew are mutually exclusive",
+				"WithSlots and WithReclaim are mutually exclusive"}},
+		{"address empty", []Option{x, WithAdvertise("")},
+			[]string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not ""`}},
+		{"address that is no text", []Option{x, WithAdvertise("\xff")},
+			[]string{`WithAdvertise: want 1 to 1024 bytes of UTF-8, not "\xff"`}},
 
 		{"duration too short", []Option{x, WithDuration(999 * time.Millisecond)},
 			[]string{"want 1s <= duration (999ms) <= 596523h14m7s, in whole seconds"}},
@@ -109,15 +120,18 @@ func TestInvalidOptions(t *testing.T) {
 			[]string{"want 0 < renew interval (3s), 2 x interval <= renew deadline (-1ns)"}},
 		{"deadline more than 0.9 of the duration", []Option{x, WithRenewDeadline(13500*time.Millisecond + 1)},
 			[]string{"want renew deadline (13.500000001s) <= 0.9 x duration (15s)"}},
-		{"client-go's 15/14/5, under which two lead", []Option{x, WithDuration(15 * s), WithRenewDeadline(14 * s), WithRenewInterval(5 * s)},
+		{"client-go's 15/14/5, under which two lead",
+			[]Option{x, WithDuration(15 * s), WithRenewDeadline(14 * s), WithRenewInterval(5 * s)},
 			[]string{"want renew deadline (14s) <= 0.9 x duration (15s)"}},
-		{"deadline and interval of another duration", []Option{x, WithDuration(2 * s), WithRenewDeadline(10 * s), WithRenewInterval(6 * s)}, []string{
-			"want 0 < renew interval (6s), 2 x interval <= renew deadline (10s)",
-			"want renew deadline (10s) <= 0.9 x duration (2s)",
-		}},
+		{"deadline and interval of another duration",
+			[]Option{x, WithDuration(2 * s), WithRenewDeadline(10 * s), WithRenewInterval(6 * s)}, []string{
+				"want 0 < renew interval (6s), 2 x interval <= renew deadline (10s)",
+				"want renew deadline (10s) <= 0.9 x duration (2s)",
+			}},
 
 		{"all at once", []Option{
-			WithLease("X"), WithNamespace("Y"), WithIdentity(""), WithFieldManager(""), WithLogger(nil), WithOverrun(nil),
+			WithLease("X"), WithNamespace("Y"), WithIdentity(""), WithFieldManager(""), WithLogger(nil),
+			WithOverrun(nil),
 			WithBackOff(nil), WithCreateMode(7), client, WithRESTConfig(&rest.Config{}),
 			WithDuration(1500 * time.Millisecond), WithRenewDeadline(2 * s), WithRenewInterval(2 * s),
 		}, []string{
@@ -183,7 +197,8 @@ func TestContextNil(t *testing.T) {
 
 func TestWithErrorNil(t *testing.T) {
 	const want = "leasehold: WithError: the pointer is nil"
-	if got := panicOf(func() { Sessions(t.Context(), WithLease("x"), WithError(nil)) }); got == nil || got.Error() != want {
+	if got := panicOf(func() { Sessions(t.Context(), WithLease("x"), WithError(nil)) }); got == nil ||
+		got.Error() != want {
 		t.Errorf("panic %v, want %s", got, want)
 	}
 }
@@ -219,29 +234,35 @@ func TestValidOptions(t *testing.T) {
 		{"the order does not matter", []Option{WithRenewInterval(4 * s), WithDuration(20 * s)}, 20 * s, 16 * s, 4 * s},
 		{"the last one counts", []Option{WithDuration(20 * s), WithDuration(10 * s)}, 10 * s, 8 * s, 2 * s},
 		{"the shortest duration", []Option{WithDuration(1 * s)}, s, 800 * time.Millisecond, 200 * time.Millisecond},
-		{"the longest duration", []Option{WithDuration(maxDuration)}, maxDuration, maxDuration / 10 * 8, maxDuration / 5},
+		{"the longest duration", []Option{WithDuration(maxDuration)}, maxDuration, maxDuration / 10 * 8,
+			maxDuration / 5},
 		{"the longest of everything", []Option{WithDuration(maxDuration), WithRenewDeadline(maxDuration / 10 * 9),
 			WithRenewInterval(maxDuration / 20 * 9)}, maxDuration, maxDuration / 10 * 9, maxDuration / 20 * 9},
 		{"two intervals are the deadline", []Option{WithRenewInterval(6 * s)}, 15 * s, 12 * s, 6 * s},
 		{"two intervals are the deadline, odd", []Option{WithDuration(s), WithRenewDeadline(801 * time.Millisecond),
 			WithRenewInterval(400500 * time.Microsecond)}, s, 801 * time.Millisecond, 400500 * time.Microsecond},
-		{"the deadline is 0.9 of the duration", []Option{WithRenewDeadline(13500 * time.Millisecond)}, 15 * s, 13500 * time.Millisecond, 3 * s},
-		{"kube-lease-manager's 30 s and 5 s of grace", []Option{WithDuration(30 * s), WithRenewDeadline(27 * s), WithRenewInterval(13500 * time.Millisecond)},
+		{"the deadline is 0.9 of the duration", []Option{WithRenewDeadline(13500 * time.Millisecond)}, 15 * s,
+			13500 * time.Millisecond, 3 * s},
+		{"kube-lease-manager's 30 s and 5 s of grace",
+			[]Option{WithDuration(30 * s), WithRenewDeadline(27 * s), WithRenewInterval(13500 * time.Millisecond)},
 			30 * s, 27 * s, 13500 * time.Millisecond},
-		{"names as long as can be", []Option{WithLease(strings.Repeat("x", 253)), WithNamespace(strings.Repeat("x", 63)),
-			WithFieldManager(strings.Repeat("x", 128))}, 15 * s, 12 * s, 3 * s},
+		{"names as long as can be",
+			[]Option{WithLease(strings.Repeat("x", 253)), WithNamespace(strings.Repeat("x", 63)),
+				WithFieldManager(strings.Repeat("x", 128))}, 15 * s, 12 * s, 3 * s},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				srv := leasetest.NewServer()
 				var err error
-				opts := append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")), WithError(&err), inVirtualTime, unlogged}, tt.opts...)
+				opts := append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")),
+					WithError(&err), inVirtualTime, unlogged}, tt.opts...)
 				o, invalid := newOptions(t.Context(), opts)
 				if invalid != nil {
 					t.Fatal(invalid)
 				}
 				if o.duration != tt.duration || o.renewDeadline != tt.deadline || o.renewInterval != tt.interval {
-					t.Errorf("duration %v, renew deadline %v, renew interval %v", o.duration, o.renewDeadline, o.renewInterval)
+					t.Errorf("duration %v, renew deadline %v, renew interval %v", o.duration, o.renewDeadline,
+						o.renewInterval)
 				}
 				led := false
 				for session := range Sessions(t.Context(), opts...) {
@@ -282,7 +303,8 @@ func TestDefaultIdentity(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				srv := leasetest.NewServer()
 				identities := map[string]bool{}
-				seq := Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")), unlogged)
+				seq := Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithClient(srv.Client("a")),
+					unlogged)
 				for range 2 { // two campaigns
 					sessions := 0
 					identity := ""
@@ -329,7 +351,8 @@ func inNoCluster(t *testing.T, kubeconfig string) {
 
 const kubeconfigOfBlue = `{
 	"apiVersion": "v1", "kind": "Config", "current-context": "c",
-	"contexts": [{"name": "c", "context": {"cluster": "c", "namespace": "blue"}}, {"name": "d", "context": {"cluster": "c", "namespace": "red"}}],
+	"contexts": [{"name": "c", "context": {"cluster": "c", "namespace": "blue"}},
+		{"name": "d", "context": {"cluster": "c", "namespace": "red"}}],
 	"clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}]
 }`
 
@@ -340,7 +363,8 @@ func TestDefaultNamespace(t *testing.T) {
 		want                  string
 	}{
 		{"of the kubeconfig's context", kubeconfigOfBlue, "", nil, "blue"},
-		{"of a context without one", strings.Replace(kubeconfigOfBlue, `"namespace": "blue"`, `"user": ""`, 1), "", nil, "default"},
+		{"of a context without one", strings.Replace(kubeconfigOfBlue, `"namespace": "blue"`, `"user": ""`, 1), "", nil,
+			"default"},
 		{"without a kubeconfig", "", "", nil, "default"},
 		{"of the pod's service account", kubeconfigOfBlue, "white\n", nil, "white"},
 		{"of a service account without one", kubeconfigOfBlue, "\n", nil, "blue"},
@@ -359,7 +383,8 @@ func TestDefaultNamespace(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				err := errors.New("no session")
-				for s := range Sessions(ctx, append(tt.opts, WithLease("x"), WithClient(srv.Client("a")), WithError(&err), unlogged)...) {
+				for s := range Sessions(ctx,
+					append(tt.opts, WithLease("x"), WithClient(srv.Client("a")), WithError(&err), unlogged)...) {
 					if got := s.Holder().Namespace; got != tt.want || srv.Lease(tt.want, "x") == nil {
 						t.Errorf("namespace %q, want %q", got, tt.want)
 					}
@@ -392,7 +417,8 @@ func TestTerminalErrors(t *testing.T) {
 		{"the Lease does not exist", "", append(withServer, WithLease("y"), WithCreateMode(UseExisting)),
 			"^leasehold: lease not found: blue/y, and UseExisting does not create it$", ErrNotFound},
 		{"no client configuration", "", []Option{WithLease("x")},
-			"^leasehold: no usable client configuration: not in a cluster, and no kubeconfig at \\$KUBECONFIG or ~/.kube/config: " +
+			"^leasehold: no usable client configuration: not in a cluster, and no kubeconfig at \\$KUBECONFIG or " +
+				"~/.kube/config: " +
 				"use WithRESTConfig or WithClient to say which API server holds the Lease$", nil},
 		{"kubeconfig unreadable, for the client", "{", []Option{WithLease("x"), WithNamespace("blue")},
 			"^leasehold: no usable client configuration: error loading config file .*/config", nil},
@@ -450,7 +476,8 @@ func TestCreateNewLosesTheRace(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var err error
-		for range Sessions(ctx, WithLease("x"), WithNamespace("blue"), WithCreateMode(CreateNew), WithClient(srv.Client("a")),
+		for range Sessions(ctx, WithLease("x"), WithNamespace("blue"), WithCreateMode(CreateNew),
+			WithClient(srv.Client("a")),
 			WithError(&err), inVirtualTime, unlogged) {
 			t.Error("a session under a Lease that somebody else created")
 			break
@@ -482,7 +509,8 @@ func TestNoFallbackFromABrokenPod(t *testing.T) {
 func TestWithErrorIsClearedByBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		err := errors.New("of an earlier loop")
-		for range Sessions(t.Context(), WithLease("x"), WithNamespace("blue"), WithClient(leasetest.NewServer().Client("a")), WithError(&err), unlogged) {
+		for range Sessions(t.Context(), WithLease("x"), WithNamespace("blue"),
+			WithClient(leasetest.NewServer().Client("a")), WithError(&err), unlogged) {
 			break
 		}
 		if err != nil {
@@ -498,7 +526,8 @@ func TestContextEndsTheLoop(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
 	var log bytes.Buffer
-	opts := []Option{WithLease("x"), WithNamespace("blue"), WithClient(srv.Client("a")), WithLogger(slog.New(slog.NewTextHandler(&log, nil)))}
+	opts := []Option{WithLease("x"), WithNamespace("blue"), WithClient(srv.Client("a")),
+		WithLogger(slog.New(slog.NewTextHandler(&log, nil)))}
 
 	var err error
 	for range Sessions(ctx, append(opts, WithError(&err))...) {

@@ -281,9 +281,10 @@ func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 		return nil, err
 	}
 	defer done()
-	return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(), func(ctx context.Context) (watch.Interface, error) {
-		return r.lease.watch(ctx, r.store.latest().record)
-	})
+	return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(),
+		func(ctx context.Context) (watch.Interface, error) {
+			return r.lease.watch(ctx, r.store.latest().record)
+		})
 }
 
 // receive records what w brings until it ends, misses news, or the shared watch is to be used.

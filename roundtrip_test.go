@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Over a long round trip a lease is acquired as soon as it can be (four round trips: TCP, TLS, a read and a write), and kept,
-// also where no watch tells that a renewal took effect whose answer came late.
+// Over a long round trip a lease is acquired as soon as it can be (four round trips: TCP, TLS, a read and a write), and
+// kept, also where no watch tells that a renewal took effect whose answer came late.
 func TestLongRoundTrip(t *testing.T) {
 	for _, tt := range []struct{ roundTrip, duration time.Duration }{
 		{1600 * time.Millisecond, 15 * time.Second},
@@ -66,7 +66,8 @@ func TestBlackHole(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%v for %v, %v after a renewal", tt.duration, tt.lasts, offset), func(t *testing.T) {
 				overNetwork(t, 2*time.Millisecond, func(t *testing.T, s *apiServer) {
-					for session := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithDuration(tt.duration),
+					for session := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"),
+						WithDuration(tt.duration),
 						WithRESTConfig(s.config()), unlogged, inVirtualTime) {
 						time.Sleep(10*tt.duration + offset)
 						s.SetDown(true)

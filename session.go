@@ -259,7 +259,8 @@ func (s *session) checkTrust() {
 		return
 	}
 	if awake := until.mono.Sub(now.mono); awake > 0 {
-		s.lose(lostBecause(slept, "the clock jumped by %v (the machine slept?)", (awake - left).Round(time.Millisecond)))
+		s.lose(lostBecause(slept, "the clock jumped by %v (the machine slept?)",
+			(awake - left).Round(time.Millisecond)))
 		return
 	}
 	why := ""

@@ -70,7 +70,8 @@ func inWorld(t *testing.T, test func(w *world)) {
 
 // oracleOf returns what judges the sessions of one Lease.
 func (w *world) oracleOf(lease string) *oracle.Oracle {
-	o, _ := w.oracles.LoadOrStore(lease, oracle.New(ns, lease, oracle.Rules{Fail: w.Errorf, Over: []error{ErrLost, ErrReleased}}))
+	o, _ := w.oracles.LoadOrStore(lease,
+		oracle.New(ns, lease, oracle.Rules{Fail: w.Errorf, Over: []error{ErrLost, ErrReleased}}))
 	return o.(*oracle.Oracle)
 }
 
@@ -381,14 +382,16 @@ func TestWorkBeforeRelease_G2(t *testing.T) {
 			standby = w.run("b", nil)
 			time.Sleep(time.Second)
 			cancel(cause)
-			if s.Err() != cause || context.Cause(s.Context()) != cause || s.Context().Err() != context.Canceled || s.ValidFor() <= 0 {
+			if s.Err() != cause || context.Cause(s.Context()) != cause || s.Context().Err() != context.Canceled ||
+				s.ValidFor() <= 0 {
 				t.Errorf("when ctx ended: %v, %v, valid for %v", s.Err(), s.Context().Err(), s.ValidFor())
 			}
 			for range 40 { // a slow body
 				before := w.lease().Spec.RenewTime.Time
 				time.Sleep(I + eps)
 				if w.holder() != "a" || !w.lease().Spec.RenewTime.After(before) {
-					t.Fatalf("%v: while the body winds down: held by %q, renewed %v", time.Now(), w.holder(), w.lease().Spec.RenewTime)
+					t.Fatalf("%v: while the body winds down: held by %q, renewed %v", time.Now(), w.holder(),
+						w.lease().Spec.RenewTime)
 				}
 			}
 		}
@@ -452,7 +455,9 @@ func TestLosses(t *testing.T) {
 		text   string
 	}{
 		{"stolen (G4)", func(w *world) { w.steal("thief") }, 0, `lease lost: now held by "thief"`},
-		{"stolen by a namesake (G4)", func(w *world) { w.steal("a") }, 0, `lease lost: now held by another process with the same identity "a"`},
+		{"stolen by a namesake (G4)", func(w *world) {
+			w.steal("a")
+		}, 0, `lease lost: now held by another process with the same identity "a"`},
 		{"deleted (G4)", func(w *world) { w.srv.Delete(ns, name) }, 0, `lease lost: the Lease was deleted`},
 		{"deleted and created anew (G4)", func(w *world) {
 			l := w.lease()
@@ -460,17 +465,26 @@ func TestLosses(t *testing.T) {
 			l.UID, l.ResourceVersion = "", ""
 			w.srv.Put(l)
 		}, 0, `lease lost: the Lease was deleted`},
-		{"emptied (G4)", func(w *world) { w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil }) },
+		{"emptied (G4)", func(w *world) {
+			w.srv.Edit(ns, name,
+				func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil })
+		},
 			0, `lease lost: its holder was removed`},
 		{"duration cut", func(w *world) {
 			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = new(int32(2)) })
 		}, 0, `lease lost: its duration was cut from 15s to 2s`},
 		{"API away", func(w *world) { w.srv.Client("a").Partition(true) }, R, `lease lost: not renewed within 12s`},
-		{"API refuses", func(w *world) { w.fail("a", leasetest.InternalError()) }, R, `lease lost: not renewed within 12s`},
-		{"API forbids", func(w *world) {
-			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault { return leasetest.Fault{Err: leasetest.Forbidden(r)} })
+		{"API refuses", func(w *world) {
+			w.fail("a", leasetest.InternalError())
 		}, R, `lease lost: not renewed within 12s`},
-		{"requests hang", func(w *world) { w.drop("a", leasetest.TheRequest) }, R, `lease lost: not renewed within 12s`},
+		{"API forbids", func(w *world) {
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				return leasetest.Fault{Err: leasetest.Forbidden(r)}
+			})
+		}, R, `lease lost: not renewed within 12s`},
+		{"requests hang", func(w *world) {
+			w.drop("a", leasetest.TheRequest)
+		}, R, `lease lost: not renewed within 12s`},
 		{"stolen, and the watch is silent", func(w *world) {
 			w.srv.Client("a").SilenceWatches()
 			w.steal("thief")
@@ -501,7 +515,8 @@ func TestLosses(t *testing.T) {
 					if err := s.Err(); !errors.Is(err, ErrLost) || err.Error() != loss.text {
 						t.Errorf("Err() = %v, want %s", err, loss.text)
 					}
-					if context.Cause(s.Context()) != s.Err() || s.Context().Err() != context.Canceled || s.ValidFor() != 0 {
+					if context.Cause(s.Context()) != s.Err() || s.Context().Err() != context.Canceled ||
+						s.ValidFor() != 0 {
 						t.Errorf("%v, %v, valid for %v", context.Cause(s.Context()), s.Context().Err(), s.ValidFor())
 					}
 					// G6: after a loss nothing is written.
@@ -545,14 +560,18 @@ func TestSurvives(t *testing.T) {
 		{"nothing", func(w *world) {}},
 		{"labels edited", func(w *world) {
 			for i := range 100 {
-				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": fmt.Sprint(i)} })
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+					l.Labels = map[string]string{"edited": fmt.Sprint(i)}
+				})
 				time.Sleep(I / 7)
 			}
 		}},
 		{"labels edited, and the watch is silent", func(w *world) {
 			w.srv.Client("a").SilenceWatches()
 			for i := range 100 {
-				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": fmt.Sprint(i)} })
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+					l.Labels = map[string]string{"edited": fmt.Sprint(i)}
+				})
 				time.Sleep(I / 7)
 			}
 		}},
@@ -564,15 +583,23 @@ func TestSurvives(t *testing.T) {
 			}
 		}},
 		{"renewal time edited", func(w *world) {
-			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &metav1.MicroTime{Time: time.Unix(1<<33, 0)} })
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+				l.Spec.RenewTime = &metav1.MicroTime{Time: time.Unix(1<<33, 0)}
+			})
 			time.Sleep(I)
 			if w.lease().Spec.RenewTime.After(time.Now()) {
 				w.Error("the renewal time stays in the future")
 			}
 		}},
-		{"API away for half of the renew deadline", inTrouble(R/2, func(w *world) { w.fail("a", leasetest.ConnectionRefused()) }, heal)},
-		{"requests hang for half of the renew deadline (G9)", inTrouble(R/2, func(w *world) { w.drop("a", leasetest.TheRequest) }, heal)},
-		{"replies are lost for an hour", inTrouble(time.Hour, func(w *world) { w.drop("a", leasetest.TheReply) }, heal)},
+		{"API away for half of the renew deadline", inTrouble(R/2, func(w *world) {
+			w.fail("a", leasetest.ConnectionRefused())
+		}, heal)},
+		{"requests hang for half of the renew deadline (G9)", inTrouble(R/2, func(w *world) {
+			w.drop("a", leasetest.TheRequest)
+		}, heal)},
+		{"replies are lost for an hour", inTrouble(time.Hour, func(w *world) {
+			w.drop("a", leasetest.TheReply)
+		}, heal)},
 		{"every second reply is lost, and the watch is silent", inTrouble(time.Hour, func(w *world) {
 			w.srv.Client("a").SilenceWatches()
 			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
@@ -583,7 +610,9 @@ func TestSurvives(t *testing.T) {
 			})
 		}, heal)},
 		{"replies are slow", inTrouble(time.Hour, func(w *world) {
-			w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{After: 2 * time.Second} })
+			w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+				return leasetest.Fault{After: 2 * time.Second}
+			})
 		}, heal)},
 		{"429 with Retry-After, two of three", inTrouble(time.Hour, func(w *world) {
 			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
@@ -670,7 +699,9 @@ func TestTrustFromSend_G1(t *testing.T) {
 // of it left: else the lease is renewed first.
 func TestSlowAcquisition_G1(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{After: 3 * time.Second} })
+		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+			return leasetest.Fault{After: 3 * time.Second}
+		})
 		for s := range w.sequence(w.Context(), "a") {
 			if left := s.ValidFor(); left > R-3*time.Second {
 				t.Errorf("valid for %v after a reply that took 3s", left)
@@ -975,9 +1006,18 @@ func TestLiveness_G8(t *testing.T) {
 		name  string
 		begin func(w *world)
 	}{
-		{"API refuses all", func(w *world) { w.fail("a", leasetest.ConnectionRefused()); w.fail("b", leasetest.ConnectionRefused()) }},
-		{"500 for all", func(w *world) { w.fail("a", leasetest.InternalError()); w.fail("b", leasetest.InternalError()) }},
-		{"401 for all", func(w *world) { w.fail("a", leasetest.Unauthorized()); w.fail("b", leasetest.Unauthorized()) }},
+		{"API refuses all", func(w *world) {
+			w.fail("a", leasetest.ConnectionRefused())
+			w.fail("b", leasetest.ConnectionRefused())
+		}},
+		{"500 for all", func(w *world) {
+			w.fail("a", leasetest.InternalError())
+			w.fail("b", leasetest.InternalError())
+		}},
+		{"401 for all", func(w *world) {
+			w.fail("a", leasetest.Unauthorized())
+			w.fail("b", leasetest.Unauthorized())
+		}},
 		{"the standby cannot reach the API when the lease expires", func(w *world) {
 			w.fail("a", leasetest.ConnectionRefused())
 			w.fail("b", leasetest.ConnectionRefused())
@@ -988,7 +1028,9 @@ func TestLiveness_G8(t *testing.T) {
 		{"emptied", func(w *world) {
 			// Whoever empties it says that it is free. Only the way to the server keeps b behind
 			// a, who hears of it at the same time.
-			w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: time.Millisecond} })
+			w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault {
+				return leasetest.Fault{Before: time.Millisecond}
+			})
 			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec = coordinationv1.LeaseSpec{} })
 		}},
 	} {
@@ -1048,10 +1090,14 @@ func TestNoLeaks_G10(t *testing.T) {
 // G11: a missing right is named with the rule that gives it, once.
 func TestForbidden_G11(t *testing.T) {
 	for verb, rule := range map[string]string{
-		"get":    `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["reconciler"], verbs: ["get"]}`,
-		"watch":  `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["reconciler"], verbs: ["watch"]}`,
-		"apply":  `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["reconciler"], verbs: ["patch"]}`,
-		"create": `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs: ["create"]}`,
+		"get": `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ` +
+			`["leases"], resourceNames: ["reconciler"], verbs: ["get"]}`,
+		"watch": `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ` +
+			`["leases"], resourceNames: ["reconciler"], verbs: ["watch"]}`,
+		"apply": `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ` +
+			`["leases"], resourceNames: ["reconciler"], verbs: ["patch"]}`,
+		"create": `a Role in namespace "default" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ` +
+			`["leases"], verbs: ["create"]}`,
 	} {
 		t.Run(verb, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -1113,7 +1159,9 @@ func TestRaceLost(t *testing.T) {
 				leader, winner, loser := w.run("a", nil), w.run("b", nil), w.run("c", nil)
 				time.Sleep(time.Minute)
 				var reads, writes int
-				w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Before: 2 * time.Millisecond} })
+				w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault {
+					return leasetest.Fault{Before: 2 * time.Millisecond}
+				})
 				w.srv.Client("c").OnRequest(func(r leasetest.Request) leasetest.Fault {
 					switch r.Verb {
 					case "get":
@@ -1464,7 +1512,8 @@ func TestLongestTry(t *testing.T) {
 				})
 				a := w.run("a", nil, WithDuration(time.Hour))
 				w.sleep(15 * time.Minute)
-				if took := again.Sub(lost); lost.IsZero() || took < longestTimeout || took > longestTimeout+time.Second {
+				if took := again.Sub(lost); lost.IsZero() || took < longestTimeout ||
+					took > longestTimeout+time.Second {
 					t.Errorf("the next request comes %v after the one that is lost", took)
 				}
 				z.Release()
@@ -1492,7 +1541,8 @@ func TestRenewals(t *testing.T) {
 						times = append(times, time.Now())
 					}
 				})
-				for session := range Sessions(w.Context(), w.options("a", WithDuration(s.d), WithRenewDeadline(s.r), WithRenewInterval(s.i))...) {
+				for session := range Sessions(w.Context(),
+					w.options("a", WithDuration(s.d), WithRenewDeadline(s.r), WithRenewInterval(s.i))...) {
 					for range 100 {
 						time.Sleep(s.i)
 						if session.Err() != nil || session.ValidFor() < s.r-s.i-s.i/10 {

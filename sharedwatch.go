@@ -365,10 +365,11 @@ func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 		opts.ResourceVersion = strconv.FormatUint(w.version, 10)
 	}
 	w.mu.Unlock()
-	events, err := openWatch(ctx, w.user, w.clock, w.timeout.current(), func(ctx context.Context) (watch.Interface, error) {
-		events, err := w.leases.Watch(ctx, opts)
-		return events, w.describe(err)
-	})
+	events, err := openWatch(ctx, w.user, w.clock, w.timeout.current(),
+		func(ctx context.Context) (watch.Interface, error) {
+			events, err := w.leases.Watch(ctx, opts)
+			return events, w.describe(err)
+		})
 	if err != nil {
 		if versionExpired(err) {
 			w.forgetVersion()
@@ -480,7 +481,8 @@ func (w *sharedWatch) describe(err error) error {
 		return nil
 	}
 	if missingRight(err, "watch") {
-		err = missingRule(fmt.Errorf("%w; each Lease is followed by a watch of its own instead", err), w.namespace, "", "watch")
+		err = fmt.Errorf("%w; each Lease is followed by a watch of its own instead", err)
+		err = missingRule(err, w.namespace, "", "watch")
 	}
 	return fmt.Errorf("watch leases in namespace %s: %w", w.namespace, err)
 }

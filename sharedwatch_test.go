@@ -35,7 +35,8 @@ type crowd struct {
 func inCrowd(t *testing.T, test func(c *crowd)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
-		c := &crowd{world: w, client: w.srv.Client("a"), requests: map[string]int{}, lost: map[string]error{}, live: map[string]Session{}}
+		c := &crowd{world: w, client: w.srv.Client("a"), requests: map[string]int{}, lost: map[string]error{},
+			live: map[string]Session{}}
 		c.client.OnRequest(func(r leasetest.Request) leasetest.Fault {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -239,7 +240,8 @@ func TestSharedWatchPrompt(t *testing.T) {
 		c.srv.Put(again) // as it was, to the letter
 		synctest.Wait()
 		for i, want := range map[int]string{
-			3: `lease lost: now held by "thief"`, 4: "lease lost: the Lease was deleted", 5: "lease lost: the Lease was deleted",
+			3: `lease lost: now held by "thief"`, 4: "lease lost: the Lease was deleted",
+			5: "lease lost: the Lease was deleted",
 		} {
 			if got := c.loss(i); got != want {
 				t.Errorf("lease %d: %q, want %q", i, got, want)
@@ -294,7 +296,8 @@ func TestSharedWatchForbidden(t *testing.T) {
 		if n := c.asked()["watch all"]; n != 1 {
 			t.Errorf("%d more tries after that", n)
 		}
-		rule := `a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], verbs: [\"watch\"]}`
+		rule := `a Role in namespace \"default\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: ` +
+			`[\"leases\"], verbs: [\"watch\"]}`
 		if n := c.logged(rule); n != 1 {
 			t.Errorf("the rule is named %d times", n)
 		}
@@ -420,7 +423,8 @@ func TestSharedWatchExpired(t *testing.T) {
 		if n := c.asked()["get"]; n > 190 {
 			t.Errorf("%d reads thereafter", n)
 		}
-		for i, want := range map[int]string{7: "lease lost: the Lease was deleted", 8: `lease lost: now held by "thief"`} {
+		for i, want := range map[int]string{7: "lease lost: the Lease was deleted",
+			8: `lease lost: now held by "thief"`} {
 			if got := c.loss(i); got != want {
 				t.Errorf("lease %d: %q, want %q", i, got, want)
 			}
@@ -441,7 +445,8 @@ func TestSharedWatchSilent(t *testing.T) {
 		c.sleep(time.Minute)
 		c.asked()
 		c.client.SilenceWatches()
-		c.edit(7, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} }) // its own renewal will meet with this
+		// its own renewal will meet with this
+		c.edit(7, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "b"} })
 		c.sleep(2 * I)
 		asked := c.asked()
 		if asked["watch all"] != 1 || asked["get"] > 1 {
@@ -795,7 +800,8 @@ func (c *crowd) thieves(first, others time.Duration, opts ...Option) {
 			}
 		})
 	}
-	c.campaign(0, 40, append(opts, func(o *options) { o.hooks.chance = func(time.Duration) time.Duration { return 0 } })...)
+	c.campaign(0, 40, append(opts,
+		func(o *options) { o.hooks.chance = func(time.Duration) time.Duration { return 0 } })...)
 	c.sleep(time.Second)
 	c.wantFollowing("map[shared watch:40]")
 }

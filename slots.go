@@ -227,8 +227,8 @@ func (k *candidates) choose(chances []chance) chance {
 	return best[int(k.campaigns[0].options.fraction()*float64(len(best)))]
 }
 
-// releaseStrays frees, as long as the session s lasts, the leases of other slots that claims of unknown outcome turn out
-// to have acquired. campaigns.close frees those that are found later.
+// releaseStrays frees, as long as the session s lasts, the leases of other slots that claims of unknown outcome turn
+// out to have acquired. campaigns.close frees those that are found later.
 func (k *candidates) releaseStrays(s *session) {
 	var others []*campaign
 	for _, c := range k.campaigns {
@@ -242,7 +242,8 @@ func (k *candidates) releaseStrays(s *session) {
 	s.campaign.strays.Go(func() error {
 		for s.ctx.Err() == nil {
 			for _, c := range others {
-				if err := c.freeDoubtful(s.ctx, c.claims.inDoubt()); err != nil && err != errNotOurs && s.ctx.Err() == nil {
+				if err := c.freeDoubtful(s.ctx, c.claims.inDoubt()); err != nil && err != errNotOurs &&
+					s.ctx.Err() == nil {
 					c.log.warn("lease not released that an earlier claim acquired; it will expire", "error", err)
 				}
 			}

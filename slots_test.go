@@ -96,7 +96,9 @@ func TestSlotsFree(t *testing.T) {
 		want   []string
 	}{
 		{"its holder crashes", crash, D, []string{"0:a", "1:d", "2:c"}},
-		{"its Lease is deleted", func(w *world) { w.srv.Delete(ns, slotName(name, 1)) }, D, []string{"0:a", "1:d", "2:c"}},
+		{"its Lease is deleted", func(w *world) {
+			w.srv.Delete(ns, slotName(name, 1))
+		}, D, []string{"0:a", "1:d", "2:c"}},
 		{"it is given to somebody else by hand, who does not renew", func(w *world) {
 			w.srv.Edit(ns, slotName(name, 1), func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = new("thief") })
 		}, D, []string{"0:a", "1:d", "2:c"}},
@@ -164,7 +166,8 @@ func TestSlotsDoubt(t *testing.T) {
 			inWorld(t, func(w *world) {
 				if verb == "apply" {
 					for slot := range 2 {
-						w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: slotName(name, slot)}})
+						w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns,
+							Name: slotName(name, slot)}})
 					}
 				}
 				lost := false

@@ -172,7 +172,8 @@ func (s *leaseStore) addEvent(event watch.Event, shared bool) error {
 func (s *leaseStore) addEventLocked(kind watch.EventType, rec record, shared bool) {
 	switch absent := !s.seen.exists() && kind != watch.Deleted; {
 	case absent && rec.version == s.seen.version, // it seems not to have been deleted
-		absent && shared && s.seen.version == 0 && !s.ours(rec.term()): // it may be older than the read that found no Lease
+		// it may be older than the read that found no Lease
+		absent && shared && s.seen.version == 0 && !s.ours(rec.term()):
 		s.doubtful = true
 	case rec.version <= s.seen.version:
 		// Old news.

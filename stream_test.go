@@ -90,7 +90,8 @@ type streamedSession struct {
 }
 
 func newStream(t *testing.T, data []byte) *stream {
-	s := &stream{T: t, srv: leasetest.NewServer(), data: data, top: 1 << 40, longest: D, forced: map[*oracle.Term]bool{}}
+	s := &stream{T: t, srv: leasetest.NewServer(), data: data, top: 1 << 40, longest: D,
+		forced: map[*oracle.Term]bool{}}
 	s.oracle = oracle.New(ns, name, oracle.Rules{
 		Fail:      s.Errorf,
 		Over:      []error{ErrLost, ErrReleased},
@@ -192,11 +193,13 @@ func (s *stream) calm() {
 // campaign is the life of a candidate.
 func (s *stream) campaign(ctx context.Context, id uint64, c *streamed, opts []Option) {
 	luck := rand.New(rand.NewPCG(id, 0))
-	opts = append(opts, WithLease(name), WithNamespace(ns), WithIdentity(c.name), WithClient(c.client), WithError(&c.ended),
+	opts = append(opts, WithLease(name), WithNamespace(ns), WithIdentity(c.name), WithClient(c.client),
+		WithError(&c.ended),
 		inVirtualTime, unlogged, WithOverrun(func(Session) {}),
 		WithBackOff(func() backoff.BackOff {
 			return backoff.NewExponentialBackOff(backoff.WithInitialInterval(50*time.Millisecond),
-				backoff.WithMaxInterval(longestDelay), backoff.WithRandomizationFactor(0), backoff.WithMaxElapsedTime(0))
+				backoff.WithMaxInterval(longestDelay), backoff.WithRandomizationFactor(0),
+				backoff.WithMaxElapsedTime(0))
 		}),
 		WithChance(func(n time.Duration) time.Duration { return time.Duration(luck.Int64N(int64(n))) }))
 	for session := range Sessions(ctx, opts...) {
@@ -220,7 +223,8 @@ func (s *stream) happen() {
 	}
 	switch what % 18 {
 	case 6:
-		c.client.CloseWatches(pick[error](s, nil, leasetest.InternalError(), apierrors.NewResourceExpired("too old"), errors.New("odd")))
+		c.client.CloseWatches(pick[error](s, nil, leasetest.InternalError(), apierrors.NewResourceExpired("too old"),
+			errors.New("odd")))
 		c.silent = false
 	case 7:
 		c.client.SilenceWatches()
@@ -231,7 +235,9 @@ func (s *stream) happen() {
 	case 9:
 		c.client.ReplayWatches(s.byte())
 	case 10:
-		s.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"n": strconv.Itoa(s.byte())} })
+		s.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+			l.Labels = map[string]string{"n": strconv.Itoa(s.byte())}
+		})
 	case 11:
 		s.steal(pick(s, "thief", "a", "b"), int32(pick(s, 15, 12, 20)))
 	case 12:
@@ -249,7 +255,8 @@ func (s *stream) happen() {
 		s.trouble = time.Now()
 		fault := pick(s,
 			leasetest.Fault{Err: leasetest.InternalError()}, leasetest.Fault{Err: leasetest.ConnectionRefused()},
-			leasetest.Fault{Drop: leasetest.TheReply}, leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()},
+			leasetest.Fault{Drop: leasetest.TheReply},
+			leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.ConnectionReset()},
 			leasetest.Fault{Drop: leasetest.TheRequest}, leasetest.Fault{Err: leasetest.TooManyRequests(time.Second)})
 		c.mu.Lock()
 		c.fail = slices.Repeat([]leasetest.Fault{fault}, pick(s, 1, 2, 5, 1000))
@@ -314,7 +321,8 @@ func (s *stream) free(how string) {
 
 // tell sends a candidate an event.
 func (s *stream) tell(c *streamed) {
-	event := watch.Event{Type: pick(s, watch.Modified, watch.Modified, watch.Added, watch.Deleted, watch.Bookmark, watch.Error, "", "ODD")}
+	event := watch.Event{Type: pick(s, watch.Modified, watch.Modified, watch.Added, watch.Deleted, watch.Bookmark,
+		watch.Error, "", "ODD")}
 	var version uint64
 	switch s.byte() % 8 {
 	case 0:
@@ -323,7 +331,8 @@ func (s *stream) tell(c *streamed) {
 	case 2:
 		event.Object = &metav1.Status{Code: int32(pick(s, 410, 500, 0, -1)), Reason: metav1.StatusReasonExpired}
 	case 3:
-		event.Object = pick[runtime.Object](s, &coordinationv1.LeaseList{}, &metav1.Status{}, &metav1.APIGroup{}, (*metav1.Status)(nil))
+		event.Object = pick[runtime.Object](s, &coordinationv1.LeaseList{}, &metav1.Status{}, &metav1.APIGroup{},
+			(*metav1.Status)(nil))
 	default:
 		event.Object, version = s.lie()
 	}
@@ -331,7 +340,8 @@ func (s *stream) tell(c *streamed) {
 	news := version > s.top
 	s.top = max(s.top, version)
 	c.client.SendEvent(event)
-	if x == nil || x.of != c || !news || s.deaf || c.silent || c.cut || c.client.WatchCount() == 0 || time.Since(s.trouble) < 2*D {
+	if x == nil || x.of != c || !news || s.deaf || c.silent || c.cut || c.client.WatchCount() == 0 ||
+		time.Since(s.trouble) < 2*D {
 		return
 	}
 	l, ok := event.Object.(*coordinationv1.Lease)
@@ -350,18 +360,21 @@ func (s *stream) tell(c *streamed) {
 func (s *stream) lie() (*coordinationv1.Lease, uint64) {
 	l := s.srv.Lease(ns, name)
 	if l == nil {
-		l = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "gone", ResourceVersion: s.srv.ResourceVersion()}}
+		l = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "gone",
+			ResourceVersion: s.srv.ResourceVersion()}}
 	}
 	what := s.byte()
 	if what&1 != 0 {
 		l.Spec.HolderIdentity = pick(s, nil, new(""), new("a"), new("b"), new("thief"), new("\xff\x00\u202e"))
 	}
 	if what&2 != 0 {
-		l.Spec.LeaseDurationSeconds = pick(s, nil, new(int32(0)), new(int32(-1)), new(int32(1)), new(int32(20)), new(int32(math.MaxInt32)), new(int32(math.MinInt32)))
+		l.Spec.LeaseDurationSeconds = pick(s, nil, new(int32(0)), new(int32(-1)), new(int32(1)), new(int32(20)),
+			new(int32(math.MaxInt32)), new(int32(math.MinInt32)))
 	}
 	// A time that nobody writes: those that are written have no nanoseconds.
 	odd := time.Now().Truncate(time.Microsecond).Add(500 * time.Nanosecond)
-	times := []*metav1.MicroTime{nil, {}, {Time: odd}, {Time: odd.Add(time.Hour)}, {Time: odd.Add(-time.Hour)}, {Time: time.Unix(math.MaxInt32*1000, 500)}}
+	times := []*metav1.MicroTime{nil, {}, {Time: odd}, {Time: odd.Add(time.Hour)}, {Time: odd.Add(-time.Hour)},
+		{Time: time.Unix(math.MaxInt32*1000, 500)}}
 	if what&4 != 0 {
 		l.Spec.AcquireTime = pick(s, times...)
 	}

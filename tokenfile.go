@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// tokenFileAge is for how long a token is used before its file is read again. Kubernetes replaces tokens long before they
-// expire.
+// tokenFileAge is for how long a token is used before its file is read again. Kubernetes replaces tokens long before
+// they expire.
 const tokenFileAge = time.Minute
 
-// A tokenFile authenticates requests by the bearer token in a file. client-go does so too, but goes on for a minute with
-// a token that the server refuses, which costs the lease where a token is replaced that dies at once.
+// A tokenFile authenticates requests by the bearer token in a file. client-go does so too, but goes on for a minute
+// with a token that the server refuses, which costs the lease where a token is replaced that dies at once.
 type tokenFile struct {
 	path string
 	next http.RoundTripper

@@ -21,7 +21,8 @@ func TestTokenFileReplaced(t *testing.T) {
 		config := s.config()
 		config.BearerTokenFile = file
 		log := &failures{}
-		for session := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithRESTConfig(config), log.option, inVirtualTime) {
+		for session := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithRESTConfig(config),
+			log.option, inVirtualTime) {
 			for _, token := range []string{"second", "third"} {
 				time.Sleep(10 * time.Second)
 				replace(token)
@@ -48,8 +49,10 @@ func TestTokenFileMissing(t *testing.T) {
 			}
 			config := s.config()
 			config.BearerTokenFile = file
-			_, err := TryAcquire(t.Context(), WithLease("x"), WithNamespace("default"), WithRESTConfig(config), unlogged, inVirtualTime)
-			if err == nil || !strings.Contains(err.Error(), "bearer token file") || !strings.Contains(err.Error(), file) {
+			_, err := TryAcquire(t.Context(), WithLease("x"), WithNamespace("default"), WithRESTConfig(config),
+				unlogged, inVirtualTime)
+			if err == nil || !strings.Contains(err.Error(), "bearer token file") ||
+				!strings.Contains(err.Error(), file) {
 				t.Error(err)
 			}
 		})

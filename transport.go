@@ -67,6 +67,7 @@ func newTransport(tc *transport.Config, interval time.Duration) (*http.Transport
 		DialContext:        dial,
 		TLSClientConfig:    tlsConfig,
 		DisableCompression: true, // a Lease is smaller than what compressing it costs
-		ForceAttemptHTTP2:  tlsConfig == nil || len(tlsConfig.NextProtos) == 0 || slices.Contains(tlsConfig.NextProtos, "h2"),
+		ForceAttemptHTTP2: tlsConfig == nil || len(tlsConfig.NextProtos) == 0 ||
+			slices.Contains(tlsConfig.NextProtos, "h2"),
 	}, nil
 }

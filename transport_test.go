@@ -77,7 +77,8 @@ func TestTransportCAFile(t *testing.T) {
 	s := newTLSServer(t)
 	file := t.TempDir() + "/ca.crt"
 	write := func(cert []byte) {
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600); err != nil {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,7 +99,8 @@ func otherCertificate(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true,
+		NotAfter: time.Now().Add(time.Hour)}
 	cert, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +118,8 @@ func TestTransportProtocol(t *testing.T) {
 		{nil, "HTTP/2.0"},
 		{[]string{"http/1.1"}, "HTTP/1.1"},
 	} {
-		l := connected(t, &rest.Config{Host: s.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true, NextProtos: tt.protocols}})
+		l := connected(t, &rest.Config{Host: s.URL,
+			TLSClientConfig: rest.TLSClientConfig{Insecure: true, NextProtos: tt.protocols}})
 		if got, err := request(t, l, s.URL); got != tt.want || err != nil {
 			t.Errorf("%v: %s, %v", tt.protocols, got, err)
 		}

@@ -223,14 +223,16 @@ func (u *userCode) busy(what string) bool {
 // ask returns what f returns. It gives up when ctx has ended and f does not return soon; discard, unless it is
 // nil, then gets what f returns later. The limit says when f is late.
 func ask[T any](
-	ctx context.Context, u *userCode, what string, limit time.Duration, f func(context.Context) (T, error), discard func(T),
+	ctx context.Context, u *userCode, what string, limit time.Duration, f func(context.Context) (T, error),
+	discard func(T),
 ) (T, error) {
 	type answer struct {
 		value T
 		err   error
 	}
 	if u.busy(what) {
-		return *new(T), fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts", what, maxOverdue)
+		return *new(T), fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts",
+			what, maxOverdue)
 	}
 	a := answer{err: fmt.Errorf("%s: the program's code exited its goroutine", what)}
 	answers, abandoned := make(chan answer), make(chan struct{})

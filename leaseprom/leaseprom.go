@@ -20,7 +20,7 @@ import (
 //	leasehold_leading                       gauge      1 if a session is live
 //	leasehold_valid_seconds                 gauge      how long leadership is certain without another renewal
 //	leasehold_overrun                       gauge      1 if work goes on although its lease is lost
-//	leasehold_claimed                       gauge      1 if the lease was held, by any candidate, when it was last seen
+//	leasehold_claimed                       gauge      1 if any candidate held the lease when it was last seen
 //	leasehold_duration_seconds              gauge      the duration of the lease
 //	leasehold_transitions                   gauge      how often any candidate has acquired the lease
 //	leasehold_changes_total                 counter    changes of the Lease that were seen, including renewals
@@ -40,21 +40,24 @@ var (
 	// The help is that of controller-runtime, because a registry allows only one help for a name.
 	master = prometheus.NewDesc("leader_election_master_status",
 		"Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
-			"'name' is the string used to identify the lease. Please make sure to group by name.", []string{"name"}, nil)
+			"'name' is the string used to identify the lease. Please make sure to group by name.",
+		[]string{"name"}, nil)
 
 	campaigning = desc("campaigning", "Whether a campaign for the lease is running.")
 	leading     = desc("leading", "Whether this process leads.")
 	valid       = desc("valid_seconds", "How long leadership is certain without another renewal.")
 	overrun     = desc("overrun", "Whether work goes on although its lease is lost.")
 	claimed     = desc("claimed", "Whether the lease was held, by any candidate, when it was last seen.")
-	duration    = desc("duration_seconds", "How long other candidates leave the lease to a holder that does not renew it.")
-	transitions = desc("transitions", "How often any candidate has acquired the lease, by the count in the Lease; only while it is held.")
-	changes     = desc("changes_total", "Changes of the Lease that were seen, including renewals.")
-	sessions    = desc("sessions_total", "Sessions of this process.")
-	losses      = desc("losses_total", "Sessions that ended because the lease was lost.", "reason")
-	renewals    = desc("renewals_total", "Successful renewals.")
-	failures    = desc("failures_total", "Failed requests, other than conflicts with another writer.")
-	latency     = desc("renewal_latency_seconds", "Duration of successful renewals.")
+	duration    = desc("duration_seconds",
+		"How long other candidates leave the lease to a holder that does not renew it.")
+	transitions = desc("transitions",
+		"How often any candidate has acquired the lease, by the count in the Lease; only while it is held.")
+	changes  = desc("changes_total", "Changes of the Lease that were seen, including renewals.")
+	sessions = desc("sessions_total", "Sessions of this process.")
+	losses   = desc("losses_total", "Sessions that ended because the lease was lost.", "reason")
+	renewals = desc("renewals_total", "Successful renewals.")
+	failures = desc("failures_total", "Failed requests, other than conflicts with another writer.")
+	latency  = desc("renewal_latency_seconds", "Duration of successful renewals.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -70,7 +73,8 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	for _, s := range c.monitor.Leases() {
 		leads[s.Name] = leads[s.Name] || s.Leading
 		send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
-			metrics <- prometheus.MustNewConstMetric(desc, kind, value, append([]string{s.Namespace, s.Name}, labels...)...)
+			metrics <- prometheus.MustNewConstMetric(desc, kind, value,
+				append([]string{s.Namespace, s.Name}, labels...)...)
 		}
 		gauge := func(desc *prometheus.Desc, value float64) { send(desc, prometheus.GaugeValue, value) }
 		count := func(desc *prometheus.Desc, value uint64, labels ...string) {
@@ -97,7 +101,8 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		for _, b := range s.RenewalLatency.Buckets {
 			buckets[b.UpToSeconds] = b.Count
 		}
-		metrics <- prometheus.MustNewConstHistogram(latency, s.RenewalLatency.Count, s.RenewalLatency.SumSeconds, buckets, s.Namespace, s.Name)
+		metrics <- prometheus.MustNewConstHistogram(latency, s.RenewalLatency.Count, s.RenewalLatency.SumSeconds,
+			buckets, s.Namespace, s.Name)
 	}
 	for name, leads := range leads {
 		metrics <- prometheus.MustNewConstMetric(master, prometheus.GaugeValue, number(leads), name)

@@ -44,19 +44,23 @@ func TestExposition(t *testing.T) {
 			client := srv.Client(identity)
 			client.OnRequest(func(r leasetest.Request) leasetest.Fault {
 				if r.Verb == "patch" {
-					return leasetest.Fault{After: 1500 * time.Millisecond} // longer than any request takes on a busy machine
+					// longer than any request takes on a busy machine
+					return leasetest.Fault{After: 1500 * time.Millisecond}
 				}
 				return leasetest.Fault{}
 			})
 			opts := []leasehold.Option{
-				leasehold.WithClient(client), leasehold.WithIdentity(identity), leasehold.WithNamespace(namespace), leasehold.WithLease(name),
+				leasehold.WithClient(client), leasehold.WithIdentity(identity), leasehold.WithNamespace(namespace),
+				leasehold.WithLease(name),
 				leasehold.WithLogger(slog.New(slog.DiscardHandler)),
 			}
-			// Durations are long because CLOCK_BOOTTIME, by which a session is judged too, advances while virtual time stands still.
+			// Durations are long because CLOCK_BOOTTIME, by which a session is judged too, advances while virtual time
+			// stands still.
 			if identity != "other" {
 				opts = append(opts, leasehold.WithMonitor(&monitor), leasehold.WithDuration(time.Hour))
 			} else {
-				opts = append(opts, leasehold.WithDuration(24*time.Hour)) // its first renewal would come after the end of the test
+				// its first renewal would come after the end of the test
+				opts = append(opts, leasehold.WithDuration(24*time.Hour))
 			}
 			loops.Go(func() {
 				for s := range leasehold.Sessions(ctx, opts...) {
@@ -71,7 +75,8 @@ func TestExposition(t *testing.T) {
 		short, end := context.WithCancel(ctx)
 		campaign(short, "three", "ns1", "migration")
 		end()
-		const once = 13 * time.Minute // the first renewal comes after 3 to 12 minutes, the second 10.8 minutes after it or later
+		// the first renewal comes after 3 to 12 minutes, the second 10.8 minutes after it or later
+		const once = 13 * time.Minute
 		time.Sleep(once)
 		srv.Delete("ns1", "reconciler")
 		time.Sleep(once)
@@ -79,7 +84,8 @@ func TestExposition(t *testing.T) {
 		registry := prometheus.NewPedanticRegistry()
 		registry.MustRegister(leaseprom.NewCollector(&monitor))
 		response := httptest.NewRecorder()
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(response, httptest.NewRequest("GET", "/metrics", nil))
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(response,
+			httptest.NewRequest("GET", "/metrics", nil))
 		if got := byChance.ReplaceAllString(response.Body.String(), "$1 …"); got != string(golden) {
 			t.Errorf("answered\n%s\nwant\n%s", got, golden)
 		}
@@ -110,8 +116,10 @@ func TestSeriesAreBounded(t *testing.T) {
 		}
 		srv := leasetest.NewServer()
 		for term := range 100 { // each in the name of another identity
-			for range leasehold.Sessions(t.Context(), leasehold.WithLease("reconciler"), leasehold.WithNamespace("default"),
-				leasehold.WithIdentity(fmt.Sprint(term)), leasehold.WithClient(srv.Client("a")), leasehold.WithMonitor(&monitor),
+			for range leasehold.Sessions(t.Context(), leasehold.WithLease("reconciler"),
+				leasehold.WithNamespace("default"),
+				leasehold.WithIdentity(fmt.Sprint(term)), leasehold.WithClient(srv.Client("a")),
+				leasehold.WithMonitor(&monitor),
 				leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
 				if n := series(); n != 20 { // with one for each reason of losses
 					t.Fatalf("%d series of one lease", n)
@@ -124,7 +132,8 @@ func TestSeriesAreBounded(t *testing.T) {
 
 // A registry that already has leader_election_master_status, as that of controller-runtime does, accepts the collector.
 func TestBesideAnotherCollector(t *testing.T) {
-	const help = "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. " +
+	const help = "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates " +
+		"master. " +
 		"'name' is the string used to identify the lease. Please make sure to group by name."
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewPedanticRegistry()
@@ -136,13 +145,15 @@ func TestBesideAnotherCollector(t *testing.T) {
 		var monitor leasehold.Monitor
 		registry.MustRegister(theirs, leaseprom.NewCollector(&monitor))
 		for range leasehold.Sessions(t.Context(), leasehold.WithLease("ours"), leasehold.WithNamespace("default"),
-			leasehold.WithClient(leasetest.NewServer().Client("a")), leasehold.WithMonitor(&monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
+			leasehold.WithClient(leasetest.NewServer().Client("a")), leasehold.WithMonitor(&monitor),
+			leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
 			want := "# HELP leader_election_master_status " + help + `
 # TYPE leader_election_master_status gauge
 leader_election_master_status{name="ours"} 1
 leader_election_master_status{name="theirs"} 1
 `
-			if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "leader_election_master_status"); err != nil {
+			if err := testutil.GatherAndCompare(registry, strings.NewReader(want),
+				"leader_election_master_status"); err != nil {
 				t.Error(err)
 			}
 			break

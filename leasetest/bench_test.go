@@ -16,15 +16,18 @@ import (
 
 func BenchmarkRenew(b *testing.B) {
 	leases := leasetest.NewServer().Client("a").Leases("default")
-	lease, err := leases.Create(context.Background(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{})
+	lease, err := leases.Create(context.Background(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}},
+		metav1.CreateOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	at := time.Now().UTC()
 	for b.Loop() {
 		at = at.Add(time.Second)
-		body := fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q},"spec":{"renewTime":%q}}`, lease.ResourceVersion, at.Format(metav1.RFC3339Micro))
-		lease, err = leases.Patch(context.Background(), "x", types.MergePatchType, body, metav1.PatchOptions{FieldManager: "m"})
+		body := fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q},"spec":{"renewTime":%q}}`, lease.ResourceVersion,
+			at.Format(metav1.RFC3339Micro))
+		lease, err = leases.Patch(context.Background(), "x", types.MergePatchType, body,
+			metav1.PatchOptions{FieldManager: "m"})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -35,8 +38,10 @@ func BenchmarkAcquire(b *testing.B) {
 	leases := leasetest.NewServer().Client("a").Leases("default")
 	for i := int32(0); b.Loop(); i++ {
 		at := metav1.NowMicro()
-		_, err := leases.Apply(context.Background(), coordinationv1apply.Lease("x", "default").WithSpec(coordinationv1apply.LeaseSpec().
-			WithHolderIdentity("a").WithLeaseDurationSeconds(15).WithAcquireTime(at).WithRenewTime(at).WithLeaseTransitions(i)),
+		_, err := leases.Apply(context.Background(),
+			coordinationv1apply.Lease("x", "default").WithSpec(coordinationv1apply.LeaseSpec().
+				WithHolderIdentity("a").WithLeaseDurationSeconds(15).WithAcquireTime(at).
+				WithRenewTime(at).WithLeaseTransitions(i)),
 			metav1.ApplyOptions{FieldManager: "m", Force: true})
 		if err != nil {
 			b.Fatal(err)
@@ -46,7 +51,8 @@ func BenchmarkAcquire(b *testing.B) {
 
 func BenchmarkUpdate(b *testing.B) {
 	leases := leasetest.NewServer().Client("a").Leases("default")
-	lease, err := leases.Create(context.Background(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{})
+	lease, err := leases.Create(context.Background(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}},
+		metav1.CreateOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -62,8 +68,10 @@ func BenchmarkUpdate(b *testing.B) {
 func BenchmarkApplyLabels(b *testing.B) {
 	leases := leasetest.NewServer().Client("a").Leases("default")
 	for i := int32(0); b.Loop(); i++ {
-		_, err := leases.Apply(context.Background(), coordinationv1apply.Lease("x", "default").WithLabels(map[string]string{"a": "b"}).
-			WithSpec(coordinationv1apply.LeaseSpec().WithLeaseTransitions(i)), metav1.ApplyOptions{FieldManager: "m", Force: true})
+		_, err := leases.Apply(context.Background(),
+			coordinationv1apply.Lease("x", "default").WithLabels(map[string]string{"a": "b"}).
+				WithSpec(coordinationv1apply.LeaseSpec().WithLeaseTransitions(i)),
+			metav1.ApplyOptions{FieldManager: "m", Force: true})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -153,7 +153,8 @@ func (c *Client) lost(ctx context.Context, r Request, err error) error {
 
 // gaveUp returns the error of an HTTP client whose ctx ended.
 func gaveUp(r Request, err error) error {
-	op := map[string]string{"create": "Post", "update": "Put", "patch": "Patch", "apply": "Patch", "delete": "Delete", "deletecollection": "Delete"}[r.Verb]
+	op := map[string]string{"create": "Post", "update": "Put", "patch": "Patch", "apply": "Patch", "delete": "Delete",
+		"deletecollection": "Delete"}[r.Verb]
 	if op == "" {
 		op = "Get"
 	}

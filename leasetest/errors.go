@@ -54,7 +54,8 @@ func Forbidden(r Request) error {
 		verb = "patch"
 	}
 	reason := fmt.Sprintf("User %q cannot %s resource %q in API group %q in the namespace %q",
-		"system:serviceaccount:"+r.Namespace+":leasetest", verb, leasesResource.Resource, leasesResource.Group, r.Namespace)
+		"system:serviceaccount:"+r.Namespace+":leasetest", verb, leasesResource.Resource, leasesResource.Group,
+		r.Namespace)
 	return apierrors.NewForbidden(leasesResource, r.Name, errors.New(reason))
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
@@ -59,14 +60,15 @@ func ExampleServer() {
 	srv := leasetest.NewServer()
 	ctx := context.Background()
 
-	a, err := srv.Client("a").Leases("default").Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "job"}}, metav1.CreateOptions{})
+	a, err := srv.Client("a").Leases("default").Create(ctx,
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "job"}}, metav1.CreateOptions{})
 	fmt.Println(a.ResourceVersion, err)
 
 	srv.Edit("default", "job", func(l *coordinationv1.Lease) { l.Labels = map[string]string{"seen": "true"} })
 
 	_, err = srv.Client("b").Leases("default").Update(ctx, a, metav1.UpdateOptions{})
-	fmt.Println(err)
+	fmt.Println(apierrors.IsConflict(err))
 	// Output:
 	// 1001 <nil>
-	// Operation cannot be fulfilled on leases.coordination.k8s.io "job": the object has been modified; please apply your changes to the latest version and try again
+	// true
 }

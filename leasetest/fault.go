@@ -11,7 +11,7 @@ type Request struct {
 	Client    string
 	Verb      string // get, list, watch, create, update, patch, apply, delete, deletecollection
 	Namespace string
-	Name      string                // for list and watch the name in the field selector, if any; "" for deletecollection
+	Name      string                // for list and watch the name in the field selector; "" without one
 	Count     int                   // the ordinal of the request among the client's, from 1
 	Lease     *coordinationv1.Lease // the body of create and update; it must not be changed
 	Body      []byte                // the body of patch and apply; it must not be changed

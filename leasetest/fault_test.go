@@ -30,7 +30,8 @@ func lease(holder string) *coordinationv1.Lease {
 }
 
 func take(ctx context.Context, leases coordinationv1client.LeaseInterface, holder string) error {
-	_, err := leases.Patch(ctx, name, types.MergePatchType, []byte(`{"spec":{"holderIdentity":"`+holder+`"}}`), metav1.PatchOptions{})
+	_, err := leases.Patch(ctx, name, types.MergePatchType, []byte(`{"spec":{"holderIdentity":"`+holder+`"}}`),
+		metav1.PatchOptions{})
 	return err
 }
 
@@ -54,10 +55,13 @@ func TestFault(t *testing.T) {
 		{"refused slowly", leasetest.Fault{Before: 2 * s, After: 1 * s, Err: refused}, refused, 3 * s, -1},
 		{"lost there", leasetest.Fault{Drop: leasetest.TheRequest}, context.DeadlineExceeded, 10 * s, -1},
 		{"lost there, error", leasetest.Fault{Drop: leasetest.TheRequest, Err: refused}, refused, 0, -1},
-		{"lost on the way back", leasetest.Fault{Before: 2 * s, Drop: leasetest.TheReply}, context.DeadlineExceeded, 10 * s, 2 * s},
-		{"lost on the way back, error", leasetest.Fault{After: 2 * s, Drop: leasetest.TheReply, Err: refused}, refused, 2 * s, 0},
+		{"lost on the way back", leasetest.Fault{Before: 2 * s, Drop: leasetest.TheReply}, context.DeadlineExceeded,
+			10 * s, 2 * s},
+		{"lost on the way back, error", leasetest.Fault{After: 2 * s, Drop: leasetest.TheReply, Err: refused}, refused,
+			2 * s, 0},
 		{"given up before it took effect", leasetest.Fault{Before: 20 * s}, context.DeadlineExceeded, 10 * s, -1},
-		{"given up, lands later", leasetest.Fault{Before: 20 * s, Late: true}, context.DeadlineExceeded, 10 * s, 20 * s},
+		{"given up, lands later", leasetest.Fault{Before: 20 * s, Late: true}, context.DeadlineExceeded,
+			10 * s, 20 * s},
 		{"late, but awaited", leasetest.Fault{Before: 2 * s, Late: true, After: 1 * s}, nil, 3 * s, 2 * s},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -96,10 +100,12 @@ func TestRequestTellsWhatIsAsked(t *testing.T) {
 		return leasetest.Fault{Err: leasetest.Forbidden(r)}
 	})
 	err := take(t.Context(), client.Leases(ns), "b")
-	if got.Client != "a" || got.Verb != "patch" || got.Namespace != ns || got.Name != name || got.Count != 1 || string(got.Body) != `{"spec":{"holderIdentity":"b"}}` {
+	if got.Client != "a" || got.Verb != "patch" || got.Namespace != ns || got.Name != name || got.Count != 1 ||
+		string(got.Body) != `{"spec":{"holderIdentity":"b"}}` {
 		t.Errorf("got %+v", got)
 	}
-	const want = `leases.coordination.k8s.io "lease" is forbidden: User "system:serviceaccount:default:leasetest" cannot patch resource "leases" in API group "coordination.k8s.io" in the namespace "default"`
+	const want = `leases.coordination.k8s.io "lease" is forbidden: User "system:serviceaccount:default:leasetest" ` +
+		`cannot patch resource "leases" in API group "coordination.k8s.io" in the namespace "default"`
 	if !apierrors.IsForbidden(err) || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

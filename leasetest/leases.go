@@ -41,7 +41,9 @@ func (l *leases) writer(manager string, dryRun []string) writer {
 }
 
 // Create implements LeaseInterface.
-func (l *leases) Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (l *leases) Create(
+	ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	if lease == nil {
 		return nil, errors.New("lease must not be nil")
 	}
@@ -57,7 +59,9 @@ func (l *leases) Create(ctx context.Context, lease *coordinationv1.Lease, opts m
 }
 
 // Update implements LeaseInterface.
-func (l *leases) Update(ctx context.Context, lease *coordinationv1.Lease, opts metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+func (l *leases) Update(
+	ctx context.Context, lease *coordinationv1.Lease, opts metav1.UpdateOptions,
+) (*coordinationv1.Lease, error) {
 	if lease == nil {
 		return nil, errors.New("lease must not be nil")
 	}
@@ -106,9 +110,10 @@ func (l *leases) Get(ctx context.Context, name string, opts metav1.GetOptions) (
 
 // List implements LeaseInterface. It answers with the newest state, all of it.
 func (l *leases) List(ctx context.Context, opts metav1.ListOptions) (*coordinationv1.LeaseList, error) {
-	list, err := exchange(ctx, l.client, l.request("list", selectedName(opts)), func() (*coordinationv1.LeaseList, error) {
-		return l.client.server.list(l.namespace, opts)
-	})
+	list, err := exchange(ctx, l.client, l.request("list", selectedName(opts)),
+		func() (*coordinationv1.LeaseList, error) {
+			return l.client.server.list(l.namespace, opts)
+		})
 	if err != nil {
 		return &coordinationv1.LeaseList{}, err
 	}
@@ -124,7 +129,9 @@ func (l *leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Inte
 }
 
 // Patch implements LeaseInterface for merge, strategic merge and apply patches.
-func (l *leases) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string) (*coordinationv1.Lease, error) {
+func (l *leases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string,
+) (*coordinationv1.Lease, error) {
 	if err := l.checkName(name); err != nil {
 		return empty(err)
 	}
@@ -142,7 +149,9 @@ func (l *leases) Patch(ctx context.Context, name string, pt types.PatchType, dat
 }
 
 // Apply implements LeaseInterface.
-func (l *leases) Apply(ctx context.Context, lease *coordinationv1apply.LeaseApplyConfiguration, opts metav1.ApplyOptions) (*coordinationv1.Lease, error) {
+func (l *leases) Apply(
+	ctx context.Context, lease *coordinationv1apply.LeaseApplyConfiguration, opts metav1.ApplyOptions,
+) (*coordinationv1.Lease, error) {
 	if lease == nil {
 		return nil, errors.New("object provided to Apply must not be nil")
 	}

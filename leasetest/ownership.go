@@ -34,7 +34,8 @@ var (
 	// Parsing the schema of all APIs takes 100 ms, once per process.
 	fieldManager = sync.OnceValue(func() *managedfields.FieldManager {
 		m, err := managedfields.NewDefaultFieldManager(
-			applyconfigurations.NewTypeConverter(scheme), scheme, scheme, scheme, leaseGVK, leaseGVK.GroupVersion(), "", nil)
+			applyconfigurations.NewTypeConverter(scheme), scheme, scheme, scheme, leaseGVK,
+			leaseGVK.GroupVersion(), "", nil)
 		if err != nil {
 			panic(err)
 		}
@@ -48,7 +49,9 @@ func own(live, lease *coordinationv1.Lease, manager string) *coordinationv1.Leas
 }
 
 // ownApplied returns the live state with the applied configuration merged into it.
-func ownApplied(live *coordinationv1.Lease, applied map[string]any, manager string, force bool) (*coordinationv1.Lease, error) {
+func ownApplied(
+	live *coordinationv1.Lease, applied map[string]any, manager string, force bool,
+) (*coordinationv1.Lease, error) {
 	obj, err := fieldManager().Apply(withKind(live), &unstructured.Unstructured{Object: applied}, manager, force)
 	if err != nil {
 		return nil, err
@@ -309,8 +312,10 @@ func compareSpecs(a, b *coordinationv1.LeaseSpec) (set, gone specFields, ok bool
 	compare(acquireTime, a.AcquireTime != nil, b.AcquireTime != nil, a.AcquireTime.Equal(b.AcquireTime))
 	compare(renewTime, a.RenewTime != nil, b.RenewTime != nil, a.RenewTime.Equal(b.RenewTime))
 	compare(holderIdentity, a.HolderIdentity != nil, b.HolderIdentity != nil, same(a.HolderIdentity, b.HolderIdentity))
-	compare(leaseDurationSeconds, a.LeaseDurationSeconds != nil, b.LeaseDurationSeconds != nil, same(a.LeaseDurationSeconds, b.LeaseDurationSeconds))
-	compare(leaseTransitions, a.LeaseTransitions != nil, b.LeaseTransitions != nil, same(a.LeaseTransitions, b.LeaseTransitions))
+	compare(leaseDurationSeconds, a.LeaseDurationSeconds != nil, b.LeaseDurationSeconds != nil,
+		same(a.LeaseDurationSeconds, b.LeaseDurationSeconds))
+	compare(leaseTransitions, a.LeaseTransitions != nil, b.LeaseTransitions != nil,
+		same(a.LeaseTransitions, b.LeaseTransitions))
 	return set, gone, same(a.Strategy, b.Strategy) && same(a.PreferredHolder, b.PreferredHolder)
 }
 

@@ -74,7 +74,8 @@ func (h *history) step() {
 	what := ""
 	switch h.IntN(3) {
 	case 0:
-		what = fmt.Sprintf(`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"x"},"spec":%s}`, h.spec(false))
+		what = fmt.Sprintf(`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"x"},"spec":%s}`,
+			h.spec(false))
 		if live == nil {
 			live = &coordinationv1.Lease{}
 		}
@@ -83,7 +84,8 @@ func (h *history) step() {
 			h.Fatal(err)
 		}
 		want, wantErr = ownApplied(live, applied, manager, force)
-		got, gotErr = leases.Patch(h.Context(), "x", types.ApplyYAMLPatchType, []byte(what), metav1.PatchOptions{FieldManager: manager, Force: &force})
+		got, gotErr = leases.Patch(h.Context(), "x", types.ApplyYAMLPatchType, []byte(what),
+			metav1.PatchOptions{FieldManager: manager, Force: &force})
 	case 1:
 		what = fmt.Sprintf(`{"spec":%s}`, h.spec(true))
 		if live == nil {
@@ -94,7 +96,8 @@ func (h *history) step() {
 			h.Fatal(err)
 		}
 		want = own(live, d.lease, manager)
-		got, gotErr = leases.Patch(h.Context(), "x", types.MergePatchType, []byte(what), metav1.PatchOptions{FieldManager: manager})
+		got, gotErr = leases.Patch(h.Context(), "x", types.MergePatchType, []byte(what),
+			metav1.PatchOptions{FieldManager: manager})
 	case 2:
 		in := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}}
 		what = h.spec(false)
@@ -141,22 +144,27 @@ func text(l *coordinationv1.Lease) string {
 func FuzzPatch(f *testing.F) {
 	for _, body := range []string{
 		`{"metadata":{"resourceVersion":"1001"},"spec":{"renewTime":"2026-01-01T00:00:00.000000Z"}}`,
-		`{"spec":{"holderIdentity":null,"leaseDurationSeconds":15,"leaseTransitions":1}}`, `{"spec":null}`, `{"metadata":null}`,
+		`{"spec":{"holderIdentity":null,"leaseDurationSeconds":15,"leaseTransitions":1}}`, `{"spec":null}`,
+		`{"metadata":null}`,
 		`{"metadata":{"labels":{"a":"1"},"finalizers":["x/y"],"managedFields":[{}]}}`, `null`, `[]`, `{"spec":{"a":1}}`,
 		`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"x"},"spec":{"holderIdentity":"a"}}`,
-		`{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}`, `{"metadata":{"ownerReferences":[{"uid":"a"},{"uid":"a"}]}}`,
+		`{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}`,
+		`{"metadata":{"ownerReferences":[{"uid":"a"},{"uid":"a"}]}}`,
 	} {
 		f.Add(body)
 	}
-	live := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "u", ResourceVersion: "1001"}}
+	live := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "u",
+		ResourceVersion: "1001"}}
 	if err := json.Unmarshal([]byte(`{"holderIdentity":"z","leaseTransitions":7}`), &live.Spec); err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
-		for _, pt := range []types.PatchType{types.MergePatchType, types.StrategicMergePatchType, types.ApplyYAMLPatchType} {
+		for _, pt := range []types.PatchType{types.MergePatchType, types.StrategicMergePatchType,
+			types.ApplyYAMLPatchType} {
 			srv := NewServer()
 			srv.Put(live)
-			l, err := srv.Client("c").Leases("ns").Patch(t.Context(), "x", pt, []byte(body), metav1.PatchOptions{FieldManager: "m"})
+			l, err := srv.Client("c").Leases("ns").Patch(t.Context(), "x", pt, []byte(body),
+				metav1.PatchOptions{FieldManager: "m"})
 			if err == nil && l.Name != "x" {
 				t.Errorf("%s of %q: returned %v", pt, body, l)
 			}
@@ -176,7 +184,8 @@ func FuzzPatch(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q passes the short way, but not the long: %v", body, err)
 		}
-		if a, b := text(short), text(long); a != b || short.ResourceVersion != long.ResourceVersion || short.UID != long.UID {
+		if a, b := text(short), text(long); a != b || short.ResourceVersion != long.ResourceVersion ||
+			short.UID != long.UID {
 			t.Errorf("%q: the short way\n%s\nthe long way\n%s", body, a, b)
 		}
 	})

@@ -20,7 +20,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
-func (s *Server) patch(w writer, key types.NamespacedName, pt types.PatchType, data []byte, opts metav1.PatchOptions) (*coordinationv1.Lease, error) {
+func (s *Server) patch(
+	w writer, key types.NamespacedName, pt types.PatchType, data []byte, opts metav1.PatchOptions,
+) (*coordinationv1.Lease, error) {
 	var makeDraft func(*record) (draft, error)
 	switch pt {
 	case types.MergePatchType:
@@ -30,7 +32,8 @@ func (s *Server) patch(w writer, key types.NamespacedName, pt types.PatchType, d
 	case types.ApplyYAMLPatchType:
 	default:
 		return nil, &apierrors.StatusError{ErrStatus: metav1.Status{
-			Status: metav1.StatusFailure, Code: http.StatusUnsupportedMediaType, Reason: metav1.StatusReasonUnsupportedMediaType,
+			Status: metav1.StatusFailure, Code: http.StatusUnsupportedMediaType,
+			Reason: metav1.StatusReasonUnsupportedMediaType,
 			Message: fmt.Sprintf("the body of the request was in an unknown format - leasetest accepts: %s, %s, %s",
 				types.MergePatchType, types.StrategicMergePatchType, types.ApplyYAMLPatchType),
 		}}
@@ -242,7 +245,8 @@ func merge(doc, patch json.RawMessage) json.RawMessage {
 	return merged
 }
 
-var strictJSON = k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme, k8sjson.SerializerOptions{Strict: true})
+var strictJSON = k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme,
+	k8sjson.SerializerOptions{Strict: true})
 
 // decode reads a patched lease as the server does: it drops unknown fields, or rejects them if the client asks for
 // that.
@@ -257,7 +261,8 @@ func decode(data []byte, fieldValidation string) (*coordinationv1.Lease, error) 
 }
 
 func badPatch(what string, err error) error {
-	return apierrors.NewInvalid(schema.GroupKind{}, "", field.ErrorList{field.Invalid(field.NewPath("patch"), what, err.Error())})
+	return apierrors.NewInvalid(schema.GroupKind{}, "",
+		field.ErrorList{field.Invalid(field.NewPath("patch"), what, err.Error())})
 }
 
 func strategicPatch(live *coordinationv1.Lease, data []byte, fieldValidation string) (draft, error) {

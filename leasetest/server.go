@@ -197,7 +197,9 @@ func (s *Server) put(lease *coordinationv1.Lease) *coordinationv1.Lease {
 }
 
 // store commits the lease, whose resourceVersion it sets, and returns it.
-func (s *Server) store(key types.NamespacedName, lease *coordinationv1.Lease, o owners, valid bool, client string) *coordinationv1.Lease {
+func (s *Server) store(
+	key types.NamespacedName, lease *coordinationv1.Lease, o owners, valid bool, client string,
+) *coordinationv1.Lease {
 	if o.entries == nil {
 		o = decodeOwners(lease.ManagedFields)
 	}

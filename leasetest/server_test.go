@@ -17,13 +17,18 @@ func TestHandsBypassAllConditions(t *testing.T) {
 	var changes []string
 	srv.OnCommit(func(c leasetest.Change) { changes = append(changes, string(c.Type)+" by "+c.Client) })
 
-	if srv.Edit(ns, name, func(*coordinationv1.Lease) { t.Error("called for a missing lease") }) != nil || srv.Delete(ns, name) || srv.Lease(ns, name) != nil {
+	if srv.Edit(ns, name, func(*coordinationv1.Lease) { t.Error("called for a missing lease") }) != nil ||
+		srv.Delete(ns, name) || srv.Lease(ns, name) != nil {
 		t.Error("a missing lease was found")
 	}
 	first := srv.Put(lease("a"))
 	zero := int32(0)
-	second := srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = &zero; l.Finalizers = []string{"x"} })
-	if first.UID != second.UID || first.ResourceVersion == second.ResourceVersion || *srv.Lease(ns, name).Spec.LeaseDurationSeconds != 0 {
+	second := srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+		l.Spec.LeaseDurationSeconds = &zero
+		l.Finalizers = []string{"x"}
+	})
+	if first.UID != second.UID || first.ResourceVersion == second.ResourceVersion ||
+		*srv.Lease(ns, name).Spec.LeaseDurationSeconds != 0 {
 		t.Errorf("got %v after %v", second, first)
 	}
 	if err := take(t.Context(), srv.Client("b").Leases(ns), "b"); err == nil {
@@ -73,7 +78,8 @@ func TestOneOfManyWinsEachResourceVersion(t *testing.T) {
 		wg.Go(func() {
 			l := first.DeepCopy()
 			*l.Spec.HolderIdentity = strconv.Itoa(i)
-			if _, err := srv.Client(strconv.Itoa(i)).Leases(ns).Update(t.Context(), l, metav1.UpdateOptions{}); err == nil {
+			if _, err := srv.Client(strconv.Itoa(i)).Leases(ns).Update(t.Context(), l,
+				metav1.UpdateOptions{}); err == nil {
 				won.Store(i, true)
 			}
 		})

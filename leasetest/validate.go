@@ -62,7 +62,8 @@ func validateSpec(spec *coordinationv1.LeaseSpec) (errs field.ErrorList) {
 		errs = append(errs, validateStrategy(*spec.Strategy, specPath.Child("strategy"))...)
 	}
 	if p := spec.PreferredHolder; p != nil && *p != "" && (spec.Strategy == nil || *spec.Strategy == "") {
-		errs = append(errs, field.Forbidden(specPath.Child("preferredHolder"), "may only be specified if `strategy` is defined"))
+		errs = append(errs, field.Forbidden(specPath.Child("preferredHolder"),
+			"may only be specified if `strategy` is defined"))
 	}
 	return errs
 }

@@ -93,8 +93,9 @@ func ErrorEvent(err error) watch.Event {
 func Undecodable() watch.Event {
 	err := fmt.Errorf("unable to decode an event from the watch stream: unexpected EOF")
 	return watch.Event{
-		Type:   watch.Error,
-		Object: apierrors.NewClientErrorReporter(http.StatusInternalServerError, "GET", "ClientWatchDecoding").AsObject(err),
+		Type: watch.Error,
+		Object: apierrors.NewClientErrorReporter(
+			http.StatusInternalServerError, "GET", "ClientWatchDecoding").AsObject(err),
 	}
 }
 
@@ -145,7 +146,8 @@ func newSelection(namespace string, opts metav1.ListOptions) (selection, error) 
 func (sel selection) matches(l *coordinationv1.Lease) bool {
 	return l != nil &&
 		(sel.namespace == "" || sel.namespace == l.Namespace) &&
-		(sel.fields.Empty() || sel.fields.Matches(fields.Set{"metadata.name": l.Name, "metadata.namespace": l.Namespace})) &&
+		(sel.fields.Empty() ||
+			sel.fields.Matches(fields.Set{"metadata.name": l.Name, "metadata.namespace": l.Namespace})) &&
 		(sel.labels.Empty() || sel.labels.Matches(labels.Set(l.Labels)))
 }
 
@@ -188,7 +190,9 @@ type queued struct {
 	due time.Time
 }
 
-func (s *Server) watch(ctx context.Context, c *Client, namespace string, opts metav1.ListOptions) (watch.Interface, error) {
+func (s *Server) watch(
+	ctx context.Context, c *Client, namespace string, opts metav1.ListOptions,
+) (watch.Interface, error) {
 	sel, err := newSelection(namespace, opts)
 	if err != nil {
 		return nil, err
@@ -242,7 +246,8 @@ func (w *watcher) start(from uint64, initial *bool) {
 	case from == 0:
 		// From now on.
 	case from < s.compacted:
-		w.push(ErrorEvent(apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", from, s.compacted))), at)
+		err := apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", from, s.compacted))
+		w.push(ErrorEvent(err), at)
 		w.end()
 	default:
 		w.from = from
@@ -256,10 +261,12 @@ func checkWatchOptions(opts metav1.ListOptions) error {
 	var errs field.ErrorList
 	match := field.NewPath("resourceVersionMatch")
 	if opts.SendInitialEvents != nil && opts.ResourceVersionMatch != metav1.ResourceVersionMatchNotOlderThan {
-		errs = append(errs, field.Forbidden(match, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"))
+		errs = append(errs, field.Forbidden(match,
+			"sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"))
 	}
 	if opts.SendInitialEvents == nil && opts.ResourceVersionMatch != "" {
-		errs = append(errs, field.Forbidden(match, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"))
+		errs = append(errs, field.Forbidden(match,
+			"resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"))
 	}
 	if len(errs) > 0 {
 		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs)
@@ -308,7 +315,8 @@ func (w *watcher) view(ev event) (watch.Event, bool) {
 }
 
 func bookmark(rv uint64) watch.Event {
-	return watch.Event{Type: watch.Bookmark, Object: &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{ResourceVersion: formatRV(rv)}}}
+	return watch.Event{Type: watch.Bookmark,
+		Object: &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{ResourceVersion: formatRV(rv)}}}
 }
 
 // push queues the event. The server is locked.

@@ -178,7 +178,7 @@ func TestWatch(t *testing.T) {
 			}
 			w.want("MODIFIED b", "MODIFIED c")
 		}},
-		{"of a namespace, from before a compaction: Expired; a bookmark of another lease's change prevents it", func(w watched) {
+		{"of a namespace, from before a compaction: Expired, unless there was a bookmark", func(w watched) {
 			second := w.open(metav1.ListOptions{ResourceVersion: w.first.ResourceVersion, AllowWatchBookmarks: true})
 			w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "x"}})
 			w.srv.Bookmark()

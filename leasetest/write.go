@@ -33,7 +33,9 @@ type draft struct {
 	owners   owners // managedFields decoded; only if applied by arithmetic
 }
 
-func (s *Server) create(w writer, namespace string, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (s *Server) create(
+	w writer, namespace string, lease *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	if errs := validation.ValidateCreateOptions(&opts); len(errs) > 0 {
 		return nil, invalidOptions("CreateOptions", errs)
 	}
@@ -63,7 +65,9 @@ func (s *Server) create(w writer, namespace string, lease *coordinationv1.Lease,
 	return s.commit(w, key, d), nil
 }
 
-func (s *Server) replace(w writer, key types.NamespacedName, lease *coordinationv1.Lease, opts metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+func (s *Server) replace(
+	w writer, key types.NamespacedName, lease *coordinationv1.Lease, opts metav1.UpdateOptions,
+) (*coordinationv1.Lease, error) {
 	if errs := validation.ValidateUpdateOptions(&opts); len(errs) > 0 {
 		return nil, invalidOptions("UpdateOptions", errs)
 	}
@@ -79,7 +83,9 @@ func (s *Server) replace(w writer, key types.NamespacedName, lease *coordination
 
 // update changes a lease: it makes the new state from the live one, compares resourceVersions, validates, and stores. A
 // lease that does not exist is created, unless make returns an error.
-func (s *Server) update(w writer, key types.NamespacedName, uid types.UID, makeDraft func(*record) (draft, error)) (*coordinationv1.Lease, error) {
+func (s *Server) update(
+	w writer, key types.NamespacedName, uid types.UID, makeDraft func(*record) (draft, error),
+) (*coordinationv1.Lease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.leases[key]
@@ -90,7 +96,8 @@ func (s *Server) update(w writer, key types.NamespacedName, uid types.UID, makeD
 	live := r.lease
 	if uid != "" && uid != live.UID {
 		return nil, apierrors.NewConflict(leasesResource, key.Name, fmt.Errorf(
-			"StorageError: invalid object, Code: 4, Key: /registry/leases/%s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
+			"StorageError: invalid object, Code: 4, Key: /registry/leases/%s, ResourceVersion: 0, "+
+				"AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
 			key, uid, live.UID))
 	}
 
@@ -193,11 +200,13 @@ func (s *Server) deleteLocked(w writer, key types.NamespacedName, opts metav1.De
 		kind := schema.GroupResource{Group: leaseGVK.Group, Resource: leaseGVK.Kind}
 		if p.UID != nil && *p.UID != live.UID {
 			return apierrors.NewConflict(kind, key.Name, fmt.Errorf(
-				"the UID in the precondition (%s) does not match the UID in record (%s). The object might have been deleted and then recreated", *p.UID, live.UID))
+				"the UID in the precondition (%s) does not match the UID in record (%s). The object might have been "+
+					"deleted and then recreated", *p.UID, live.UID))
 		}
 		if p.ResourceVersion != nil && *p.ResourceVersion != live.ResourceVersion {
 			return apierrors.NewConflict(kind, key.Name, fmt.Errorf(
-				"the ResourceVersion in the precondition (%s) does not match the ResourceVersion in record (%s). The object might have been modified", *p.ResourceVersion, live.ResourceVersion))
+				"the ResourceVersion in the precondition (%s) does not match the ResourceVersion in record (%s). The "+
+					"object might have been modified", *p.ResourceVersion, live.ResourceVersion))
 		}
 	}
 	switch {
@@ -235,7 +244,8 @@ func (s *Server) list(namespace string, opts metav1.ListOptions) (*coordinationv
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := &coordinationv1.LeaseList{ListMeta: metav1.ListMeta{ResourceVersion: formatRV(s.rv)}, Items: []coordinationv1.Lease{}}
+	list := &coordinationv1.LeaseList{ListMeta: metav1.ListMeta{ResourceVersion: formatRV(s.rv)},
+		Items: []coordinationv1.Lease{}}
 	for _, l := range s.selected(sel) {
 		list.Items = append(list.Items, *l.DeepCopy())
 	}
@@ -253,9 +263,11 @@ func checkIdentity(key types.NamespacedName, lease *coordinationv1.Lease, exists
 	}
 	if lease.Name != key.Name {
 		if lease.Name == "" {
-			return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s based on URL) was undeterminable: name must be provided", key.Name))
+			return apierrors.NewBadRequest(fmt.Sprintf(
+				"the name of the object (%s based on URL) was undeterminable: name must be provided", key.Name))
 		}
-		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", lease.Name, key.Name))
+		return apierrors.NewBadRequest(fmt.Sprintf(
+			"the name of the object (%s) does not match the name on the URL (%s)", lease.Name, key.Name))
 	}
 	return nil
 }
@@ -266,7 +278,8 @@ func checkNamespace(lease *coordinationv1.Lease, namespace string) error {
 		lease.Namespace = namespace
 	}
 	if lease.Namespace != namespace {
-		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+		return apierrors.NewBadRequest(
+			"the namespace of the provided object does not match the namespace sent on the request")
 	}
 	return nil
 }
@@ -296,8 +309,10 @@ func sameLease(a, b *coordinationv1.Lease) bool {
 
 func sameFields(a, b []metav1.ManagedFieldsEntry, times bool) bool {
 	return slices.EqualFunc(a, b, func(a, b metav1.ManagedFieldsEntry) bool {
-		return a.Manager == b.Manager && a.Operation == b.Operation && a.APIVersion == b.APIVersion && a.Subresource == b.Subresource &&
-			(a.FieldsV1 == b.FieldsV1 || a.FieldsV1 != nil && b.FieldsV1 != nil && a.FieldsV1.GetRawString() == b.FieldsV1.GetRawString()) &&
+		return a.Manager == b.Manager && a.Operation == b.Operation && a.APIVersion == b.APIVersion &&
+			a.Subresource == b.Subresource &&
+			(a.FieldsV1 == b.FieldsV1 ||
+				a.FieldsV1 != nil && b.FieldsV1 != nil && a.FieldsV1.GetRawString() == b.FieldsV1.GetRawString()) &&
 			(!times || a.Time.Equal(b.Time))
 	})
 }

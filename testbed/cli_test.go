@@ -335,7 +335,8 @@ func TestRunStop(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	a := c.start("run", "job", "--duration=4s", "--identity=one", "--", "sh", "-c",
-		`trap 'echo usr1 >got; ' USR1; trap 'sleep 6; echo stopped >stopped; exit 9' TERM; `+say("started")+`while :; do sleep 0.1; done`)
+		`trap 'echo usr1 >got; ' USR1; trap 'sleep 6; echo stopped >stopped; exit 9' TERM; `+
+			say("started")+`while :; do sleep 0.1; done`)
 	c.pid("started")
 	a.signal(syscall.SIGUSR1)
 	c.await("USR1 passed on", func() bool { return c.file("got") == "usr1" })
@@ -461,7 +462,8 @@ func TestRunLost(t *testing.T) {
 			c := newCLI(t)
 			network := newProxy(t, c.server)
 			a := c.start("run", "job", "--duration=10s", "--renew-deadline=4s", "--stop-timeout=5500ms",
-				"--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c", tt.traps+say("started")+"while :; do sleep 0.1; done")
+				"--server=https://"+network.Addr, "--tls-server-name=127.0.0.1", "--", "sh", "-c",
+				tt.traps+say("started")+"while :; do sleep 0.1; done")
 			pid := c.pid("started")
 			c.run("two", func(s leasehold.Session) {
 				if alive(pid) {
@@ -548,7 +550,9 @@ func TestRunFirstProcess(t *testing.T) {
 		t.Skipf("needs the right to make a PID namespace: %v %s", err, out)
 	}
 	a := c.startCmd(c.wrapped(unshare, "run", "job", "--", "sh", "-c",
-		`echo $PPID; for i in 1 2 3; do (setsid sleep 0.1 & sleep 0.1 &); done; sleep 1; for i in $(seq 100); do dead=$(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l); [ $dead = 0 ] && break; sleep 0.1; done; echo $dead`))
+		`echo $PPID; for i in 1 2 3; do (setsid sleep 0.1 & sleep 0.1 &); done; sleep 1; for i in $(seq 100); do `+
+			`dead=$(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l); [ $dead = 0 ] && break; sleep 0.1; done; `+
+			`echo $dead`))
 	a.wantCode(0)
 	if got := strings.Fields(a.stdout.String()); strings.Join(got, " ") != "1 0" {
 		t.Errorf("parent and number of dead processes: %v, want 1 and 0", got)
@@ -650,7 +654,8 @@ func TestOperator(t *testing.T) {
 		t.Error("the page of the recording is another than that of the watch")
 	}
 	do(1, "", `is forbidden: User "nobody" cannot list resource "leases"`, "get", "--as=nobody")
-	do(1, "", `a Role in namespace "NS" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], resourceNames: ["job"], verbs: ["get"]}`, "watch", "job", "--as=nobody")
+	do(1, "", `a Role in namespace "NS" needs the rule {apiGroups: ["coordination.k8s.io"], resources: ["leases"], `+
+		`resourceNames: ["job"], verbs: ["get"]}`, "watch", "job", "--as=nobody")
 }
 
 // With the right to get leases but not to watch them, watch polls.
@@ -687,7 +692,8 @@ func TestRunCredentialPlugin(t *testing.T) {
 	kubeconfig := clientcmdapi.NewConfig()
 	kubeconfig.Clusters["c"] = &clientcmdapi.Cluster{Server: cfg.Host, CertificateAuthorityData: cfg.CAData}
 	kubeconfig.AuthInfos["u"] = &clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
-		APIVersion: "client.authentication.k8s.io/v1", Command: plugin, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
+		APIVersion: "client.authentication.k8s.io/v1", Command: plugin,
+		InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
 	}}
 	kubeconfig.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
 	kubeconfig.CurrentContext = "x"

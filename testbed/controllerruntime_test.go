@@ -72,7 +72,8 @@ func TestControllerRuntime(t *testing.T) {
 				return name
 			})
 			mark := name + "-" + strconv.FormatInt(terms[name].Add(1), 10)
-			return ctrl.NewControllerManagedBy(mgr).Named("marker").For(&corev1.ConfigMap{}).Complete(&marker{mgr.GetClient(), mark})
+			return ctrl.NewControllerManagedBy(mgr).Named("marker").For(&corev1.ConfigMap{}).
+				Complete(&marker{mgr.GetClient(), mark})
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)

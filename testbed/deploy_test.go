@@ -168,7 +168,8 @@ func TestRoleIsMinimal(t *testing.T) {
 		}
 	}
 	needs := func(verb, names string) string {
-		return fmt.Sprintf(`needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"],%s verbs: [\"%s\"]}`, names, verb)
+		return fmt.Sprintf(`needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"],%s verbs: `+
+			`[\"%s\"]}`, names, verb)
 	}
 	const named = ` resourceNames: [\"reconciler\"],`
 
@@ -325,7 +326,8 @@ func TestFlowSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	level, err := client.Resource(kinds["FlowSchema"].GroupVersion().WithResource("prioritylevelconfigurations")).Get(t.Context(), "leader-election", metav1.GetOptions{})
+	level, err := client.Resource(kinds["FlowSchema"].GroupVersion().WithResource("prioritylevelconfigurations")).Get(
+		t.Context(), "leader-election", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

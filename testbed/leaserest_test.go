@@ -17,8 +17,8 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-// TestLightClient: the client of Leases that leasehold brings along hears the same of a real API server as client-go's, in
-// both encodings.
+// TestLightClient: the client of Leases that leasehold brings along hears the same of a real API server as client-go's,
+// in both encodings.
 func TestLightClient(t *testing.T) {
 	t.Parallel()
 	server := controlplane.ForTest(t)
@@ -37,11 +37,13 @@ func TestLightClient(t *testing.T) {
 			ctx, namespace := t.Context(), server.Namespace(t)
 			light, typed := client.Leases(namespace), leases(t, cfg).Leases(namespace)
 
-			lease, err := light.Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{FieldManager: "m"})
+			lease, err := light.Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}},
+				metav1.CreateOptions{FieldManager: "m"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			opts := metav1.ListOptions{FieldSelector: "metadata.name=x", ResourceVersion: lease.ResourceVersion, AllowWatchBookmarks: true}
+			opts := metav1.ListOptions{FieldSelector: "metadata.name=x", ResourceVersion: lease.ResourceVersion,
+				AllowWatchBookmarks: true}
 			open := func(watch watch.Interface, err error) watch.Interface {
 				if err != nil {
 					t.Fatal(err)
@@ -63,20 +65,27 @@ func TestLightClient(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got.TypeMeta, want.TypeMeta = (metav1.TypeMeta{}), (metav1.TypeMeta{}); !reflect.DeepEqual(got, want) {
+				got.TypeMeta, want.TypeMeta = metav1.TypeMeta{}, metav1.TypeMeta{}
+				if !reflect.DeepEqual(got, want) {
 					t.Errorf("%+v\nwant %+v", got, want)
 				}
 			}
-			patch(types.MergePatchType, `{"spec":{"holderIdentity":"a","leaseDurationSeconds":15,"renewTime":"2000-01-01T00:00:00.000001Z"}}`, metav1.PatchOptions{})
-			patch(types.ApplyPatchType, `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","spec":{"holderIdentity":"b"}}`, metav1.PatchOptions{Force: new(true)})
-			_, err = light.Patch(ctx, "x", types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q}}`, lease.ResourceVersion), metav1.PatchOptions{})
+			patch(types.MergePatchType,
+				`{"spec":{"holderIdentity":"a","leaseDurationSeconds":15,"renewTime":"2000-01-01T00:00:00.000001Z"}}`,
+				metav1.PatchOptions{})
+			patch(types.ApplyPatchType,
+				`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","spec":{"holderIdentity":"b"}}`,
+				metav1.PatchOptions{Force: new(true)})
+			_, err = light.Patch(ctx, "x", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q}}`, lease.ResourceVersion), metav1.PatchOptions{})
 			if !apierrors.IsConflict(err) {
 				t.Errorf("a stale patch: %v", err)
 			}
 			if list, err := light.List(ctx, metav1.ListOptions{}); err != nil || len(list.Items) != 1 {
 				t.Errorf("list: %v, %v", list, err)
 			}
-			if err := light.Delete(ctx, "x", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &lease.UID}}); err != nil {
+			if err := light.Delete(ctx, "x",
+				metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &lease.UID}}); err != nil {
 				t.Error(err)
 			}
 			if _, err := light.Get(ctx, "x", metav1.GetOptions{}); !apierrors.IsNotFound(err) {

@@ -41,11 +41,13 @@ func TestReadmeProgram(t *testing.T) {
 	if program == nil {
 		t.Fatal("the README has no program")
 	}
-	source := strings.NewReplacer(`":8080"`, `os.Getenv("ADDRESS")`, `	"os/signal"`, "\t\"os\"\n\t\"os/signal\"").Replace(string(program[1]))
+	source := strings.NewReplacer(`":8080"`, `os.Getenv("ADDRESS")`, `	"os/signal"`,
+		"\t\"os\"\n\t\"os/signal\"").Replace(string(program[1]))
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "program"), filepath.Join(dir, "main.go")).CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "program"),
+		filepath.Join(dir, "main.go")).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 
@@ -104,7 +106,8 @@ func TestReadmeProgram(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("still running a minute after SIGTERM")
 	}
-	stopped, released := strings.Index(a.log.String(), "stopped: terminated signal received"), strings.Index(a.log.String(), "lease released")
+	stopped, released := strings.Index(a.log.String(), "stopped: terminated signal received"),
+		strings.Index(a.log.String(), "lease released")
 	if stopped < 0 || released < stopped {
 		t.Errorf("at SIGTERM the work must stop, and then the lease be released:\n%s", a.log.String())
 	}

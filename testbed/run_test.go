@@ -125,7 +125,8 @@ func TestRunDescendants(t *testing.T) {
 		start := func(t *testing.T) (*cli, *call, int) {
 			c := newCLI(t)
 			if err := os.WriteFile(c.dir+"/away.sh",
-				[]byte("#!/bin/sh\ntrap '' TERM INT HUP\n"+say("away")+"while :; do sleep 0.1; done\n"), 0o755); err != nil {
+				[]byte("#!/bin/sh\ntrap '' TERM INT HUP\n"+say("away")+"while :; do sleep 0.1; done\n"),
+				0o755); err != nil {
 				t.Fatal(err)
 			}
 			a := c.start("run", "job", "--duration=2s", "--grace-period=1s", "--identity=one", "--", "sh", "-c", script)

@@ -441,8 +441,8 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// An API server that is down for longer than the renew deadline costs the leader its session. A candidate leads once the
-// server is back.
+// An API server that is down for longer than the renew deadline costs the leader its session. A candidate leads once
+// the server is back.
 func TestOutageTooLong(t *testing.T) {
 	t.Parallel()
 	server := startServer(t)
@@ -580,7 +580,8 @@ func TestRights(t *testing.T) {
 		if verb == "create" {
 			names = ""
 		}
-		rule := fmt.Sprintf(`a Role in namespace \"%s\" needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"],%s verbs: [\"%s\"]}`, f.ns, names, verb)
+		rule := fmt.Sprintf(`a Role in namespace \"%s\" needs the rule {apiGroups: [\"coordination.k8s.io\"], `+
+			`resources: [\"leases\"],%s verbs: [\"%s\"]}`, f.ns, names, verb)
 		logged := func() bool { return strings.Contains(f.log.String(), rule) }
 		switch verb {
 		case "patch":

@@ -124,7 +124,8 @@ leasehold release reconciler --force --holder=node-7_1d4f`,
 			who := identity
 			switch {
 			case force != (holder != ""):
-				return usagef("--force and --holder are required together: --holder names the holder that loses the lease")
+				return usagef(
+					"--force and --holder are required together: --holder names the holder that loses the lease")
 			case force && identity != "":
 				return usagef("--force and --identity are mutually exclusive")
 			case force:
@@ -164,7 +165,8 @@ func (t *tool) release(lease, who string, force bool) error {
 	case force:
 		acquired, renewed := age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now())
 		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Any candidate may "+
-			"acquire it now; if that holder is alive, it goes on until it sees the change.\n", is, now, acquired, renewed)
+			"acquire it now; if that holder is alive, it goes on until it sees the change.\n",
+			is, now, acquired, renewed)
 	}
 	freed, err := leasehold.Vacate(ctx, opts...)
 	if err != nil {

@@ -46,7 +46,8 @@ func (c *cluster) namespace() (string, error) {
 func (c *cluster) restConfig() (*rest.Config, error) {
 	config, err := c.config().ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("no API server: not in a cluster, and no kubeconfig at $KUBECONFIG or ~/.kube/config; use --kubeconfig or --server")
+		return nil, errors.New("no API server: not in a cluster, " +
+			"and no kubeconfig at $KUBECONFIG or ~/.kube/config; use --kubeconfig or --server")
 	}
 	if err != nil {
 		return nil, err

@@ -52,18 +52,40 @@ func TestDocumentedCode(t *testing.T) {
 		t.Skip("-short: compiles controller-runtime")
 	}
 	imports := map[string]string{
-		"atomic": "sync/atomic", "config": "sigs.k8s.io/controller-runtime/pkg/config", "context": "context",
-		"ctrl": "sigs.k8s.io/controller-runtime", "errors": "errors", "fmt": "fmt", "http": "net/http", "httputil": "net/http/httputil",
-		"kubernetes": "k8s.io/client-go/kubernetes", "leaderelection": "k8s.io/client-go/tools/leaderelection",
-		"leasehold": "github.com/leasehold-go/leasehold", "leasetest": "github.com/leasehold-go/leasehold/leasetest", "log": "log",
-		"metav1": "k8s.io/apimachinery/pkg/apis/meta/v1", "metricsserver": "sigs.k8s.io/controller-runtime/pkg/metrics/server",
-		"net": "net", "os": "os", "rand": "crypto/rand", "record": "k8s.io/client-go/tools/record",
-		"resourcelock": "k8s.io/client-go/tools/leaderelection/resourcelock", "rest": "k8s.io/client-go/rest", "signal": "os/signal",
-		"strings": "strings", "syscall": "syscall", "time": "time", "types": "k8s.io/apimachinery/pkg/types", "url": "net/url",
+		"atomic":         "sync/atomic",
+		"config":         "sigs.k8s.io/controller-runtime/pkg/config",
+		"context":        "context",
+		"ctrl":           "sigs.k8s.io/controller-runtime",
+		"errors":         "errors",
+		"fmt":            "fmt",
+		"http":           "net/http",
+		"httputil":       "net/http/httputil",
+		"kubernetes":     "k8s.io/client-go/kubernetes",
+		"leaderelection": "k8s.io/client-go/tools/leaderelection",
+		"leasehold":      "github.com/leasehold-go/leasehold",
+		"leasetest":      "github.com/leasehold-go/leasehold/leasetest",
+		"log":            "log",
+		"metav1":         "k8s.io/apimachinery/pkg/apis/meta/v1",
+		"metricsserver":  "sigs.k8s.io/controller-runtime/pkg/metrics/server",
+		"net":            "net",
+		"os":             "os",
+		"rand":           "crypto/rand",
+		"record":         "k8s.io/client-go/tools/record",
+		"resourcelock":   "k8s.io/client-go/tools/leaderelection/resourcelock",
+		"rest":           "k8s.io/client-go/rest",
+		"signal":         "os/signal",
+		"strings":        "strings",
+		"syscall":        "syscall",
+		"time":           "time",
+		"types":          "k8s.io/apimachinery/pkg/types",
+		"url":            "net/url",
 	}
 	const around = `
-func snippet(ctx context.Context, restConfig, cfg *rest.Config, clientset *kubernetes.Clientset, recorder record.EventRecorder, hostname string,
-	opts []leasehold.Option, reconcile func(context.Context), migrate func(context.Context) error, setUp func(ctrl.Manager, leasehold.Session) error, ended error) error {
+func snippet(
+	ctx context.Context, restConfig, cfg *rest.Config, clientset *kubernetes.Clientset, recorder record.EventRecorder,
+	hostname string, opts []leasehold.Option, reconcile func(context.Context), migrate func(context.Context) error,
+	setUp func(ctrl.Manager, leasehold.Session) error, ended error,
+) error {
 %s
 	return nil
 }
@@ -141,7 +163,8 @@ func TestDocumentedNames(t *testing.T) {
 func TestDocumentedCommands(t *testing.T) {
 	call := regexp.MustCompile(`\bleasehold ([a-z]+)((?: +(?:-{1,2}[a-z][-a-z]*(?:[= ][^ -][^ ]*)?|[\w/.:$"-]+))*)`)
 	flag := regexp.MustCompile(`(?:^|\s)(--?[a-z][-a-z]*)`)
-	inCode := regexp.MustCompile("(?m)^(?:\\$ |ln .*|)((?:kubectl |go run \\./cmd/)?leasehold .*)$|`((?:kubectl |go run \\./cmd/)?leasehold [^`]*)`")
+	const command = `((?:kubectl |go run \./cmd/)?leasehold `
+	inCode := regexp.MustCompile(`(?m)^(?:\$ |ln .*|)` + command + ".*)$|`" + command + "[^`]*)`")
 	found := 0
 	matches := func(path string) bool { return isDoc(path) || strings.HasPrefix(path, "deploy/") }
 	for name, text := range read(t, matches) {

@@ -121,7 +121,7 @@ func (e explanation) print(w io.Writer) error {
 	var rows [][]string
 	row := func(name, value, why string) { rows = append(rows, []string{name, value, why}) }
 	row("Duration", seconds(e.DurationSeconds),
-		"others wait so long before they acquire a lease that its holder does not renew")
+		"others wait as long before they acquire a lease that is not renewed")
 	row("Renew deadline", seconds(e.RenewDeadlineSeconds),
 		"a holder trusts its lease so long after it sent its last successful renewal")
 	row("Renew interval", seconds(e.RenewIntervalSeconds),
@@ -135,7 +135,7 @@ func (e explanation) print(w io.Writer) error {
 	row("API outage survived", seconds(e.OutageSurvivedSeconds),
 		"whenever it begins; nearly "+seconds(e.OutageFatalSeconds)+" if it begins just after a renewal")
 	row("Time to stop", seconds(e.StopSeconds),
-		"from the end of the session until another may lead; run sends SIGKILL after "+seconds(e.StopTimeoutSeconds))
+		"from the session's end until another may lead; run sends SIGKILL after "+seconds(e.StopTimeoutSeconds))
 	row("Clock rates may differ by", fmt.Sprintf("%.0f %%", 100*(e.ClockRateTolerance-1)),
 		"the times that clocks show may differ by any amount")
 	row("", "", "")

@@ -74,7 +74,8 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 	flags.StringVarP(&h.identity, "identity", "i", "",
 		"the holder to write into the Lease (default <$POD_NAME or host name>_<uuid>)")
 	flags.DurationVar(&h.wait, "wait", 0,
-		"how long to wait for the lease; at most its duration longer if its holder stopped renewing it (default no limit)")
+		"how long to wait for the lease; at most its duration longer if its holder stopped renewing it "+
+			"(default no limit)")
 	flags.BoolVar(&h.noWait, "no-wait", false,
 		"fail if the lease has a holder; to acquire it after a crash of the holder, use --wait")
 	flags.IntVarP(&h.heldExitCode, "held-exit-code", "E", exitNotAcquired,
@@ -86,7 +87,8 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 		"the name under which the API server tracks our changes")
 	flags.BoolVar(&h.deleteOnRelease, "delete-on-release", false, "delete the Lease after releasing it")
 	flags.IntVar(&h.slots, "slots", 0,
-		"how many may hold a lease at once: LEASE-0, LEASE-1 and so on, of which this process takes one (default one lease)")
+		"how many may hold a lease at once: LEASE-0, LEASE-1 and so on, of which this process takes one (default "+
+			"one lease)")
 	flags.StringVar(&h.advertise, "advertise", "",
 		"the address to publish while holding the lease, as $POD_IP:8080; get -o wide shows it")
 	flags.StringVar(&h.listen, "listen", "",

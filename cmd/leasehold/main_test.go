@@ -160,7 +160,8 @@ func TestRunOptions(t *testing.T) {
 		{"--stop-timeout 2999ms", "2.999s"},
 		{"--stop-timeout 0s", "0s"},
 		{"--stop-timeout 3s",
-			"want 0 <= stop timeout (3s) < duration (15s) - renew deadline (12s) = 3s, after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room"},
+			"want 0 <= stop timeout (3s) < duration (15s) - renew deadline (12s) = 3s, after which another can hold " +
+				"the lease; a longer --duration or an earlier --renew-deadline makes room"},
 		{"--stop-timeout -1s", "want 0 <= stop timeout (-1s) < duration (15s)"},
 		{"--grace-period -1s", "want 0s or more"},
 		{"--once --restart", "--once and --restart are mutually exclusive"},
@@ -252,7 +253,8 @@ func TestPrintLeases(t *testing.T) {
 		{printer{list: true},
 			"custom-columns=LEASE:.metadata.name,HOLDER:{.spec.holderIdentity},L:metadata.labels.team",
 			"LEASE          HOLDER                     L\nbackup         <none>                     storage\n" +
-				"reconciler     reconciler-7d9f_3e096a27   storage\ncache-warmer   warmer-0                   storage\n"},
+				"reconciler     reconciler-7d9f_3e096a27   storage\n" +
+				"cache-warmer   warmer-0                   storage\n"},
 		{printer{noHeaders: true}, "custom-columns=LEASE:.metadata.name", "reconciler\n"},
 		{printer{noHeaders: true}, "table", "reconciler   held   reconciler-7d9f_3e096a27   90m   2s    15s   12\n"},
 	} {
@@ -294,7 +296,8 @@ func TestCompletionScript(t *testing.T) {
 func TestComplete(t *testing.T) {
 	kubeconfig := filepath.Join(t.TempDir(), "config")
 	if err := os.WriteFile(kubeconfig,
-		[]byte(`{apiVersion: v1, kind: Config, contexts: [{name: "eks:prod"}, {name: "eks:test"}, {name: local}]}`), 0o644); err != nil {
+		[]byte(`{apiVersion: v1, kind: Config, contexts: [{name: "eks:prod"}, {name: "eks:test"}, {name: local}]}`),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -314,7 +317,8 @@ func TestComplete(t *testing.T) {
 		{[]string{"get", "--output=ya"}, "--output=yaml :4"},
 		{[]string{"get", "--output", "=", "ya"}, "yaml :4"},
 		{[]string{"get", "--output", "="},
-			"table wide json yaml name jsonpath= jsonpath-file= jsonpath-as-json= go-template= go-template-file= custom-columns= custom-columns-file= :6"},
+			"table wide json yaml name jsonpath= jsonpath-file= jsonpath-as-json= go-template= go-template-file= " +
+				"custom-columns= custom-columns-file= :6"},
 		{[]string{"watch", "-o", ""}, "table json yaml name :4"},
 		{[]string{"explain", "-o", ""}, "table json yaml :4"},
 		{[]string{"claim", "--create", ""}, "auto new never :4"},

@@ -43,8 +43,8 @@ are both killed or stopped. Work that the command leaves to a service, as system
 descendant.
 
 The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and
-LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes. With --slots
-it has LEASEHOLD_SLOT, from 0: no two commands that run have the same.
+LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes. With
+--slots it has LEASEHOLD_SLOT, from 0: no two commands that run have the same.
 
 With --no-wait the tool skips the command if the lease has a holder, also one that crashed: a new process has to see a
 lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
@@ -255,8 +255,8 @@ func (r *runner) campaign() (end outcome, err error) {
 	return end, err
 }
 
-// environ returns the environment of a command that runs in session s, of a slot or not, with mark, by which the watchdog
-// finds its descendants.
+// environ returns the environment of a command that runs in session s, of a slot or not, with mark, by which the
+// watchdog finds its descendants.
 func environ(s leasehold.Session, slotted bool, mark string) []string {
 	h := s.Holder()
 	own := []string{

@@ -94,7 +94,8 @@ func histories(changes []change, end time.Time) []history {
 		}
 		finish(h, c.Time)
 		next := span{
-			Status: c.Status, Holder: c.Holder, Transitions: c.Transitions, DurationSeconds: c.DurationSeconds, From: c.Time,
+			Status: c.Status, Holder: c.Holder, Transitions: c.Transitions, DurationSeconds: c.DurationSeconds,
+			From: c.Time,
 		}
 		var before *span
 		if n := len(h.Spans); n > 0 {

@@ -146,7 +146,8 @@ func TestReport(t *testing.T) {
 	golden(t, "report.html", out.String())
 	for _, want := range []string{"duration 15s, 4 terms, free for 4s, expired for 10s",
 		"hand-overs: 2 released, in 2s (median; 2s at most); 1 expired, in 10s",
-		"without a leader for 14s</span>, at most 10s at a time", "&lt;script&gt;", "not renewed for 15s", "taken over after the expiry",
+		"without a leader for 14s</span>, at most 10s at a time", "&lt;script&gt;", "not renewed for 15s",
+		"taken over after the expiry",
 		"<span>reconcile</span><span>r-7d9f5c-x2k4z</span>"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the page does not say %q", want)

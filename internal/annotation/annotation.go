@@ -1,8 +1,8 @@
 // Package annotation reads and writes the annotations by which this library says on a Lease what its spec has no field
 // for. None of them has a part in the decision whether the lease may be acquired.
 //
-// What an annotation says counts only for the term that it was written in: other programs, which acquire the lease without
-// looking at annotations, leave them behind.
+// What an annotation says counts only for the term that it was written in: other programs, which acquire the lease
+// without looking at annotations, leave them behind.
 package annotation
 
 import (

@@ -90,7 +90,8 @@ func (c *conn) judgeLocked() {
 	}
 	why := fmt.Errorf("connection to %s lost: no answer to two requests in a row", c.to.Host)
 	if c.silent {
-		why = fmt.Errorf("connection to %s lost: nothing heard for %v", c.to.Host, c.link.silence().Round(time.Millisecond))
+		why = fmt.Errorf("connection to %s lost: nothing heard for %v", c.to.Host,
+			c.link.silence().Round(time.Millisecond))
 	}
 	c.pool.era.Go(func() { c.link.fail(why) })
 }
@@ -156,9 +157,9 @@ func (c *conn) close() {
 	c.Close()
 }
 
-// replace closes a connection over which the server did not know us: one that is opened now has the client certificate of
-// now. A burst of such answers replaces it once, and a server that refuses us for another reason does not make us dial
-// all the time.
+// replace closes a connection over which the server did not know us: one that is opened now has the client certificate
+// of now. A burst of such answers replaces it once, and a server that refuses us for another reason does not make us
+// dial all the time.
 func (p *Pool) replace(c *conn, resp *http.Response) {
 	if time.Since(c.opened) < p.interval {
 		return

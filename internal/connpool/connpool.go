@@ -61,7 +61,8 @@ func New(newTransport func() (*http.Transport, error), interval time.Duration) *
 	return &Pool{newTransport: newTransport, interval: interval, dials: map[url.URL]*dial{}, era: newEra()}
 }
 
-// RoundTrip makes a request. It makes it again where no server has processed it, or its connection ended and it is a read.
+// RoundTrip makes a request. It makes it again where no server has processed it, or its connection ended and it is a
+// read.
 func (p *Pool) RoundTrip(req *http.Request) (*http.Response, error) {
 	for try := 1; ; try++ {
 		c, err := p.get(req)
@@ -302,8 +303,8 @@ func address(u url.URL) string {
 	return net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
-// Close closes the connections and ends the dials under way. The next request opens a new connection. Close waits at most
-// a second for dials that do not heed their context.
+// Close closes the connections and ends the dials under way. The next request opens a new connection. Close waits at
+// most a second for dials that do not heed their context.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	conns, e := p.conns, p.era

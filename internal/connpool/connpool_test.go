@@ -32,8 +32,8 @@ type world struct {
 	think  atomic.Int64 // how long the server takes for a request for /slow
 }
 
-// in runs test in virtual time. Its server answers at once; /slow takes as long as think says, /news tells something once
-// per interval, /hang never answers.
+// in runs test in virtual time. Its server answers at once; /slow takes as long as think says, /news tells something
+// once per interval, /hang never answers.
 func in(t *testing.T, roundTrip time.Duration, change func(*http.Server), test func(*world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{T: t, Network: fakenet.New(roundTrip)}
@@ -68,7 +68,8 @@ func in(t *testing.T, roundTrip time.Duration, change func(*http.Server), test f
 // over returns a pool whose connections dial makes. It is closed with the test.
 func (w *world) over(dial func(ctx context.Context, network, address string) (net.Conn, error)) *Pool {
 	p := New(func() (*http.Transport, error) {
-		return &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}, nil
+		return &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+			ForceAttemptHTTP2: true}, nil
 	}, interval)
 	w.Cleanup(func() {
 		p.Close()
@@ -224,7 +225,10 @@ func TestDeadConnection(t *testing.T) {
 		why    string
 	}{
 		{"dead", func(w *world) { w.Kill() }, interval*16/10 + 3*roundTrip, "nothing heard for"},
-		{"dead, and nothing can be dialled", func(w *world) { w.Kill(); w.SetDown(true) }, interval*16/10 + dialTimeout, "nothing heard for"},
+		{"dead, and nothing can be dialled", func(w *world) {
+			w.Kill()
+			w.SetDown(true)
+		}, interval*16/10 + dialTimeout, "nothing heard for"},
 		{"dead, and dials hang for 8 s", func(w *world) {
 			w.Kill()
 			w.SetDown(true)
@@ -305,8 +309,8 @@ func TestSlowRequests(t *testing.T) {
 	})
 }
 
-// Where one request after the other has no answer, others are made over another connection, even if the first looks alive
-// because there is news over it.
+// Where one request after the other has no answer, others are made over another connection, even if the first looks
+// alive because there is news over it.
 func TestDeafConnection(t *testing.T) {
 	in(t, 10*time.Millisecond, nil, func(w *world) {
 		ended, why := w.follow()
@@ -377,20 +381,21 @@ func TestNotDeaf(t *testing.T) {
 
 // A connection in use is never spare.
 func TestSpareInUse(t *testing.T) {
-	in(t, 10*time.Millisecond, func(s *http.Server) { s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1} }, func(w *world) {
-		w.want("/")
-		first, _ := w.follow()
-		second, _ := w.follow()
-		time.Sleep(2 * spareTime)
-		w.want("/")
-		select {
-		case <-first:
-			t.Error("the first was closed")
-		case <-second:
-			t.Error("the second was closed")
-		default:
-		}
-	})
+	in(t, 10*time.Millisecond, func(s *http.Server) { s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1} },
+		func(w *world) {
+			w.want("/")
+			first, _ := w.follow()
+			second, _ := w.follow()
+			time.Sleep(2 * spareTime)
+			w.want("/")
+			select {
+			case <-first:
+				t.Error("the first was closed")
+			case <-second:
+				t.Error("the second was closed")
+			default:
+			}
+		})
 }
 
 // A suspect connection that answers before the next is dialled is used again.
@@ -417,8 +422,8 @@ func TestSuspectAnswers(t *testing.T) {
 	})
 }
 
-// A dial that hangs, even if nothing can end it, keeps neither requests from being made over the next connection, nor the
-// pool from being closed.
+// A dial that hangs, even if nothing can end it, keeps neither requests from being made over the next connection, nor
+// the pool from being closed.
 func TestDialHangs(t *testing.T) {
 	in(t, 10*time.Millisecond, nil, func(w *world) {
 		hang := make(chan struct{})
@@ -451,7 +456,8 @@ func TestDialHangs(t *testing.T) {
 func TestDialOutlivesRequest(t *testing.T) {
 	in(t, 2*time.Second, nil, func(w *world) {
 		for range 2 {
-			if got := w.ask(w.pool, http.MethodPatch, "/", 1900*time.Millisecond); got != context.DeadlineExceeded.Error() {
+			if got := w.ask(w.pool, http.MethodPatch, "/",
+				1900*time.Millisecond); got != context.DeadlineExceeded.Error() {
 				t.Error(got)
 			}
 		}
@@ -473,7 +479,8 @@ var (
 	settings = []byte{0, 0, 0, 4, 0, 0, 0, 0, 0}
 	goAway   = []byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} // nothing was processed
 	refusal  = []byte{
-		0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, // GOAWAY, so that there is no second request on the connection
+		// GOAWAY, so that there is no second request on the connection
+		0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0,
 		0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7, // RST_STREAM of the first
 	}
 )
@@ -515,7 +522,8 @@ func TestNotProcessed(t *testing.T) {
 					if dials.Add(1) > tt.times {
 						dial = w.Dial
 					}
-					return &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}, nil
+					return &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+						ForceAttemptHTTP2: true}, nil
 				}, interval)
 				defer p.Close()
 				if got := w.ask(p, tt.method, "/", time.Minute); !strings.Contains(got, tt.want) {
@@ -531,7 +539,8 @@ func TestNotProcessed(t *testing.T) {
 
 // unwilling answers what is sent on conn with frames, and closes it a while later.
 func unwilling(conn net.Conn, frames []byte) {
-	c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{fakenet.Certificate()}, NextProtos: []string{"h2"}})
+	c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{fakenet.Certificate()},
+		NextProtos: []string{"h2"}})
 	defer c.Close()
 	c.Handshake()
 	go io.Copy(io.Discard, c)
@@ -567,13 +576,15 @@ func TestClosedAtOnce(t *testing.T) {
 				if err != nil {
 					return
 				}
-				c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{fakenet.Certificate()}, NextProtos: []string{"h2"}})
+				c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{fakenet.Certificate()},
+					NextProtos: []string{"h2"}})
 				c.Handshake()
 				c.Close()
 			}
 		}()
 		p := w.over(other.Dial)
-		if got := w.ask(p, http.MethodGet, "/", time.Minute); strings.Contains(got, "deadline") || strings.Contains(got, "200") {
+		if got := w.ask(p, http.MethodGet, "/", time.Minute); strings.Contains(got, "deadline") ||
+			strings.Contains(got, "200") {
 			t.Error(got)
 		}
 		if n := other.Dials(); n > mostTries {

@@ -50,7 +50,8 @@ func New(config *rest.Config, next http.RoundTripper) (*Client, error) {
 		accept:    []string{contentProtobuf + "," + contentJSON},
 		userAgent: []string{cmp.Or(config.UserAgent, rest.DefaultKubernetesUserAgent())},
 	}
-	if wants := config.AcceptContentTypes + config.ContentType; wants != "" && !strings.Contains(wants, contentProtobuf) {
+	if wants := config.AcceptContentTypes + config.ContentType; wants != "" &&
+		!strings.Contains(wants, contentProtobuf) {
 		client.accept[0] = contentJSON
 	}
 	switch {
@@ -69,8 +70,8 @@ func New(config *rest.Config, next http.RoundTripper) (*Client, error) {
 // Leases returns the Leases of a namespace, of all namespaces for List and Watch if it is empty.
 func (c *Client) Leases(namespace string) *Leases { return &Leases{c, namespace} }
 
-// Leases are those of a namespace. The methods are as those of a typed client; the errors are API errors where the server
-// answered with one, and tell how long it asked to wait (apierrors.SuggestsClientDelay).
+// Leases are those of a namespace. The methods are as those of a typed client; the errors are API errors where the
+// server answered with one, and tell how long it asked to wait (apierrors.SuggestsClientDelay).
 type Leases struct {
 	client    *Client
 	namespace string
@@ -88,7 +89,9 @@ func (l *Leases) List(ctx context.Context, opts metav1.ListOptions) (*coordinati
 }
 
 // Create creates a Lease.
-func (l *Leases) Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (l *Leases) Create(
+	ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	typed := *lease
 	typed.SetGroupVersionKind(coordinationv1.SchemeGroupVersion.WithKind("Lease"))
 	body, err := json.Marshal(&typed)
@@ -99,7 +102,10 @@ func (l *Leases) Create(ctx context.Context, lease *coordinationv1.Lease, opts m
 }
 
 // Patch changes a Lease.
-func (l *Leases) Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*coordinationv1.Lease, error) {
+func (l *Leases) Patch(
+	ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions,
+	subresources ...string,
+) (*coordinationv1.Lease, error) {
 	if len(subresources) > 0 {
 		return nil, fmt.Errorf("a Lease has no subresources, not %s", strings.Join(subresources, "/"))
 	}
@@ -130,7 +136,9 @@ func (l *Leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Inte
 	return w, nil
 }
 
-func (l *Leases) lease(ctx context.Context, method, name string, opts any, content string, body []byte) (*coordinationv1.Lease, error) {
+func (l *Leases) lease(
+	ctx context.Context, method, name string, opts any, content string, body []byte,
+) (*coordinationv1.Lease, error) {
 	lease := &coordinationv1.Lease{}
 	if err := l.do(ctx, method, name, opts, content, body, lease); err != nil {
 		return nil, err
@@ -139,7 +147,9 @@ func (l *Leases) lease(ctx context.Context, method, name string, opts any, conte
 }
 
 // do makes a request, and decodes its answer into answer, if that is not nil.
-func (l *Leases) do(ctx context.Context, method, name string, opts any, content string, body []byte, answer message) error {
+func (l *Leases) do(
+	ctx context.Context, method, name string, opts any, content string, body []byte, answer message,
+) error {
 	resp, err := l.send(ctx, method, name, opts, content, body)
 	if err != nil {
 		return err
@@ -153,7 +163,9 @@ func (l *Leases) do(ctx context.Context, method, name string, opts any, content 
 }
 
 // send makes a request. An answer that is no success is an error.
-func (l *Leases) send(ctx context.Context, method, name string, opts any, content string, body []byte) (*http.Response, error) {
+func (l *Leases) send(
+	ctx context.Context, method, name string, opts any, content string, body []byte,
+) (*http.Response, error) {
 	query, err := encode(opts)
 	if err != nil {
 		return nil, err
@@ -244,5 +256,6 @@ func failure(resp *http.Response, method, name string) error {
 		return &apierrors.StatusError{ErrStatus: *status}
 	}
 	text := strings.TrimSpace(string(data[:min(len(data), 1024)]))
-	return apierrors.NewGenericServerResponse(resp.StatusCode, method, coordinationv1.Resource("leases"), name, text, seconds, true)
+	return apierrors.NewGenericServerResponse(resp.StatusCode, method, coordinationv1.Resource("leases"), name, text,
+		seconds, true)
 }

@@ -71,7 +71,8 @@ var encodings = []encoding{
 func testLease() *coordinationv1.Lease {
 	return &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{Name: "x", ResourceVersion: "7"},
-		Spec:       coordinationv1.LeaseSpec{HolderIdentity: new("a"), RenewTime: &metav1.MicroTime{Time: time.UnixMicro(1).UTC()}},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: new("a"),
+			RenewTime: &metav1.MicroTime{Time: time.UnixMicro(1).UTC()}},
 	}
 }
 
@@ -106,18 +107,23 @@ func TestRequests(t *testing.T) {
 		}, "GET /leases?labelSelector=a%3Db  "},
 		{"create", func(l *Leases) error {
 			return holds(l.Create(ctx, &coordinationv1.Lease{}, metav1.CreateOptions{FieldManager: "m"}))
-		}, `POST /leases?fieldManager=m application/json {"kind":"Lease","apiVersion":"coordination.k8s.io/v1","metadata":{},"spec":{}}`},
+		}, `POST /leases?fieldManager=m application/json {"kind":"Lease","apiVersion":"coordination.k8s.io/v1",` +
+			`"metadata":{},"spec":{}}`},
 		{"merge patch", func(l *Leases) error {
 			return holds(l.Patch(ctx, "x", types.MergePatchType, []byte("{}"), metav1.PatchOptions{FieldManager: "m"}))
 		}, "PATCH /leases/x?fieldManager=m application/merge-patch+json {}"},
 		{"apply", func(l *Leases) error {
-			return holds(l.Patch(ctx, "x", types.ApplyPatchType, []byte("{}"), metav1.PatchOptions{FieldManager: "m", Force: new(true)}))
+			return holds(l.Patch(ctx, "x", types.ApplyPatchType, []byte("{}"),
+				metav1.PatchOptions{FieldManager: "m", Force: new(true)}))
 		}, "PATCH /leases/x?fieldManager=m&force=true application/apply-patch+yaml {}"},
 		{"delete", func(l *Leases) error {
-			return l.Delete(ctx, "x", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: new("7")}})
-		}, `DELETE /leases/x application/json {"kind":"DeleteOptions","apiVersion":"coordination.k8s.io/v1","preconditions":{"resourceVersion":"7"}}`},
+			return l.Delete(
+				ctx, "x", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: new("7")}})
+		}, `DELETE /leases/x application/json {"kind":"DeleteOptions","apiVersion":"coordination.k8s.io/v1",` +
+			`"preconditions":{"resourceVersion":"7"}}`},
 		{"watch", func(l *Leases) error {
-			w, err := l.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=x", ResourceVersion: "7", AllowWatchBookmarks: true})
+			w, err := l.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=x", ResourceVersion: "7",
+				AllowWatchBookmarks: true})
 			if err == nil {
 				for range w.ResultChan() {
 				}
@@ -130,7 +136,8 @@ func TestRequests(t *testing.T) {
 				var got string
 				l := serve(t, func(w http.ResponseWriter, req *http.Request) {
 					body, _ := io.ReadAll(req.Body)
-					path := strings.TrimPrefix(req.URL.RequestURI(), "/prefix/apis/coordination.k8s.io/v1/namespaces/ns")
+					path := strings.TrimPrefix(req.URL.RequestURI(),
+						"/prefix/apis/coordination.k8s.io/v1/namespaces/ns")
 					if agent := req.Header.Get("User-Agent"); agent != "agent" {
 						t.Errorf("user agent %q", agent)
 					}
@@ -139,7 +146,8 @@ func TestRequests(t *testing.T) {
 					switch {
 					case req.URL.Query().Get("watch") != "":
 					case tt.name == "list":
-						w.Write(e.object("LeaseList", &coordinationv1.LeaseList{Items: []coordinationv1.Lease{*testLease()}}))
+						w.Write(e.object("LeaseList",
+							&coordinationv1.LeaseList{Items: []coordinationv1.Lease{*testLease()}}))
 					default:
 						w.Write(e.object("Lease", testLease()))
 					}
@@ -156,7 +164,8 @@ func TestRequests(t *testing.T) {
 }
 
 func holds(lease *coordinationv1.Lease, err error) error {
-	if err == nil && (lease.ResourceVersion != "7" || *lease.Spec.HolderIdentity != "a" || lease.Spec.RenewTime.UnixMicro() != 1) {
+	if err == nil && (lease.ResourceVersion != "7" || *lease.Spec.HolderIdentity != "a" ||
+		lease.Spec.RenewTime.UnixMicro() != 1) {
 		err = errors.New("another lease")
 	}
 	return err
@@ -164,7 +173,8 @@ func holds(lease *coordinationv1.Lease, err error) error {
 
 // What is no success is an error that says what the server said, and when it wants to be asked again. It is asked once.
 func TestFailures(t *testing.T) {
-	status := &metav1.Status{Status: metav1.StatusFailure, Code: 409, Reason: metav1.StatusReasonConflict, Message: "modified"}
+	status := &metav1.Status{Status: metav1.StatusFailure, Code: 409, Reason: metav1.StatusReasonConflict,
+		Message: "modified"}
 	for _, e := range encodings {
 		for _, tt := range []struct {
 			name, content string
@@ -176,7 +186,8 @@ func TestFailures(t *testing.T) {
 				return apierrors.IsConflict(err) && strings.Contains(err.Error(), "modified")
 			}},
 			{"no Status, from a proxy", "text/html", 503, []byte("<p>no backend</p>"), func(err error) bool {
-				return apierrors.IsServiceUnavailable(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+				return apierrors.IsServiceUnavailable(err) &&
+					apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 			}},
 			{"another kind of object", e.content, 200, e.object("Pod", testLease()), nil},
 			{"no object", e.content, 200, []byte("nonsense"), nil},
@@ -220,7 +231,8 @@ func TestWatch(t *testing.T) {
 			want string
 		}{
 			{"it ends", nil, ""},
-			{"events", slicesOf(e.event(watch.Added, lease), e.event(watch.Modified, lease), e.event(watch.Bookmark, lease), e.event(watch.Deleted, lease)),
+			{"events", slicesOf(e.event(watch.Added, lease), e.event(watch.Modified, lease),
+				e.event(watch.Bookmark, lease), e.event(watch.Deleted, lease)),
 				"ADDED 7, MODIFIED 7, BOOKMARK 7, DELETED 7"},
 			{"an error", e.event(watch.Error, e.object("Status", status)), "ERROR 410"},
 			{"half an event", slicesOf(e.event(watch.Added, lease), e.event(watch.Modified, lease)[:20]), "ADDED 7"},

@@ -74,15 +74,15 @@ type Rules struct {
 	// nil no write is judged.
 	Candidate func(client string) (rate float64, ok bool)
 
-	// Claimant returns who began the term: a value to compare. One claimant may take the lease from itself. If it is nil
-	// the claimant is the client. An error is a violation.
+	// Claimant returns who began the term: a value to compare. One claimant may take the lease from itself. If it is
+	// nil the claimant is the client. An error is a violation.
 	Claimant func(client string, k Key) (any, error)
 
 	// MayTake reports whether next may take the lease from old at once. Nil means never.
 	MayTake func(old, next *Term) bool
 
-	// Excuse returns why next may lead beside old, which began before and whose session is live; "" if it may not. If it
-	// is nil, no overlap is excused.
+	// Excuse returns why next may lead beside old, which began before and whose session is live; "" if it may not. If
+	// it is nil, no overlap is excused.
 	Excuse func(old, next *Term) string
 
 	// Late reports whether the session of a term may begin after that of a later term. Nil means never.
@@ -214,7 +214,8 @@ func (o *Oracle) judge(c Change) {
 	default:
 		waited := time.Duration(float64(time.Since(o.active)) * rate)
 		if waited < o.wait-time.Microsecond {
-			o.rules.Fail("%s took the lease of %q %v after it was renewed for %v", c.Client, old.Identity, waited, o.wait)
+			o.rules.Fail("%s took the lease of %q %v after it was renewed for %v", c.Client, old.Identity,
+				waited, o.wait)
 		}
 	}
 }
@@ -254,8 +255,8 @@ func (o *Oracle) Begin(label string, s Session) *Term {
 }
 
 // BeginElector judges a client-go elector that begins to lead. It has no token, and it may write on into a Lease that
-// was deleted and created, so that its term is the one that its last write showed. It leads on after ValidFor has run out,
-// which is client-go's fault and not judged.
+// was deleted and created, so that its term is the one that its last write showed. It leads on after ValidFor has run
+// out, which is client-go's fault and not judged.
 func (o *Oracle) BeginElector(label string, s Session, term func() *Term) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

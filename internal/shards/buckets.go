@@ -57,7 +57,8 @@ func shardSelector(field string, n int, owned func(bucket int) bool) string {
 		for end < n && owned(end) {
 			end++
 		}
-		ranges = append(ranges, fmt.Sprintf("shardRange(%s, '%s', '%s')", field, bucketBound(b, n), bucketBound(end, n)))
+		ranges = append(ranges, fmt.Sprintf("shardRange(%s, '%s', '%s')", field, bucketBound(b, n),
+			bucketBound(end, n)))
 		b = end
 	}
 	if ranges == nil {

@@ -12,7 +12,8 @@ import (
 )
 
 func TestHashKeyIsTheAPIServers(t *testing.T) {
-	for _, key := range []string{"", "a", "default/web-0", "3f2c8a1e-55d0-4b8e-9d0e-2f6a7c1b9e44", "ключ", strings.Repeat("x", 300)} {
+	for _, key := range []string{"", "a", "default/web-0", "3f2c8a1e-55d0-4b8e-9d0e-2f6a7c1b9e44", "ключ",
+		strings.Repeat("x", 300)} {
 		if got, want := fmt.Sprintf("%016x", hashKey(key)), sharding.HashField(key); got != want {
 			t.Errorf("hashKey(%q) = %s, want %s", key, got, want)
 		}
@@ -46,10 +47,13 @@ func TestShardSelector(t *testing.T) {
 	}{
 		{"all", 4, []int{0, 1, 2, 3}, "shardRange(object.metadata.uid, '0x0000000000000000', '0x10000000000000000')"},
 		{"the first half", 2, []int{0}, "shardRange(object.metadata.uid, '0x0000000000000000', '0x8000000000000000')"},
-		{"the last quarter", 4, []int{3}, "shardRange(object.metadata.uid, '0xc000000000000000', '0x10000000000000000')"},
-		{"two runs", 4, []int{0, 2, 3}, "shardRange(object.metadata.uid, '0x0000000000000000', '0x4000000000000000') || " +
-			"shardRange(object.metadata.uid, '0x8000000000000000', '0x10000000000000000')"},
-		{"a bound that is rounded", 3, []int{1}, "shardRange(object.metadata.uid, '0x5555555555555556', '0xaaaaaaaaaaaaaaab')"},
+		{"the last quarter", 4, []int{3},
+			"shardRange(object.metadata.uid, '0xc000000000000000', '0x10000000000000000')"},
+		{"two runs", 4, []int{0, 2, 3},
+			"shardRange(object.metadata.uid, '0x0000000000000000', '0x4000000000000000') || " +
+				"shardRange(object.metadata.uid, '0x8000000000000000', '0x10000000000000000')"},
+		{"a bound that is rounded", 3, []int{1},
+			"shardRange(object.metadata.uid, '0x5555555555555556', '0xaaaaaaaaaaaaaaab')"},
 		{"none", 4, nil, "shardRange(object.metadata.uid, '0x0000000000000000', '0x0000000000000001')"},
 	} {
 		owned := map[int]bool{}

@@ -64,7 +64,8 @@ func (c *candidate) String() string {
 	if identity == "" {
 		identity = c.name + "-N"
 	}
-	s := fmt.Sprintf("%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
+	s := fmt.Sprintf(
+		"%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
 		c.name, identity, c.duration, c.renewDeadline, c.renewInterval, c.mode, c.rate, c.call, c.deletes, c.reclaims)
 	if c.process != nil {
 		s += fmt.Sprintf(", shares the watch of %s if %d do", c.process.name, c.sharedFrom)
@@ -175,8 +176,10 @@ func (k *campaign) run(ctx context.Context) (err error) {
 	id, number := k.link.id, uint64(k.campaigns)
 	opts := []leasehold.Option{
 		leasehold.WithLease(name), leasehold.WithNamespace(namespace), leasehold.WithIdentity(k.identity),
-		leasehold.WithDuration(k.duration), leasehold.WithRenewDeadline(k.renewDeadline), leasehold.WithRenewInterval(k.renewInterval),
-		leasehold.WithCreateMode(k.mode), leasehold.WithOverrun(w.checker.overrun), leasehold.WithError(&err), unlogged(),
+		leasehold.WithDuration(k.duration), leasehold.WithRenewDeadline(k.renewDeadline),
+		leasehold.WithRenewInterval(k.renewInterval),
+		leasehold.WithCreateMode(k.mode), leasehold.WithOverrun(w.checker.overrun), leasehold.WithError(&err),
+		unlogged(),
 		w.hooks.Clock(k.clock), w.chance(w.seed, 5, id, number), backOff(w.seed, 6, id, number),
 	}
 	if k.process == nil {

@@ -247,8 +247,8 @@ func (c *checker) termEnds(did oracle.Change, old *term, candidate *candidate) {
 	}
 }
 
-// forceFree records that somebody declared the lease free. It is nobody's then: not the holder's that was written there,
-// nor that of an earlier holder who has not been told yet that another has it.
+// forceFree records that somebody declared the lease free. It is nobody's then: not the holder's that was written
+// there, nor that of an earlier holder who has not been told yet that another has it.
 func (c *checker) forceFree(how string) {
 	for _, t := range c.terms {
 		if t.campaign == nil || t.trust() > 0 {
@@ -288,7 +288,8 @@ func (c *checker) excuse(o, n *oracle.Term) string {
 			return old.forced
 		}
 		// One that has seen the Lease but not this holder waits for as long as its own duration.
-		if old.campaign != nil && !next.campaign.told[old.Key] && old.campaign.renewDeadline > next.campaign.renewDeadline {
+		if old.campaign != nil && !next.campaign.told[old.Key] &&
+			old.campaign.renewDeadline > next.campaign.renewDeadline {
 			return old.forced
 		}
 	}
@@ -370,7 +371,8 @@ func (c *checker) checkLoss(x *session) {
 	for _, sent := range x.campaign.sent {
 		if sent.Instant == since {
 			if x.campaign.link.faultAt() < sent.at && !x.term.Ended {
-				c.violationLocked("%s: %v, though there was no fault since its last renewal at %v", x.campaign.label, loss, sent.at)
+				c.violationLocked("%s: %v, though there was no fault since its last renewal at %v", x.campaign.label,
+					loss, sent.at)
 			}
 			return
 		}
@@ -412,8 +414,8 @@ func (c *checker) campaignEnded(k *campaign, err error) {
 	if x := k.session; x != nil && x.running {
 		c.violationLocked("%s: the loop ended before its body", k.label)
 	}
-	// A claim whose reply was lost is taken back, unless the API server cannot be reached or the claim itself is still on
-	// its way.
+	// A claim whose reply was lost is taken back, unless the API server cannot be reached or the claim itself is still
+	// on its way.
 	if t := c.termOf(c.oracle.Latest()); t != nil && t.campaign == k && t.session == nil && t.trust() > 0 &&
 		k.ctxOver > 0 && k.link.faultAt() < k.ctxOver && c.world.faultsOver(k.ctxOver) {
 		c.violationLocked("%s: left a claim in place whose success it was not told", k.label)

@@ -39,20 +39,26 @@ func (k *campaign) Watch(ctx context.Context, opts metav1.ListOptions) (watch.In
 	return k.LeaseInterface.Watch(ctx, opts)
 }
 
-func (k *campaign) Create(ctx context.Context, l *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (k *campaign) Create(
+	ctx context.Context, l *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	k.world.checker.requested(k, "create")
 	k.world.checker.claims(k, l.Spec.HolderIdentity, l.Spec.AcquireTime)
 	defer k.link.send()()
 	return k.reply(k.LeaseInterface.Create(ctx, l, opts))
 }
 
-func (k *campaign) Apply(ctx context.Context, l *applycoordinationv1.LeaseApplyConfiguration, opts metav1.ApplyOptions) (*coordinationv1.Lease, error) {
+func (k *campaign) Apply(
+	ctx context.Context, l *applycoordinationv1.LeaseApplyConfiguration, opts metav1.ApplyOptions,
+) (*coordinationv1.Lease, error) {
 	k.applies(l)
 	defer k.link.send()()
 	return k.reply(k.LeaseInterface.Apply(ctx, l, opts))
 }
 
-func (k *campaign) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string) (*coordinationv1.Lease, error) {
+func (k *campaign) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
 	if pt == types.ApplyYAMLPatchType {
 		var l applycoordinationv1.LeaseApplyConfiguration
 		if err := json.Unmarshal(data, &l); err != nil {
@@ -70,7 +76,8 @@ func (k *campaign) Patch(ctx context.Context, name string, pt types.PatchType, d
 // applies checks that k sends a write that is to take the lease.
 func (k *campaign) applies(l *applycoordinationv1.LeaseApplyConfiguration) {
 	k.world.checker.requested(k, "apply")
-	if meta := l.ObjectMetaApplyConfiguration; meta == nil || meta.ResourceVersion == nil || *meta.ResourceVersion == "" ||
+	if meta := l.ObjectMetaApplyConfiguration; meta == nil || meta.ResourceVersion == nil ||
+		*meta.ResourceVersion == "" ||
 		meta.UID == nil || *meta.UID == "" {
 		k.world.checker.violation("%s: claims the lease without a precondition", k.label)
 	}

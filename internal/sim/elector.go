@@ -173,7 +173,9 @@ func (e *elector) Get(ctx context.Context, name string, opts metav1.GetOptions) 
 	return e.LeaseInterface.Get(ctx, name, opts)
 }
 
-func (e *elector) Create(ctx context.Context, l *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (e *elector) Create(
+	ctx context.Context, l *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	ctx, cancel := e.timeout(ctx)
 	defer cancel()
 	e.world.checker.electorWrites(e, l)
@@ -181,7 +183,9 @@ func (e *elector) Create(ctx context.Context, l *coordinationv1.Lease, opts meta
 	return e.LeaseInterface.Create(ctx, l, opts)
 }
 
-func (e *elector) Update(ctx context.Context, l *coordinationv1.Lease, opts metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+func (e *elector) Update(
+	ctx context.Context, l *coordinationv1.Lease, opts metav1.UpdateOptions,
+) (*coordinationv1.Lease, error) {
 	ctx, cancel := e.timeout(ctx)
 	defer cancel()
 	e.world.checker.electorWrites(e, l)

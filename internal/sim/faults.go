@@ -45,7 +45,8 @@ const (
 )
 
 func (k faultKind) String() string {
-	return []string{"delaying", "losing", "refusing", "unreached", "hanging", "", "slow", "jittering", "asymmetric", "404"}[k]
+	return []string{"delaying", "losing", "refusing", "unreached", "hanging", "", "slow", "jittering", "asymmetric",
+		"404"}[k]
 }
 
 func (w *World) newFaultWindow(r rng, from, longest time.Duration) faultWindow {
@@ -176,7 +177,8 @@ func (f *requestFault) add(r rng, req leasetest.Request, window faultWindow) {
 		f.After += window.travel(r, true)
 	case notFound:
 		f.Drop = 0
-		f.Err = apierrors.NewGenericServerResponse(404, req.Verb, coordinationv1.Resource("leases"), name, "404 page not found", 0, true)
+		f.Err = apierrors.NewGenericServerResponse(404, req.Verb, coordinationv1.Resource("leases"), name,
+			"404 page not found", 0, true)
 		if window.variant {
 			f.Err, f.gone = apierrors.NewNotFound(coordinationv1.Resource("leases"), name), true
 		}

@@ -38,7 +38,8 @@ func (c *checker) log(who, format string, args ...any) {
 // History returns what happened: all of it, or what led to the violation.
 func (w *World) History(all bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %d sessions in %v, %d of them lost", w.seed, w.checker.sessions, w.faultsEnd, w.checker.lost)
+	fmt.Fprintf(&b, "seed %d: %d sessions in %v, %d of them lost", w.seed, w.checker.sessions, w.faultsEnd,
+		w.checker.lost)
 	for _, v := range w.checker.violations {
 		fmt.Fprintf(&b, "\n  VIOLATION: %s", v)
 	}

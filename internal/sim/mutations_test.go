@@ -98,7 +98,8 @@ func TestMutationsFound(t *testing.T) {
 }
 
 // verdict finds in the output of a test why it failed.
-var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestSharedWatch\S+)|panic: ([^\n]*)`)
+var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestSharedWatch\S+)|panic: ` +
+	`([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.
 func readMutations(t *testing.T, file string) (all []*mutation) {
@@ -254,7 +255,8 @@ func build(t *testing.T, broken map[string]string) (exe string) {
 		t.Fatal(err)
 	}
 	exe = filepath.Join(dir, "mutant.test")
-	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", write("overlay.json", string(overlay)), "-o", exe, ".")
+	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", write("overlay.json", string(overlay)), "-o",
+		exe, ".")
 	cmd.Dir = coreDir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -209,13 +209,15 @@ func (w *World) planFaults(r rng) {
 			if r.chance(0.2) {
 				from = 0 // starts later than others
 			}
-			c.downtimes = append(c.downtimes, interval{from, min(w.faultsEnd, from+r.logUniform(time.Second, 4*longest))})
+			c.downtimes = append(c.downtimes,
+				interval{from, min(w.faultsEnd, from+r.logUniform(time.Second, 4*longest))})
 		}
 	}
 	for _, e := range w.electors {
 		for range r.IntN(4) {
 			from := anyTime()
-			e.downtimes = append(e.downtimes, interval{from, min(w.faultsEnd, from+r.logUniform(time.Second, 2*longest))})
+			e.downtimes = append(e.downtimes,
+				interval{from, min(w.faultsEnd, from+r.logUniform(time.Second, 2*longest))})
 		}
 	}
 	if r.chance(0.6) && len(w.candidates) > 0 {
@@ -225,8 +227,8 @@ func (w *World) planFaults(r rng) {
 	}
 }
 
-// planLinks makes some links bad ones for a while, in some worlds: slow, jittering or asymmetric, or behind a proxy that
-// answers 404 now and then.
+// planLinks makes some links bad ones for a while, in some worlds: slow, jittering or asymmetric, or behind a proxy
+// that answers 404 now and then.
 func (w *World) planLinks(r rng) {
 	longest := w.longestDuration()
 	if r.chance(0.3) {
@@ -294,7 +296,9 @@ func (w *World) planNetwork(r rng, at, longest time.Duration) {
 	case 2:
 		backlog := r.chance(0.5)
 		w.plan(at, l.name, "watches fall silent", func() { l.client.SilenceWatches() })
-		w.plan(until, l.name, fmt.Sprintf("watches resume, backlog %v", backlog), func() { l.client.ResumeWatches(backlog) })
+		w.plan(until, l.name, fmt.Sprintf("watches resume, backlog %v", backlog), func() {
+			l.client.ResumeWatches(backlog)
+		})
 	case 3:
 		w.plan(at, l.name, "watches fall silent for good", func() { l.client.SilenceWatches() })
 	case 4:
@@ -307,7 +311,9 @@ func (w *World) planNetwork(r rng, at, longest time.Duration) {
 		event := []watch.Event{
 			leasetest.Undecodable(), {Type: watch.Bookmark, Object: &coordinationv1.Lease{}}, {Type: "ODD"},
 		}[r.IntN(3)]
-		w.plan(at, l.name, fmt.Sprintf("watches bring an odd event %q", event.Type), func() { l.client.SendEvent(event) })
+		w.plan(at, l.name, fmt.Sprintf("watches bring an odd event %q", event.Type), func() {
+			l.client.SendEvent(event)
+		})
 	case 7:
 		w.plan(at, "server", "is restarted: watches end, their past is gone", func() {
 			w.srv.Compact()

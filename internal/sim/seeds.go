@@ -71,8 +71,10 @@ func simulateOnAllCores(t *testing.T) {
 	}
 	step := uint64(runtime.GOMAXPROCS(0))
 	for i := range step {
-		cmd := exec.CommandContext(ctx, exe, "-test.run=^"+t.Name()+"$", "-test.v", fmt.Sprint("-test.timeout=", timeout),
-			fmt.Sprint("-test.short=", testing.Short()), fmt.Sprint("-sim.step=", step), fmt.Sprint("-sim.for=", *forFlag),
+		cmd := exec.CommandContext(ctx, exe, "-test.run=^"+t.Name()+"$", "-test.v",
+			fmt.Sprint("-test.timeout=", timeout),
+			fmt.Sprint("-test.short=", testing.Short()), fmt.Sprint("-sim.step=", step),
+			fmt.Sprint("-sim.for=", *forFlag),
 			fmt.Sprint("-sim.from=", *fromFlag+i), fmt.Sprint("-sim.seeds=", *seedsFlag))
 		group.Go(func() error {
 			out := &lineWriter{each: func(line string) bool {
@@ -102,7 +104,8 @@ func simulateOnAllCores(t *testing.T) {
 	}
 	group.Wait()
 	took := time.Since(began)
-	t.Logf("%v, from seed %d, in %v: %.1f seeds/s", all, *fromFlag, took.Round(time.Second), float64(all.seeds)/took.Seconds())
+	t.Logf("%v, from seed %d, in %v: %.1f seeds/s", all, *fromFlag, took.Round(time.Second),
+		float64(all.seeds)/took.Seconds())
 }
 
 // counts are what happened in all worlds.
@@ -178,8 +181,8 @@ func simulateSome(t *testing.T, hooks Hooks) {
 
 // CheckRepeats shows that a seed has one history, which is what makes a failing seed worth printing: a replay gives the
 // same, if not at once then soon. What no seed decides is which of two things that happen in the same nanosecond comes
-// first: the runtime picks a ready case of a select, and one of several timers, at random, and a busy machine preempts a
-// goroutine at any point. Delays that are odd numbers of nanoseconds make that rare.
+// first: the runtime picks a ready case of a select, and one of several timers, at random, and a busy machine preempts
+// a goroutine at any point. Delays that are odd numbers of nanoseconds make that rare.
 func CheckRepeats(t *testing.T, hooks Hooks) {
 	seeds := uint64(20)
 	if testing.Short() {
@@ -215,7 +218,8 @@ func CheckClientGo(t *testing.T, hooks Hooks) {
 			if missing[fault] {
 				delete(missing, fault)
 				config := w.electors[0].config
-				t.Logf("seed %d: %s; renew deadline %v, retry period %v", seed, fault, config.RenewDeadline, config.RetryPeriod)
+				t.Logf("seed %d: %s; renew deadline %v, retry period %v", seed, fault, config.RenewDeadline,
+					config.RetryPeriod)
 			}
 		}
 	}

@@ -30,11 +30,14 @@ const (
 
 // Hooks are what the simulation needs from leasehold that users do not get.
 type Hooks struct {
-	Clock        func(Clock) leasehold.Option                               // how a candidate measures time
-	Chance       func(func(n time.Duration) time.Duration) leasehold.Option // a random duration in [0, n)
-	SharedFrom   func(campaigns int) leasehold.Option                       // from how many campaigns on they share a watch
-	OwnRequests  func(leasehold.Leases) leasehold.Option                    // makes all requests but those of a shared watch
-	Loss         func(leasehold.Session) error                              // why the lease was lost, even if its context ended before; or nil
+	Clock  func(Clock) leasehold.Option                               // how a candidate measures time
+	Chance func(func(n time.Duration) time.Duration) leasehold.Option // a random duration in [0, n)
+	// from how many campaigns on they share a watch
+	SharedFrom func(campaigns int) leasehold.Option
+	// makes all requests but those of a shared watch
+	OwnRequests func(leasehold.Leases) leasehold.Option
+	// why the lease was lost, even if its context ended before; or nil
+	Loss         func(leasehold.Session) error
 	TrustedUntil func(leasehold.Session) Instant
 }
 

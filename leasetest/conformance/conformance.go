@@ -115,7 +115,8 @@ func (s *session) merge(format string, args ...any) (*coordinationv1.Lease, erro
 // apply applies the spec and metadata given as JSON members, `"spec":{…}`.
 func (s *session) apply(manager string, force bool, format string, args ...any) (*coordinationv1.Lease, error) {
 	body := `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease",` + fmt.Sprintf(format, args...) + `}`
-	return s.Patch(s.ctx, name, types.ApplyYAMLPatchType, []byte(body), metav1.PatchOptions{FieldManager: manager, Force: &force})
+	return s.Patch(s.ctx, name, types.ApplyYAMLPatchType, []byte(body),
+		metav1.PatchOptions{FieldManager: manager, Force: &force})
 }
 
 // wantError checks the status of an error, and that its message contains each of the texts.
@@ -168,7 +169,8 @@ func (s *session) wantSpec(l *coordinationv1.Lease, want string) {
 	s.want("spec", l.Spec, spec)
 }
 
-const heldSpec = `{"holderIdentity":"a","leaseDurationSeconds":15,"acquireTime":"2026-01-02T03:04:05.123456Z","renewTime":"2026-01-02T03:04:05.123456Z","leaseTransitions":1}`
+const heldSpec = `{"holderIdentity":"a","leaseDurationSeconds":15,"acquireTime":"2026-01-02T03:04:05.123456Z",` +
+	`"renewTime":"2026-01-02T03:04:05.123456Z","leaseTransitions":1}`
 
 func (s *session) rv(l *coordinationv1.Lease) uint64 {
 	s.Helper()

@@ -32,7 +32,8 @@ func rejected(what string, spoil func(*coordinationv1.Lease), texts ...string) C
 		in = a.DeepCopy()
 		spoil(in)
 		_, err = s.Update(s.ctx, in, update)
-		s.wantError(err, 422, metav1.StatusReasonInvalid, append(texts, `Lease.coordination.k8s.io "lease" is invalid`)...)
+		s.wantError(err, 422, metav1.StatusReasonInvalid,
+			append(texts, `Lease.coordination.k8s.io "lease" is invalid`)...)
 		s.wantSame(a, s.get())
 	}}
 }
@@ -42,13 +43,19 @@ var validationCases = []Case{
 		"spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0"),
 	rejected("a negative duration", func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = ptr(int32(-1)) },
 		"spec.leaseDurationSeconds: Invalid value: -1: must be greater than 0"),
-	rejected("a negative number of transitions", func(l *coordinationv1.Lease) { l.Spec.LeaseTransitions = ptr(int32(-1)) },
+	rejected("a negative number of transitions", func(l *coordinationv1.Lease) {
+		l.Spec.LeaseTransitions = ptr(int32(-1))
+	},
 		"spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0"),
 	rejected("a label without a valid key", func(l *coordinationv1.Lease) { l.Labels = map[string]string{"-": "1"} },
 		"metadata.labels: Invalid value: \"-\": name part must consist of"),
-	rejected("a label without a valid value", func(l *coordinationv1.Lease) { l.Labels = map[string]string{"a": "no spaces"} },
+	rejected("a label without a valid value", func(l *coordinationv1.Lease) {
+		l.Labels = map[string]string{"a": "no spaces"}
+	},
 		"metadata.labels: Invalid value: \"no spaces\": a valid label must be"),
-	rejected("an annotation without a valid key", func(l *coordinationv1.Lease) { l.Annotations = map[string]string{"a b": "1"} },
+	rejected("an annotation without a valid key", func(l *coordinationv1.Lease) {
+		l.Annotations = map[string]string{"a b": "1"}
+	},
 		"metadata.annotations: Invalid value: \"a b\""),
 	rejected("an owner without a uid", func(l *coordinationv1.Lease) {
 		l.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "p"}}
@@ -71,7 +78,8 @@ var validationCases = []Case{
 	{"patches are validated", func(s *session) {
 		a := s.held()
 		_, err := s.merge(`{"spec":{"leaseDurationSeconds":0}}`)
-		s.wantError(err, 422, metav1.StatusReasonInvalid, "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0")
+		s.wantError(err, 422, metav1.StatusReasonInvalid,
+			"spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0")
 		_, err = s.merge(`{"metadata":{"resourceVersion":"1"},"spec":{"leaseDurationSeconds":0}}`)
 		s.wantStale(err)
 		s.wantSame(a, s.get())
@@ -95,6 +103,7 @@ var validationCases = []Case{
 	}},
 	{"a field manager is printable", func(s *session) {
 		_, err := s.Create(s.ctx, held(), metav1.CreateOptions{FieldManager: "a\nb"})
-		s.wantError(err, 422, metav1.StatusReasonInvalid, "fieldManager: Invalid value:", "invalid character U+000A (at position 1)")
+		s.wantError(err, 422, metav1.StatusReasonInvalid, "fieldManager: Invalid value:",
+			"invalid character U+000A (at position 1)")
 	}},
 }

@@ -66,26 +66,27 @@ var watchCases = []Case{
 		s.must(s.Create(s.ctx, other, create))
 		w.want(watch.Modified, s.must(s.merge(`{"spec":{"holderIdentity":"b"}}`)))
 	}},
-	{"watch of a namespace sees all leases there, and no others, in the order of their resourceVersions", func(s *session) {
-		a := s.held()
-		other := held()
-		other.Name = "other"
-		b := s.must(s.Create(s.ctx, other, create))
-		w := s.watch(metav1.ListOptions{ResourceVersion: a.ResourceVersion, AllowWatchBookmarks: true})
-		c := s.must(s.merge(`{"spec":{"holderIdentity":"c"}}`))
-		if err := s.Delete(s.ctx, other.Name, metav1.DeleteOptions{}); err != nil {
-			s.Fatal(err)
-		}
-		w.want(watch.Added, b)
-		w.want(watch.Modified, c)
-		ev, l := w.next()
-		if ev.Type != watch.Deleted || l == nil || l.Name != other.Name || l.UID != b.UID {
-			s.Fatalf("got %s %s, want %s deleted", ev.Type, show(ev.Object), other.Name)
-		}
-		s.wantNewer(c, l)
-		again := s.watch(metav1.ListOptions{ResourceVersion: l.ResourceVersion, AllowWatchBookmarks: true})
-		again.want(watch.Modified, s.must(s.merge(`{"spec":{"holderIdentity":"d"}}`)))
-	}},
+	{"watch of a namespace sees all leases there, and no others, in the order of their resourceVersions",
+		func(s *session) {
+			a := s.held()
+			other := held()
+			other.Name = "other"
+			b := s.must(s.Create(s.ctx, other, create))
+			w := s.watch(metav1.ListOptions{ResourceVersion: a.ResourceVersion, AllowWatchBookmarks: true})
+			c := s.must(s.merge(`{"spec":{"holderIdentity":"c"}}`))
+			if err := s.Delete(s.ctx, other.Name, metav1.DeleteOptions{}); err != nil {
+				s.Fatal(err)
+			}
+			w.want(watch.Added, b)
+			w.want(watch.Modified, c)
+			ev, l := w.next()
+			if ev.Type != watch.Deleted || l == nil || l.Name != other.Name || l.UID != b.UID {
+				s.Fatalf("got %s %s, want %s deleted", ev.Type, show(ev.Object), other.Name)
+			}
+			s.wantNewer(c, l)
+			again := s.watch(metav1.ListOptions{ResourceVersion: l.ResourceVersion, AllowWatchBookmarks: true})
+			again.want(watch.Modified, s.must(s.merge(`{"spec":{"holderIdentity":"d"}}`)))
+		}},
 	{"watch of a namespace that allows bookmarks, from nowhere, ends what there is by one", func(s *session) {
 		a := s.held()
 		other := held()
@@ -123,7 +124,9 @@ var watchCases = []Case{
 	}},
 	{"watch of all namespaces", func(s *session) {
 		a := s.held()
-		w, err := s.client.Leases("").Watch(s.ctx, metav1.ListOptions{FieldSelector: byName + ",metadata.namespace=" + s.namespace, ResourceVersion: a.ResourceVersion})
+		w, err := s.client.Leases("").Watch(s.ctx,
+			metav1.ListOptions{FieldSelector: byName + ",metadata.namespace=" + s.namespace,
+				ResourceVersion: a.ResourceVersion})
 		if err != nil {
 			s.Fatal(err)
 		}
@@ -146,7 +149,8 @@ var watchCases = []Case{
 	}},
 	{"watch from a resourceVersion of the future is silent", func(s *session) {
 		a := s.held()
-		w := s.watch(metav1.ListOptions{FieldSelector: byName, ResourceVersion: "99999999", TimeoutSeconds: ptr(int64(1))})
+		w := s.watch(metav1.ListOptions{FieldSelector: byName, ResourceVersion: "99999999",
+			TimeoutSeconds: ptr(int64(1))})
 		s.must(s.merge(`{"spec":{"holderIdentity":"b"}}`))
 		w.wantClosed()
 		s.wantNewer(a, s.get())
@@ -157,7 +161,8 @@ var watchCases = []Case{
 	}},
 	{"watch by an unknown field is a bad request", func(s *session) {
 		_, err := s.Watch(s.ctx, metav1.ListOptions{FieldSelector: "spec.holderIdentity=a"})
-		s.wantError(err, 400, metav1.StatusReasonBadRequest, `"spec.holderIdentity" is not a known field selector: only "metadata.name", "metadata.namespace"`)
+		s.wantError(err, 400, metav1.StatusReasonBadRequest,
+			`"spec.holderIdentity" is not a known field selector: only "metadata.name", "metadata.namespace"`)
 		_, err = s.List(s.ctx, metav1.ListOptions{FieldSelector: "spec.holderIdentity=a"})
 		s.wantError(err, 400, metav1.StatusReasonBadRequest)
 	}},
@@ -187,7 +192,8 @@ var watchCases = []Case{
 	{"watch can begin with the state and a bookmark after it", func(s *session) {
 		a := s.held()
 		w := s.watch(metav1.ListOptions{
-			SendInitialEvents: ptr(true), AllowWatchBookmarks: true, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
+			SendInitialEvents: ptr(true), AllowWatchBookmarks: true,
+			ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
 		})
 		w.want(watch.Added, a)
 		ev, l := w.next()
@@ -207,14 +213,18 @@ var watchCases = []Case{
 		}
 	}},
 	{"resourceVersionMatch is not for a plain watch", func(s *session) {
-		_, err := s.Watch(s.ctx, metav1.ListOptions{ResourceVersion: "1", ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan})
-		s.wantError(err, 422, metav1.StatusReasonInvalid, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+		_, err := s.Watch(s.ctx, metav1.ListOptions{ResourceVersion: "1",
+			ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan})
+		s.wantError(err, 422, metav1.StatusReasonInvalid,
+			"resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
 	}},
 	{"list is sorted by name and selects", func(s *session) {
 		for _, n := range []string{"c", "a", "b"} {
-			s.must(s.Create(s.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: n, Labels: map[string]string{"n": n}}}, create))
+			s.must(s.Create(s.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: n,
+				Labels: map[string]string{"n": n}}}, create))
 		}
-		for selector, want := range map[string]string{"": "abc", "n=b": "b", "n in (a,c)": "ac", "n!=a": "bc", "m": ""} {
+		for selector, want := range map[string]string{"": "abc", "n=b": "b", "n in (a,c)": "ac", "n!=a": "bc",
+			"m": ""} {
 			list, err := s.List(s.ctx, metav1.ListOptions{LabelSelector: selector})
 			if err != nil {
 				s.Fatal(err)

@@ -41,7 +41,8 @@ var createCases = []Case{
 		in := held()
 		in.Namespace = "other"
 		_, err := s.Create(s.ctx, in, create)
-		s.wantError(err, 400, metav1.StatusReasonBadRequest, "the namespace of the provided object does not match the namespace sent on the request")
+		s.wantError(err, 400, metav1.StatusReasonBadRequest,
+			"the namespace of the provided object does not match the namespace sent on the request")
 	}},
 	{"create with an empty spec leaves fields without owners for good", func(s *session) {
 		l := s.must(s.Create(s.ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}, create))
@@ -129,7 +130,8 @@ var updateCases = []Case{
 	{"update without a resourceVersion is invalid", func(s *session) {
 		s.held()
 		_, err := s.Update(s.ctx, held(), update)
-		s.wantError(err, 422, metav1.StatusReasonInvalid, `leases.coordination.k8s.io "lease" is invalid`, "metadata.resourceVersion: Invalid value: 0: must be specified for an update")
+		s.wantError(err, 422, metav1.StatusReasonInvalid, `leases.coordination.k8s.io "lease" is invalid`,
+			"metadata.resourceVersion: Invalid value: 0: must be specified for an update")
 	}},
 	{"update with a resourceVersion that is no number is a 500", func(s *session) {
 		a := s.held()
@@ -141,7 +143,8 @@ var updateCases = []Case{
 		a := s.held()
 		a.UID = "other"
 		_, err := s.Update(s.ctx, a, update)
-		s.wantError(err, 409, metav1.StatusReasonConflict, "Precondition failed: UID in precondition: other, UID in object meta: ")
+		s.wantError(err, 409, metav1.StatusReasonConflict,
+			"Precondition failed: UID in precondition: other, UID in object meta: ")
 	}},
 	{"update without a uid succeeds", func(s *session) {
 		a := s.held()
@@ -168,14 +171,16 @@ var updateCases = []Case{
 			s.Fatal(err)
 		}
 		_, err := s.Update(s.ctx, a, update)
-		s.wantError(err, 409, metav1.StatusReasonConflict, "Precondition failed: UID in precondition: "+string(a.UID)+", UID in object meta: ")
+		s.wantError(err, 409, metav1.StatusReasonConflict,
+			"Precondition failed: UID in precondition: "+string(a.UID)+", UID in object meta: ")
 	}},
 	{"update replaces labels, annotations and owners", func(s *session) {
 		in := held()
 		in.Labels = map[string]string{"a": "1", "b": "2"}
 		in.Annotations = map[string]string{"c": "3"}
 		a := s.must(s.Create(s.ctx, in, create))
-		s.wantOwners(a, manager+" Update: acquireTime annotations.. annotations.c holderIdentity labels.. labels.a labels.b leaseDurationSeconds leaseTransitions renewTime")
+		s.wantOwners(a, manager+" Update: acquireTime annotations.. annotations.c holderIdentity labels.. "+
+			"labels.a labels.b leaseDurationSeconds leaseTransitions renewTime")
 		a.Labels = map[string]string{"b": "2"}
 		a.Annotations = nil
 		b := s.must(s.Update(s.ctx, a, update))
@@ -204,11 +209,14 @@ var patchCases = []Case{
 	{"merge patch of one field", func(s *session) {
 		a := s.held()
 		b := s.must(s.Patch(s.ctx, name, types.MergePatchType,
-			[]byte(`{"metadata":{"resourceVersion":"`+a.ResourceVersion+`"},"spec":{"renewTime":"2026-01-02T03:04:06.000000Z"}}`),
+			[]byte(`{"metadata":{"resourceVersion":"`+a.ResourceVersion+`"},`+
+				`"spec":{"renewTime":"2026-01-02T03:04:06.000000Z"}}`),
 			metav1.PatchOptions{FieldManager: "other"}))
 		s.wantNewer(a, b)
-		s.wantSpec(b, `{"holderIdentity":"a","leaseDurationSeconds":15,"acquireTime":"2026-01-02T03:04:05.123456Z","renewTime":"2026-01-02T03:04:06.000000Z","leaseTransitions":1}`)
-		s.wantOwners(b, manager+" Update: acquireTime holderIdentity leaseDurationSeconds leaseTransitions", "other Update: renewTime")
+		s.wantSpec(b, `{"holderIdentity":"a","leaseDurationSeconds":15,"acquireTime":"2026-01-02T03:04:05.123456Z",`+
+			`"renewTime":"2026-01-02T03:04:06.000000Z","leaseTransitions":1}`)
+		s.wantOwners(b, manager+" Update: acquireTime holderIdentity leaseDurationSeconds leaseTransitions",
+			"other Update: renewTime")
 		s.wantSame(b, s.get())
 	}},
 	{"merge patch with a stale resourceVersion is a conflict", func(s *session) {
@@ -237,7 +245,8 @@ var patchCases = []Case{
 	}},
 	{"merge patch with nulls clears fields", func(s *session) {
 		a := s.held()
-		b := s.must(s.merge(`{"metadata":{"resourceVersion":%q},"spec":{"holderIdentity":null,"acquireTime":null,"renewTime":null,"leaseDurationSeconds":null}}`, a.ResourceVersion))
+		b := s.must(s.merge(`{"metadata":{"resourceVersion":%q},"spec":{"holderIdentity":null,"acquireTime":null,`+
+			`"renewTime":null,"leaseDurationSeconds":null}}`, a.ResourceVersion))
 		s.wantSpec(b, `{"leaseTransitions":1}`)
 		s.wantOwners(b, manager+" Update: leaseTransitions")
 	}},
@@ -249,13 +258,15 @@ var patchCases = []Case{
 	}},
 	{"merge patch without a change writes nothing", func(s *session) {
 		a := s.held()
-		s.wantSame(a, s.must(s.merge(`{"metadata":{"resourceVersion":%q},"spec":{"holderIdentity":"a","leaseTransitions":1}}`, a.ResourceVersion)))
+		s.wantSame(a, s.must(s.merge(`{"metadata":{"resourceVersion":%q},"spec":{"holderIdentity":"a",`+
+			`"leaseTransitions":1}}`, a.ResourceVersion)))
 		s.wantSame(a, s.must(s.merge(`{}`)))
 		s.wantSame(a, s.must(s.merge(`{"spec":{"preferredHolder":null}}`)))
 		s.wantSame(a, s.get())
 	}},
 	{"merge patch of a missing lease is NotFound", func(s *session) {
-		for _, body := range []string{`{"spec":{"holderIdentity":"a"}}`, `{"metadata":{"resourceVersion":"1"},"spec":{"holderIdentity":"a"}}`, `{"metadata":{"uid":"1"}}`, `{}`} {
+		for _, body := range []string{`{"spec":{"holderIdentity":"a"}}`,
+			`{"metadata":{"resourceVersion":"1"},"spec":{"holderIdentity":"a"}}`, `{"metadata":{"uid":"1"}}`, `{}`} {
 			_, err := s.merge("%s", body)
 			s.wantError(err, 404, metav1.StatusReasonNotFound, `leases.coordination.k8s.io "lease" not found`)
 		}
@@ -269,12 +280,14 @@ var patchCases = []Case{
 	}},
 	{"merge patch with the right uid succeeds", func(s *session) {
 		a := s.held()
-		s.must(s.merge(`{"metadata":{"uid":%q,"resourceVersion":%q},"spec":{"holderIdentity":"b"}}`, a.UID, a.ResourceVersion))
+		s.must(s.merge(`{"metadata":{"uid":%q,"resourceVersion":%q},"spec":{"holderIdentity":"b"}}`, a.UID,
+			a.ResourceVersion))
 	}},
 	{"merge patch of another name or namespace is a bad request", func(s *session) {
 		s.held()
 		_, err := s.merge(`{"metadata":{"name":"other"}}`)
-		s.wantError(err, 400, metav1.StatusReasonBadRequest, "the name of the object (other) does not match the name on the URL (lease)")
+		s.wantError(err, 400, metav1.StatusReasonBadRequest,
+			"the name of the object (other) does not match the name on the URL (lease)")
 		_, err = s.merge(`{"metadata":{"namespace":"other"}}`)
 		s.wantError(err, 400, metav1.StatusReasonBadRequest, "namespace")
 	}},
@@ -286,12 +299,14 @@ var patchCases = []Case{
 	}},
 	{"merge patch with strict validation rejects unknown fields", func(s *session) {
 		s.held()
-		_, err := s.Patch(s.ctx, name, types.MergePatchType, []byte(`{"spec":{"color":"red"}}`), metav1.PatchOptions{FieldValidation: "Strict"})
+		_, err := s.Patch(s.ctx, name, types.MergePatchType, []byte(`{"spec":{"color":"red"}}`),
+			metav1.PatchOptions{FieldValidation: "Strict"})
 		s.wantError(err, 422, metav1.StatusReasonInvalid, `unknown field "spec.color"`)
 	}},
 	{"merge patch with a value of the wrong type is invalid", func(s *session) {
 		s.held()
-		for _, body := range []string{`{"spec":{"leaseDurationSeconds":"15"}}`, `{"spec":{"leaseDurationSeconds":1.5}}`, `{"spec":{"leaseDurationSeconds":4294967296}}`,
+		for _, body := range []string{`{"spec":{"leaseDurationSeconds":"15"}}`, `{"spec":{"leaseDurationSeconds":1.5}}`,
+			`{"spec":{"leaseDurationSeconds":4294967296}}`,
 			`{"spec":{"holderIdentity":1}}`, `{"spec":{"renewTime":"yesterday"}}`, `{"spec":[]}`} {
 			_, err := s.merge("%s", body)
 			s.wantError(err, 422, metav1.StatusReasonInvalid, "patch: Invalid value")
@@ -306,7 +321,8 @@ var patchCases = []Case{
 	}},
 	{"merge patch may write times in other zones, with six decimals exactly", func(s *session) {
 		s.held()
-		for _, short := range []string{"2026-01-02T03:04:06Z", "2026-01-02T03:04:06.5Z", "2026-01-02T03:04:06.500000000Z"} {
+		for _, short := range []string{"2026-01-02T03:04:06Z", "2026-01-02T03:04:06.5Z",
+			"2026-01-02T03:04:06.500000000Z"} {
 			_, err := s.merge(`{"spec":{"renewTime":%q}}`, short)
 			s.wantError(err, 422, metav1.StatusReasonInvalid, "parsing time")
 		}
@@ -335,11 +351,14 @@ var patchCases = []Case{
 	{"strategic patch", func(s *session) {
 		a := s.held()
 		b, err := s.Patch(s.ctx, name, types.StrategicMergePatchType,
-			[]byte(`{"metadata":{"resourceVersion":"`+a.ResourceVersion+`","labels":{"a":"1"}},"spec":{"holderIdentity":null,"renewTime":"2026-01-02T03:04:06.000000Z"}}`), patch)
+			[]byte(`{"metadata":{"resourceVersion":"`+a.ResourceVersion+`","labels":{"a":"1"}},`+
+				`"spec":{"holderIdentity":null,"renewTime":"2026-01-02T03:04:06.000000Z"}}`), patch)
 		s.must(b, err)
-		s.wantSpec(b, `{"leaseDurationSeconds":15,"acquireTime":"2026-01-02T03:04:05.123456Z","renewTime":"2026-01-02T03:04:06.000000Z","leaseTransitions":1}`)
+		s.wantSpec(b, `{"leaseDurationSeconds":15,"acquireTime":"2026-01-02T03:04:05.123456Z",`+
+			`"renewTime":"2026-01-02T03:04:06.000000Z","leaseTransitions":1}`)
 		s.want("labels", b.Labels, map[string]string{"a": "1"})
-		_, err = s.Patch(s.ctx, name, types.StrategicMergePatchType, []byte(`{"metadata":{"resourceVersion":"`+a.ResourceVersion+`"}}`), patch)
+		_, err = s.Patch(s.ctx, name, types.StrategicMergePatchType,
+			[]byte(`{"metadata":{"resourceVersion":"`+a.ResourceVersion+`"}}`), patch)
 		s.wantStale(err)
 	}},
 	{"strategic patch of a missing lease is NotFound", func(s *session) {
@@ -348,7 +367,8 @@ var patchCases = []Case{
 	}},
 	{"strategic patch of the wrong type is invalid", func(s *session) {
 		s.held()
-		_, err := s.Patch(s.ctx, name, types.StrategicMergePatchType, []byte(`{"spec":{"leaseDurationSeconds":"15"}}`), patch)
+		_, err := s.Patch(s.ctx, name, types.StrategicMergePatchType,
+			[]byte(`{"spec":{"leaseDurationSeconds":"15"}}`), patch)
 		s.wantError(err, 422, metav1.StatusReasonInvalid, "patch: Invalid value")
 	}},
 	{"an unknown kind of patch is unsupported", func(s *session) {
@@ -371,12 +391,20 @@ var deleteCases = []Case{
 	{"delete minds its preconditions", func(s *session) {
 		a := s.held()
 		b := s.must(s.merge(`{"spec":{"holderIdentity":"b"}}`))
-		err := s.Delete(s.ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: ptr(types.UID("other"))}})
-		s.wantError(err, 409, metav1.StatusReasonConflict, "the UID in the precondition (other) does not match the UID in record")
-		err = s.Delete(s.ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion}})
-		s.wantError(err, 409, metav1.StatusReasonConflict, "the ResourceVersion in the precondition ("+a.ResourceVersion+") does not match the ResourceVersion in record")
+		err := s.Delete(s.ctx, name,
+			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: ptr(types.UID("other"))}})
+		s.wantError(err, 409, metav1.StatusReasonConflict,
+			"the UID in the precondition (other) does not match the UID in record")
+		err = s.Delete(s.ctx, name,
+			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &a.UID,
+				ResourceVersion: &a.ResourceVersion}})
+		s.wantError(err, 409, metav1.StatusReasonConflict,
+			"the ResourceVersion in the precondition ("+a.ResourceVersion+") does not match the ResourceVersion "+
+				"in record")
 		s.wantSame(b, s.get())
-		if err := s.Delete(s.ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &b.UID, ResourceVersion: &b.ResourceVersion}}); err != nil {
+		if err := s.Delete(s.ctx, name,
+			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &b.UID,
+				ResourceVersion: &b.ResourceVersion}}); err != nil {
 			s.Error(err)
 		}
 	}},
@@ -408,7 +436,8 @@ var deleteCases = []Case{
 		in := held()
 		in.Name, in.Labels = "labelled", map[string]string{"a": "1"}
 		s.must(s.Create(s.ctx, in, create))
-		if err := s.DeleteCollection(s.ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "a=1"}); err != nil {
+		if err := s.DeleteCollection(s.ctx, metav1.DeleteOptions{},
+			metav1.ListOptions{LabelSelector: "a=1"}); err != nil {
 			s.Fatal(err)
 		}
 		list, err := s.List(s.ctx, metav1.ListOptions{})

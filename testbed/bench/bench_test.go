@@ -114,7 +114,8 @@ func TestPrintMarkdown(t *testing.T) {
 	}
 	for _, want := range []string{
 		"| a | 1 |  | 1 | 2 | 3 | 2 |  | 0.500 |  |  |  |\n",
-		"| 1000 | 15s | 2.50 s | 6.10 | 134 kB | 150 kB | 1000 | 2000 | 351 | 3.10 s | 12 s | 3.42 s | 0 | 20.5 % | 18.2 % | 75 % |\n",
+		"| 1000 | 15s | 2.50 s | 6.10 | 134 kB | 150 kB | 1000 | 2000 | 351 | 3.10 s | 12 s | 3.42 s | 0 | 20.5 % | " +
+			"18.2 % | 75 % |\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no line %q in\n%s", want, out.String())

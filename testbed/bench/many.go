@@ -392,7 +392,8 @@ func acquireRaw(ctx context.Context, leases coordinationv1client.LeaseInterface,
 	version string) (*coordinationv1.Lease, error) {
 	now := metav1.NowMicro()
 	lease := applycoordinationv1.Lease(name, metav1.NamespaceDefault).WithSpec(applycoordinationv1.LeaseSpec().
-		WithHolderIdentity(identity).WithLeaseDurationSeconds(15).WithAcquireTime(now).WithRenewTime(now).WithLeaseTransitions(1))
+		WithHolderIdentity(identity).WithLeaseDurationSeconds(15).WithAcquireTime(now).
+		WithRenewTime(now).WithLeaseTransitions(1))
 	if version != "" {
 		lease.WithResourceVersion(version)
 	}

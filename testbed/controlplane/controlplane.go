@@ -1,6 +1,6 @@
-// Package controlplane runs a real Kubernetes API server, with etcd, for tests and measurements. The server is a process
-// of its own, so that a test can kill it, stop it for a while and start it again on the same data, and so that the
-// programs around it, and their race detector, need not contain Kubernetes.
+// Package controlplane runs a real Kubernetes API server, with etcd, for tests and measurements. The server is a
+// process of its own, so that a test can kill it, stop it for a while and start it again on the same data, and so that
+// the programs around it, and their race detector, need not contain Kubernetes.
 //
 // The process is the command testbed/cmd/controlplane, which the go command builds when it is first needed: minutes
 // with an empty build cache, half a second with a full one. It listens on the loopback interface only and ends with the

@@ -65,7 +65,9 @@ func TestData(t *testing.T) {
 		{"restart", s.Restart},
 		{"kill and restart", func(ctx context.Context) error { return errors.Join(s.Kill(), s.Restart(ctx)) }},
 		{"pause and restart", func(ctx context.Context) error { return errors.Join(s.Pause(), s.Restart(ctx)) }},
-		{"pause, kill and restart", func(ctx context.Context) error { return errors.Join(s.Pause(), s.Kill(), s.Restart(ctx)) }},
+		{"pause, kill and restart", func(ctx context.Context) error {
+			return errors.Join(s.Pause(), s.Kill(), s.Restart(ctx))
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := s.Pid()
@@ -90,7 +92,8 @@ func TestPause(t *testing.T) {
 	}
 	cfg := s.Config()
 	cfg.Timeout = 200 * time.Millisecond
-	if _, err := leases(t, cfg, "default").Get(t.Context(), "a", metav1.GetOptions{}); err == nil || apierrors.IsNotFound(err) {
+	if _, err := leases(t, cfg, "default").Get(t.Context(), "a", metav1.GetOptions{}); err == nil ||
+		apierrors.IsNotFound(err) {
 		t.Errorf("a paused API server answered: %v", err)
 	}
 	if err := s.Resume(); err != nil {
@@ -156,7 +159,8 @@ func TestDir(t *testing.T) {
 	create(t, s.Config(), "default", "a")
 	kubeconfig := s.Kubeconfig()
 
-	if _, err := controlplane.Start(t.Context(), controlplane.Options{Dir: dir}); err == nil || !strings.Contains(err.Error(), "another control plane") {
+	if _, err := controlplane.Start(t.Context(), controlplane.Options{Dir: dir}); err == nil ||
+		!strings.Contains(err.Error(), "another control plane") {
 		t.Errorf("second start in the same directory: %v", err)
 	}
 	if err := s.Stop(); err != nil {
@@ -197,7 +201,8 @@ func TestUser(t *testing.T) {
 	}
 	if _, err := rbac.Roles(ns).Create(t.Context(), &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Name: "reader"},
-		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"get"}}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"},
+			Verbs: []string{"get"}}},
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +249,8 @@ func TestStartFails(t *testing.T) {
 		{"a port in use", controlplane.Options{Port: taken.Addr().(*net.TCPAddr).Port}, "address already in use"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := controlplane.Start(t.Context(), tt.options); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := controlplane.Start(t.Context(), tt.options); err == nil ||
+				!strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})

@@ -33,8 +33,8 @@ const (
 // pace is how often a leader works.
 const pace = 10 * time.Millisecond
 
-// writeJournal is the work: to write into a journal that may have only one writer at a time. It returns when the session
-// has ended.
+// writeJournal is the work: to write into a journal that may have only one writer at a time. It returns when the
+// session has ended.
 func (j *journal) writeJournal(s leasehold.Session) error {
 	token, what := s.FencingToken(), begin
 	for {

@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 func TestExclusive(t *testing.T) {
 	const amber, teal = 1, 2 // processes
 	rec := func(at int, pid int, token uint64, what string) record {
-		return record{At: time.Duration(at), Who: []string{"", "amber", "teal"}[pid], PID: pid, Token: token, What: what}
+		return record{At: time.Duration(at), Who: []string{"", "amber", "teal"}[pid], PID: pid, Token: token,
+			What: what}
 	}
 	lost := func(r record) record {
 		r.Lost = true
@@ -47,14 +48,17 @@ func TestExclusive(t *testing.T) {
 		want    string // in the error
 	}{
 		{"handover", []record{
-			rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(25, amber, 1, end), rec(28, teal, 2, begin), rec(30, teal, 2, end),
+			rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(25, amber, 1, end), rec(28, teal, 2, begin),
+			rec(30, teal, 2, end),
 		}, 3, ""},
 		{"killed", []record{rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(70, teal, 2, begin)}, 50, ""},
 		{"frozen, resumed, stopped", []record{
-			rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(70, teal, 2, begin), lost(rec(80, amber, 1, end)), rec(90, teal, 2, work),
+			rec(10, amber, 1, begin), rec(20, amber, 1, work), rec(70, teal, 2, begin), lost(rec(80, amber, 1, end)),
+			rec(90, teal, 2, work),
 		}, 50, ""},
 		{"frozen, resumed, worked on", []record{
-			rec(10, amber, 1, begin), rec(70, teal, 2, begin), rec(80, amber, 1, work), lost(rec(81, amber, 1, end)), rec(90, teal, 2, work),
+			rec(10, amber, 1, begin), rec(70, teal, 2, begin), rec(80, amber, 1, work), lost(rec(81, amber, 1, end)),
+			rec(90, teal, 2, work),
 		}, 0, "teal (token 2) led for 10ns beside amber (token 1)"},
 		{"began too early", []record{
 			rec(10, amber, 1, begin), rec(19, teal, 2, begin), rec(20, amber, 1, work),
@@ -63,12 +67,14 @@ func TestExclusive(t *testing.T) {
 			rec(10, amber, 1, begin), rec(19, teal, 2, begin), rec(20, amber, 1, end), rec(30, teal, 2, work),
 		}, 0, "beside amber"},
 		{"worked on while others came and went", []record{
-			rec(10, amber, 1, begin), rec(20, teal, 2, begin), rec(30, teal, 2, end), rec(40, teal, 3, begin), rec(50, amber, 1, work),
+			rec(10, amber, 1, begin), rec(20, teal, 2, begin), rec(30, teal, 2, end), rec(40, teal, 3, begin),
+			rec(50, amber, 1, work),
 		}, 0, "token 3) led"},
 		{"records in another order than their times", []record{
 			rec(28, teal, 2, begin), rec(10, amber, 1, begin), rec(25, amber, 1, work),
 		}, 3, ""},
-		{"token not greater", []record{rec(10, amber, 2, begin), rec(20, teal, 2, begin)}, 10, "teal had fencing token 2 after amber had 2"},
+		{"token not greater", []record{rec(10, amber, 2, begin), rec(20, teal, 2, begin)}, 10,
+			"teal had fencing token 2 after amber had 2"},
 		{"deleted: the same process again", []record{
 			rec(10, amber, 1, begin), lost(rec(15, amber, 1, end)), rec(16, amber, 4, begin),
 		}, 6, ""},
@@ -106,7 +112,8 @@ func TestJournal(t *testing.T) {
 	if err != nil || len(got) != 2 || got[0].Who != "amber" || got[1].Who != "teal" || got[1].Token != 7 {
 		t.Errorf("read %v, %v", got, err)
 	}
-	if _, err := readJournal(bytes.NewReader(data[:len(data)-5])); err == nil || !strings.Contains(err.Error(), "line 2") {
+	if _, err := readJournal(bytes.NewReader(data[:len(data)-5])); err == nil ||
+		!strings.Contains(err.Error(), "line 2") {
 		t.Errorf("half a line: %v", err)
 	}
 }
@@ -122,7 +129,8 @@ func example() *timeline {
 	a, b, c := t.rows[0], t.rows[1], t.rows[2]
 	a.sessions = []*session{{row: a, token: 101, worked: stretch{sec(0), sec(4)}, ended: sec(4)}}
 	a.lives = []stretch{{sec(0), sec(4)}, {sec(6), still}}
-	b.sessions = []*session{{row: b, token: 110, worked: stretch{sec(4), sec(6)}}, {row: b, token: 140, worked: stretch{sec(9), sec(12)}}}
+	b.sessions = []*session{{row: b, token: 110, worked: stretch{sec(4), sec(6)}},
+		{row: b, token: 140, worked: stretch{sec(9), sec(12)}}}
 	b.killed = []time.Duration{sec(6)}
 	b.outlived = []stretch{{sec(6), sec(11)}}
 	b.lives = []stretch{{sec(0), sec(6)}, {sec(8.5), still}}
@@ -257,7 +265,8 @@ func TestEnds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tl, p := newTimeline(), &process{asked: tt.asked}
 			tl.rows[0].begin(p, 1)
-			if err := tl.see(news{process: p, record: &record{At: 2, Token: 5, What: begin}}); err != nil || tl.leader() == nil {
+			if err := tl.see(news{process: p, record: &record{At: 2, Token: 5, What: begin}}); err != nil ||
+				tl.leader() == nil {
 				t.Fatalf("begin of a session: %v, leader %v", err, tl.leader())
 			}
 			got := ""

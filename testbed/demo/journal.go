@@ -83,11 +83,11 @@ type span struct {
 
 // spans returns the sessions in the journal, in the order of their beginnings.
 //
-// A span ends before the record of its end if the lease was lost. A frozen process writes that record when it is resumed,
-// long after another session has begun; the record tells only when the loss was noticed. Whether the process worked is
-// what counts: every other record says that Err, called after At was read, was still nil. A process that worked after it
-// was resumed would have written such a record, during the session of its successor. A session that was not lost keeps
-// the lease until its body returns, so its end counts as work.
+// A span ends before the record of its end if the lease was lost. A frozen process writes that record when it is
+// resumed, long after another session has begun; the record tells only when the loss was noticed. Whether the process
+// worked is what counts: every other record says that Err, called after At was read, was still nil. A process that
+// worked after it was resumed would have written such a record, during the session of its successor. A session that was
+// not lost keeps the lease until its body returns, so its end counts as work.
 func spans(records []record) []span {
 	type session struct {
 		pid   int
@@ -127,7 +127,8 @@ func exclusive(sessions []span) (closest time.Duration, err error) {
 	for i := 1; i < len(sessions); i++ {
 		s := sessions[i]
 		if before := sessions[i-1]; s.Token <= before.Token {
-			faults = append(faults, fmt.Errorf("%s had fencing token %d after %s had %d", s.Who, s.Token, before.Who, before.Token))
+			faults = append(faults, fmt.Errorf("%s had fencing token %d after %s had %d", s.Who, s.Token, before.Who,
+				before.Token))
 		}
 		for _, before := range sessions[:i] {
 			gap := s.At - before.last

@@ -75,7 +75,8 @@ func demo(svgFile string) int {
 		fmt.Fprintf(os.Stderr, "\n%sFailed: %v\n", logs, err)
 		return 1
 	}
-	screen.say("\nAll checks passed in %.0f s. The candidate is the loop in testbed/demo/candidate.go.", (t.now - t.start).Seconds())
+	screen.say("\nAll checks passed in %.0f s. The candidate is the loop in testbed/demo/candidate.go.",
+		(t.now - t.start).Seconds())
 	return 0
 }
 
@@ -99,7 +100,7 @@ func newTimeline() *timeline {
 // perform starts the control plane, plays the show on it, and stops it. After a failure it returns the ends of the
 // logs.
 func perform(ctx context.Context, t *timeline, screen *screen) (logs []byte, err error) {
-	screen.say(`leasehold demo: three processes, one Lease on a real Kubernetes API server, and five things that go wrong.
+	screen.say(`leasehold demo: three processes, one Lease on a real API server, and five things that go wrong.
 
 Building and starting kube-apiserver and etcd, from their Go modules, on the loopback interface.
 The first build takes some minutes; after that it is a matter of seconds.`)
@@ -155,5 +156,6 @@ func tail(title, file string, lines int) []byte {
 		return fmt.Appendf(nil, "No log of the %s: %v\n\n", title, err)
 	}
 	all := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
-	return fmt.Appendf(nil, "The end of the log of the %s:\n%s\n\n", title, bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
+	return fmt.Appendf(nil, "The end of the log of the %s:\n%s\n\n", title,
+		bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
 }

@@ -27,7 +27,8 @@ func runCandidate(journalFile string) int {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(1)
 	}()
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("candidate", os.Getenv("POD_NAME"), "pid", os.Getpid()))
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("candidate", os.Getenv("POD_NAME"), "pid",
+		os.Getpid()))
 	file, err := os.OpenFile(journalFile, os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
 		j := &journal{who: os.Getenv("POD_NAME"), file: file, out: os.Stdout}

@@ -70,8 +70,8 @@ func (s *show) play(ctx context.Context) (err error) {
 	return s.run(ctx, &s.verdict, s.check)
 }
 
-// prepare opens what the candidates share, in the control plane's own directory: it is removed with it, even if the demo
-// is killed.
+// prepare opens what the candidates share, in the control plane's own directory: it is removed with it, even if the
+// demo is killed.
 func (s *show) prepare() error {
 	config := s.server.Config()
 	config.Timeout = patience
@@ -230,7 +230,8 @@ func (s *show) remove(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	if err := s.await(ctx, "the holder notices that the Lease was deleted", func() bool { return old.ended != 0 }); err != nil {
+	if err := s.await(ctx, "the holder notices that the Lease was deleted",
+		func() bool { return old.ended != 0 }); err != nil {
 		return err
 	}
 	if !old.lost {
@@ -259,7 +260,8 @@ func (s *show) check(_ context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	st.remark = fmt.Sprintf("%d sessions, %s apart or more, in %d records of work", len(sessions), short(closest), len(records))
+	st.remark = fmt.Sprintf("%d sessions, %s apart or more, in %d records of work", len(sessions), short(closest),
+		len(records))
 	s.note = "done: no two processes worked at the same time"
 	return nil
 }
@@ -300,7 +302,8 @@ func (s *show) heirOfSilent(ctx context.Context, st *step, old *session, at time
 	}
 	after := heir.worked.from - renewed
 	if after < leaseDuration-slack {
-		return 0, fmt.Errorf("%s took a lease that was renewed %v before, and lasts %v", heir.row.name, after, leaseDuration)
+		return 0, fmt.Errorf("%s took a lease that was renewed %v before, and lasts %v", heir.row.name, after,
+			leaseDuration)
 	}
 	return after, nil
 }
@@ -361,7 +364,8 @@ func (s *show) startCandidate(r *row) error {
 // stopCandidates stops the running candidates, the leader last, so that none has to take over. It kills those that do
 // not stop.
 func (s *show) stopCandidates() error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), stopLimit, fmt.Errorf("candidates still running after %v, killed", stopLimit))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), stopLimit,
+		fmt.Errorf("candidates still running after %v, killed", stopLimit))
 	defer cancel()
 	leader := s.leader()
 	running := func(leads bool) (rows []*row) {

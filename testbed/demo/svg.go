@@ -24,14 +24,17 @@ func (f *frame) svg(title string) []byte {
 	width := 2*padding + float64(f.width)*cellWidth
 	height := titleHeight + 2*padding + len(f.lines)*cellHeight
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%d" viewBox="0 0 %.0f %d" role="img" aria-label="%s">
-<style>text { font: %dpx ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: #e6edf3 }</style>
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%d" viewBox="0 0 %.0f %d"
+ role="img" aria-label="%s">
+<style>text { font: %dpx ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+ fill: #e6edf3 }</style>
 <rect x="0.5" y="0.5" width="%.0f" height="%d" rx="10" fill="#0d1117" stroke="#30363d"/>
 `, width, height, width, height, escape(title), fontSize, width-1, height-1)
 	for i, fill := range []string{"#ff5f57", "#febc2e", "#28c840"} {
 		fmt.Fprintf(&b, "<circle cx=\"%d\" cy=\"20\" r=\"6\" fill=\"%s\"/>\n", 22+20*i, fill)
 	}
-	fmt.Fprintf(&b, "<text x=\"%.0f\" y=\"25\" text-anchor=\"middle\" style=\"fill: %s\">%s</text>\n", width/2, grey.hex, escape(title))
+	fmt.Fprintf(&b, "<text x=\"%.0f\" y=\"25\" text-anchor=\"middle\" style=\"fill: %s\">%s</text>\n", width/2,
+		grey.hex, escape(title))
 	for i, line := range f.lines {
 		top := titleHeight + padding + i*cellHeight
 		runs(trim(line), func(column int, text string, s style) {
@@ -42,8 +45,10 @@ func (f *frame) svg(title string) []byte {
 			}
 			for _, at := range wideText.FindAllStringIndex(text, -1) {
 				before, words := utf8.RuneCountInString(text[:at[0]]), text[at[0]:at[1]]
-				fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%d\" textLength=\"%.1f\" lengthAdjust=\"spacingAndGlyphs\"%s>%s</text>\n",
-					x(column+before), top+baseline, float64(utf8.RuneCountInString(words))*cellWidth, l.css(), escape(words))
+				fmt.Fprintf(&b,
+					"<text x=\"%.1f\" y=\"%d\" textLength=\"%.1f\" lengthAdjust=\"spacingAndGlyphs\"%s>%s</text>\n",
+					x(column+before), top+baseline, float64(utf8.RuneCountInString(words))*cellWidth, l.css(),
+					escape(words))
 			}
 		})
 	}

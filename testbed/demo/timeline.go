@@ -92,7 +92,8 @@ func (t *timeline) see(n news) error {
 	i := slices.IndexFunc(r.sessions, func(s *session) bool { return s.token == n.record.Token })
 	if i < 0 {
 		i = len(r.sessions)
-		r.sessions = append(r.sessions, &session{row: r, token: n.record.Token, worked: stretch{n.record.At, n.record.At}})
+		r.sessions = append(r.sessions,
+			&session{row: r, token: n.record.Token, worked: stretch{n.record.At, n.record.At}})
 	}
 	switch s := r.sessions[i]; n.record.What {
 	case end:

@@ -27,10 +27,16 @@ import (
 
 func main() {
 	var o options
-	flag.StringVar(&o.dir, "dir", "", "keep data, keys and log in `DIR` and go on with what is there: the same data, the same\naddress, the same kubeconfig (default a temporary directory, removed at the end)")
-	flag.IntVar(&o.port, "port", 0, "listen on 127.0.0.1:`PORT` (default the port of last time in DIR, else a free one)")
-	flag.BoolVar(&o.fsync, "fsync", true, "let etcd wait for the disk before it answers a write, as in production; without it\ndata survives a killed process, but not a crashed machine")
-	flag.BoolVar(&o.untilEOF, "until-eof", false, "stop too when standard input ends, as it does for a child however its parent ended")
+	flag.StringVar(&o.dir, "dir", "",
+		"keep data, keys and log in `DIR` and go on with what is there: the same data, the same\naddress, the same "+
+			"kubeconfig (default a temporary directory, removed at the end)")
+	flag.IntVar(&o.port, "port", 0,
+		"listen on 127.0.0.1:`PORT` (default the port of last time in DIR, else a free one)")
+	flag.BoolVar(&o.fsync, "fsync", true,
+		"let etcd wait for the disk before it answers a write, as in production; without it\ndata survives a killed "+
+			"process, but not a crashed machine")
+	flag.BoolVar(&o.untilEOF, "until-eof", false,
+		"stop too when standard input ends, as it does for a child however its parent ended")
 	flag.BoolVar(&o.discard, "discard", false, "with -until-eof: remove DIR when standard input ends")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), `usage: controlplane [flags]
@@ -109,7 +115,8 @@ func (o options) run(terminal io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(terminal, "controlplane: starting an API server on https://%v, data and log in %s\n", listener.Addr(), o.dir)
+	fmt.Fprintf(terminal, "controlplane: starting an API server on https://%v, data and log in %s\n",
+		listener.Addr(), o.dir)
 	log, err := redirectStderr()
 	if err != nil {
 		return err

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// Start starts cmd, out of reach of a terminal's interrupt, and calls wait once it runs: on a goroutine of its own, which
-// is to read what cmd says and to call cmd.Wait. On Linux cmd gets the signal when this process dies. Everywhere its
-// standard input ends then, to which nothing is written unless the caller has set it.
+// Start starts cmd, out of reach of a terminal's interrupt, and calls wait once it runs: on a goroutine of its own,
+// which is to read what cmd says and to call cmd.Wait. On Linux cmd gets the signal when this process dies. Everywhere
+// its standard input ends then, to which nothing is written unless the caller has set it.
 func Start(cmd *exec.Cmd, signal syscall.Signal, wait func()) error {
 	cmd.SysProcAttr = attr(signal)
 	if cmd.Stdin == nil {

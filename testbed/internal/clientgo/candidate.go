@@ -17,8 +17,8 @@ type Candidate struct {
 	Namespace, Lease, Identity string
 	Duration, Deadline, Period time.Duration
 
-	// Away is how long it stays away after a term. Its users end the process then, which takes a while to be back. Without
-	// that it would take the lease again before any other elector looks.
+	// Away is how long it stays away after a term. Its users end the process then, which takes a while to be back.
+	// Without that it would take the lease again before any other elector looks.
 	Away time.Duration
 }
 

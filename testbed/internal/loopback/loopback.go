@@ -7,8 +7,8 @@ import (
 	"net"
 )
 
-// Listen takes a port below those that the kernel gives to outgoing connections: while nobody listens on it, none of them
-// can take its place.
+// Listen takes a port below those that the kernel gives to outgoing connections: while nobody listens on it, none of
+// them can take its place.
 func Listen() (net.Listener, error) {
 	var err error
 	for range 100 {

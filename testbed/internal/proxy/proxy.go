@@ -1,8 +1,8 @@
 // Package proxy does to TCP connections what networks do to them.
 //
-// Each direction has a rule of its own, so that requests can arrive while replies do not. What is held arrives once it is
-// let go, as it does when a network heals and TCP sends again what was lost. What is dropped never arrives: the connection
-// leads nowhere from then on, and neither end is told, until one of them gives up.
+// Each direction has a rule of its own, so that requests can arrive while replies do not. What is held arrives once it
+// is let go, as it does when a network heals and TCP sends again what was lost. What is dropped never arrives: the
+// connection leads nowhere from then on, and neither end is told, until one of them gives up.
 package proxy
 
 import (

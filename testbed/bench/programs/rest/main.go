@@ -1,5 +1,5 @@
-// Command rest is a program with client-go's transport alone, which reads Leases from time to time. bench weighs it, as the
-// floor of what a client of an API server weighs.
+// Command rest is a program with client-go's transport alone, which reads Leases from time to time. bench weighs it, as
+// the floor of what a client of an API server weighs.
 package main
 
 import (
