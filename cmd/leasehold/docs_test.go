@@ -260,7 +260,8 @@ func TestDocumentedAlerts(t *testing.T) {
 	}
 }
 
-// The types, functions and fields of the core that documents name, as `reflector.read`, exist.
+// The types, functions and fields of the core that documents name, as `reflector.read`, exist; and each of its files
+// has a place in the architecture.
 func TestDocumentedCore(t *testing.T) {
 	core := ""
 	for _, text := range read(t, func(path string) bool { return !strings.Contains(path, "/") && isCode(path) }) {
@@ -281,5 +282,16 @@ func TestDocumentedCore(t *testing.T) {
 	}
 	if found < 40 {
 		t.Errorf("%d names found", found)
+	}
+	for path := range read(t, isCode) {
+		place, file := filepath.Split(path)
+		if place == "" {
+			place = file
+		} else if !strings.HasPrefix(path, "internal/") {
+			continue
+		}
+		if !strings.Contains(texts["docs/architecture.md"], strings.TrimSuffix(place, "/")) {
+			t.Errorf("docs/architecture.md does not say what %s is for", place)
+		}
 	}
 }
