@@ -136,7 +136,9 @@ func (s *sharedClient) fits(client *userClient, config *rest.Config, interval ti
 	return s.client == nil && sameSettings(s.config, config)
 }
 
-// sameSettings reports whether two configurations connect alike, and as the same user.
+// sameSettings reports whether two configurations connect alike, and as the same user. Their addresses do not say:
+// without WithRESTConfig each campaign loads its own configuration, and a program may change one in place, its token or
+// user for example, from one campaign to the next.
 func sameSettings(a, b *rest.Config) bool {
 	if !sameFunc(a.WrapTransport, b.WrapTransport) || !sameFunc(a.Dial, b.Dial) || !sameFunc(a.Proxy, b.Proxy) ||
 		!sameValue(a.Transport, b.Transport) || !sameValue(a.AuthConfigPersister, b.AuthConfigPersister) ||

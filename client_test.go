@@ -14,8 +14,8 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// Campaigns share a lane where theirs would be alike, and only there.
-func TestLaneShared(t *testing.T) {
+// Campaigns share a client where theirs would be alike, and only there.
+func TestClientShared(t *testing.T) {
 	dial := func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }
 	with := func(change func(*rest.Config)) *rest.Config {
 		c := &rest.Config{Host: "https://203.0.113.1", BearerToken: "secret"}
@@ -46,7 +46,7 @@ func TestLaneShared(t *testing.T) {
 	})
 	defer func() {
 		if n := len(clients.inUse); n != 0 {
-			t.Errorf("%d lanes are left", n)
+			t.Errorf("%d clients are left", n)
 		}
 	}()
 	for _, tt := range []struct {
@@ -127,7 +127,7 @@ func given[L Leases](client interface{ Leases(namespace string) L }) *userClient
 }
 
 // A client that cannot be compared is shared with nobody.
-func TestLaneOfOddClient(t *testing.T) {
+func TestClientNotComparable(t *testing.T) {
 	type odd struct {
 		*leasetest.Client
 		_ []string

@@ -59,7 +59,7 @@ func inCrowd(t *testing.T, test func(c *crowd)) {
 		defer clients.Unlock()
 		for _, l := range clients.inUse {
 			if l.client != nil && l.client.value == any(c.client) {
-				t.Errorf("its lane is left, with %d users and %d hubs", l.users, len(l.watches))
+				t.Errorf("its shared client is left, with %d users and %d shared watches", l.users, len(l.watches))
 			}
 		}
 	})
@@ -622,7 +622,7 @@ func TestRenewalsSpread(t *testing.T) {
 	})
 }
 
-// A hub whose first campaign ends goes on for the others, and its last one ends it even in a bad moment.
+// A shared watch whose first campaign ends goes on for the others, and its last one ends it even in a bad moment.
 func TestSharedWatchLastOut(t *testing.T) {
 	for name, weather := range map[string]func(c *crowd){
 		"fair":    func(c *crowd) {},
@@ -665,7 +665,7 @@ func TestSharedWatchLastOut(t *testing.T) {
 	}
 }
 
-// A Session that is released again after its campaign has ended uses its lane again, and leaves nothing.
+// A Session that is released again after its campaign has ended uses its client again, and leaves nothing.
 func TestReleaseAgain(t *testing.T) {
 	inCrowd(t, func(c *crowd) {
 		s, err := Acquire(c.Context(), c.options("a", WithLease("single"))...)
