@@ -244,7 +244,7 @@ func (k *candidates) releaseStrays(s *session) {
 			for _, c := range others {
 				if err := c.freeDoubtful(s.ctx, c.claims.inDoubt()); err != nil && err != errNotOurs &&
 					s.ctx.Err() == nil {
-					c.log.warn("lease not released that an earlier claim acquired; it will expire", "error", err)
+					c.log.warn("lease of an earlier claim not released; it will expire", "error", err)
 				}
 			}
 			select {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -195,7 +196,8 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 }
 
-// What docs/errors.md explains is what the code says, but for the examples' names, values and durations.
+// What docs/errors.md explains is what the code says, but for the examples' names, values and durations; and it
+// explains all warnings of the library and all faults of options.
 func TestDocumentedErrors(t *testing.T) {
 	var code strings.Builder
 	for _, text := range read(t, isCode) {
@@ -241,6 +243,19 @@ func TestDocumentedErrors(t *testing.T) {
 	}
 	if found < 40 {
 		t.Errorf("%d texts found", found)
+	}
+	says := regexp.MustCompile(`\.(?:fault|warn|error)\(\s*"((?:[^"\\]|\\.)*)"`)
+	verb := regexp.MustCompile(`%[a-z]`)
+	for path, code := range read(t, func(path string) bool { return !strings.Contains(path, "/") && isCode(path) }) {
+		for _, match := range says.FindAllStringSubmatch(code, -1) {
+			words := verb.Split(strings.ReplaceAll(match[1], `\"`, `"`), -1)
+			longest := slices.MaxFunc(words, func(a, b string) int { return len(a) - len(b) })
+			explained := strings.HasSuffix(longest, " is nil") || strings.HasSuffix(longest, " is empty") ||
+				strings.Contains(string(text), longest)
+			if !explained {
+				t.Errorf("%s says %q, which docs/errors.md does not explain", path, match[1])
+			}
+		}
 	}
 }
 
