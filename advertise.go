@@ -11,8 +11,8 @@ import (
 // shows it. It is any text of 1 to 1,024 bytes, as 10.0.0.7:8080 or a URL. The write that acquires the lease publishes
 // it, and the release removes it.
 //
-// It is a hint. A holder that was stopped or cut off stays advertised until its lease expires, and whoever may write to
-// the Lease can change the address.
+// It is a hint. A holder that was stopped or cut off stays advertised until its lease expires, and anybody who may
+// write to the Lease can change the address.
 func WithAdvertise(address string) Option {
 	return func(o *options) {
 		o.advertise = address

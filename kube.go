@@ -122,8 +122,8 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 	return l.patch(ctx, r, nil, spec)
 }
 
-// release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field whoever
-// manages it; the number of transitions stays.
+// release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field, no
+// matter who manages it; the number of transitions stays.
 func (l *leaseClient) release(ctx context.Context, r record) (record, error) {
 	return l.patch(ctx, r, r.notes.Removal(), freeSpec{})
 }

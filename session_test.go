@@ -459,7 +459,7 @@ func TestLosses(t *testing.T) {
 			w.steal("a")
 		}, 0, `lease lost: now held by another process with the same identity "a"`},
 		{"deleted (G4)", func(w *world) { w.srv.Delete(ns, name) }, 0, `lease lost: the Lease was deleted`},
-		{"deleted and created anew (G4)", func(w *world) {
+		{"deleted and created again (G4)", func(w *world) {
 			l := w.lease()
 			w.srv.Delete(ns, name)
 			l.UID, l.ResourceVersion = "", ""
@@ -1000,7 +1000,7 @@ func TestFencing_G7(t *testing.T) {
 	})
 }
 
-// G8: after the last fault somebody leads within D + 1 s, whatever the fault was and whoever it hit.
+// G8: after the last fault somebody leads within D + 1 s, whatever the fault was and whichever candidate it hit.
 func TestLiveness_G8(t *testing.T) {
 	for _, fault := range []struct {
 		name  string
@@ -1431,7 +1431,7 @@ func TestCreateModes(t *testing.T) {
 	})
 }
 
-// A Lease that is deleted under its holder: the holder, if it lives, creates it anew; others wait
+// A Lease that is deleted under its holder: the holder, if it lives, creates it again; others wait
 // until it can be trusted to have heard.
 func TestDeleted(t *testing.T) {
 	inWorld(t, func(w *world) {

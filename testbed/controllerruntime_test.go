@@ -33,7 +33,7 @@ func manage(ctx context.Context, cfg *rest.Config, namespace string, setUp func(
 			LeaderElection: false, // the loop is the election
 			// A manager must not return before its controllers have: the lease is released then.
 			GracefulShutdownTimeout: new(time.Duration(-1)),
-			// The same controller begins anew in each session. Its name need not be new.
+			// The same controller starts again in each session. Its name need not be new.
 			Controller: config.Controller{SkipNameValidation: new(true)},
 			// The first manager's port is free again only after it has returned, and standbys
 			// have none at all: serve /metrics and /healthz outside the loop.

@@ -364,7 +364,7 @@ func (w *wire) of(kind string) []patch {
 }
 
 // G4: a takeover and a deletion end the session at once. The former leader then creates the Lease
-// anew.
+// again.
 func TestPromptLoss_G4(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
@@ -634,7 +634,7 @@ func TestMixedFleet(t *testing.T) {
 				<-turn.entered
 				turn.quit()
 				// Theirs look for a free lease every 200 to 440 ms; ours know at once, and would
-				// pass it to each other for ever.
+				// pass it to each other and never pause.
 				time.Sleep(time.Second)
 			}
 		})

@@ -5,5 +5,5 @@ package boottime
 
 import "time"
 
-// Now is the wall clock, for want of one that all processes share and that nobody sets.
+// Now is the wall clock, because there is none that all processes share and that nobody sets.
 func Now() time.Duration { return time.Duration(time.Now().UnixNano()) }
