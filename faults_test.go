@@ -516,6 +516,31 @@ func TestSameIdentitySameInstant(t *testing.T) {
 	})
 }
 
+// G1: two processes with the same identity draw the same acquireTime. The one whose claim met with a conflict waits the
+// other's term out, although it looks like its own.
+func TestSameIdentitySameAcquireTime_G1(t *testing.T) {
+	inWorld(t, func(w *world) {
+		same := []Option{WithIdentity("same"), WithChance(func(time.Duration) time.Duration { return 0 })}
+		var loops []*runner
+		for _, name := range []string{"a", "b"} {
+			w.srv.Client(name).OnRequest(func(leasetest.Request) leasetest.Fault {
+				return leasetest.Fault{Before: time.Millisecond, After: time.Millisecond}
+			})
+			loops = append(loops, w.run(name, nil, same...))
+		}
+		w.sleep(D - eps)
+		if n := w.count(); n != 1 {
+			t.Errorf("%d sessions, want 1", n)
+		}
+		if n := w.logged("lease held under our own identity"); n != 1 {
+			t.Errorf("%d candidates wait for the other, want 1", n)
+		}
+		for _, loop := range loops {
+			loop.quit()
+		}
+	})
+}
+
 // A standby whose read was lost just before the last fault ended.
 func TestLostRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
