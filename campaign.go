@@ -180,16 +180,16 @@ type candidate struct {
 	campaign        *campaign
 	delays          *delays
 	attempt         attempt
-	window          *contentionWindow // shared with the candidates for other slots
-	failures        int               // of claims in a row that did not meet with another's write
-	lostRace        bool              // the last claim met with another candidate's write
-	warnedUndone    bool              // claims succeed, but are undone at once, which was logged
-	createModeMet   bool              // the create mode does not matter any more
-	warnedDuplicate term              // the last one that another process had in our name, which was logged
+	rivals          *rivals // shared with the candidates for other slots
+	failures        int     // of claims in a row that did not meet with another's write
+	lostRace        bool    // the last claim met with another candidate's write
+	warnedUndone    bool    // claims succeed, but are undone at once, which was logged
+	createModeMet   bool    // the create mode does not matter any more
+	warnedDuplicate term    // the last one that another process had in our name, which was logged
 }
 
-func newCandidate(c *campaign, window *contentionWindow) *candidate {
-	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user), window: window}
+func newCandidate(c *campaign, r *rivals) *candidate {
+	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user), rivals: r}
 }
 
 // An attempt is what a candidate plans to do about the Lease in one state.
@@ -285,7 +285,7 @@ func (c *candidate) plan(o observation) {
 	c.campaign.stalledSince.Store(nil)
 	c.campaign.claims.forget(o, c.campaign.clock.now().mono, false)
 	if c.attempt.free && o.held() {
-		*c.window = c.window.preempted()
+		c.rivals.window = c.rivals.window.preempted()
 	}
 	c.attempt = attempt{
 		on:   o.record,
@@ -302,7 +302,7 @@ func (c *candidate) plan(o observation) {
 	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity:
 		c.attempt.at = o.clearAt()
 	case !c.campaign.claims.include(o.term()):
-		c.attempt.at = c.attempt.at.Add(c.window.delay(c.campaign.options.fraction()))
+		c.attempt.at = c.attempt.at.Add(c.rivals.delay(c.campaign.options, c.campaign.clock.now().mono))
 		c.warnDuplicate(o.term())
 	}
 }
@@ -348,7 +348,7 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 		}
 	case conflicts(err):
 		c.campaign.log.debug("lost the race for the lease", "error", err)
-		*c.window = c.window.lost(c.campaign.options.renewInterval)
+		c.rivals.window = c.rivals.window.lost(c.campaign.options.renewInterval)
 		c.failures = 0
 		again := c.lostRace
 		c.lostRace = true

@@ -21,6 +21,23 @@ import (
 // in a fleet that has become small it removes the wait.
 type contentionWindow time.Duration
 
+// rivals are what a candidate knows of the others.
+type rivals struct {
+	window contentionWindow
+	led    time.Time // when our last session ended; zero before the first
+}
+
+// delay returns how long to wait at now before a try to acquire a lease that is free, or expired. Where slots are released
+// all the time, a candidate whose session has just ended would be as likely to have the next one as those that have waited,
+// and one that was lucky in its races more so: it leaves them a little time, less as time goes on.
+func (r *rivals) delay(o *options, now time.Time) time.Duration {
+	delay := r.window.delay(o.fraction())
+	if left := o.duration - now.Sub(r.led); o.slots > 1 && !r.led.IsZero() && left > 0 {
+		delay += time.Duration(float64(min(time.Duration(longestWindow), o.renewInterval/2)) * left.Seconds() / o.duration.Seconds())
+	}
+	return delay
+}
+
 // longestWindow is enough for hundreds of candidates: the first of a hundred writes after some 27 ms.
 const longestWindow = contentionWindow(100 * time.Millisecond)
 

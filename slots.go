@@ -127,14 +127,14 @@ func (cs campaigns) news() <-chan struct{} {
 type candidates struct {
 	campaigns campaigns
 	all       []*candidate
+	rivals    rivals    // those for one slot are those for another
 	settled   time.Time // until then no lease is claimed while another has not been read yet
 }
 
 func newCandidates(cs campaigns) *candidates {
 	k := &candidates{campaigns: cs, settled: cs[0].clock.now().mono.Add(cs[0].options.renewInterval / 4)}
-	window := new(contentionWindow) // the rivals for one slot are those for another
 	for _, c := range cs {
-		k.all = append(k.all, newCandidate(c, window))
+		k.all = append(k.all, newCandidate(c, &k.rivals))
 	}
 	return k
 }
@@ -221,7 +221,7 @@ func (k *candidates) choose(chances []chance) chance {
 			return c
 		}
 	}
-	if *k.all[0].window == 0 {
+	if k.rivals.window == 0 {
 		return best[0]
 	}
 	return best[int(k.campaigns[0].options.fraction()*float64(len(best)))]
@@ -259,6 +259,7 @@ func (k *candidates) releaseStrays(s *session) {
 // pause gives others their turn after the session s.
 func (k *candidates) pause(ctx context.Context, s *session) {
 	s.campaign.strays.Wait()
+	k.rivals.led = s.campaign.clock.now().mono
 	for _, c := range k.all {
 		if c.campaign == s.campaign {
 			c.pause(ctx, s)
