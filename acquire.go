@@ -69,6 +69,7 @@ const maxTries = 3
 // try acquires the lease if it is free now.
 func (k *candidate) try(ctx context.Context) (*session, error) {
 	c := k.campaign
+	k.hasty = true
 	if _, err := c.reflector.read(ctx); err != nil {
 		return nil, orCause(ctx, err)
 	}
@@ -112,6 +113,8 @@ func (k *candidate) unavailable(o observation) error {
 		return nil
 	case !o.exists() && c.options.createMode == UseExisting:
 		return k.notFound()
+	case o.strategy:
+		return fmt.Errorf("leasehold: %w: %s", ErrHeld, coordinated)
 	case !o.held():
 		return fmt.Errorf("leasehold: %w: the Lease was deleted while a holder led that may not have heard; free in %v",
 			ErrHeld, left)
@@ -196,7 +199,7 @@ func (c *campaign) vacate(parent context.Context) (bool, error) {
 			return false, orCause(parent, err)
 		}
 	}
-	err = c.free(ctx, func(r record) error {
+	err = c.free(ctx, "", func(r record) error {
 		if r.identity != c.lease.identity || r.term() != found.term() {
 			return errNotOurs
 		}

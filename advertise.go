@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -24,8 +25,15 @@ func WithAdvertise(address string) Option {
 
 // annotations returns those of the Lease as we hold it since stamp; nil for none.
 func (l *leaseClient) annotations(stamp time.Time) map[string]string {
-	if l.advertise == "" {
+	if l.advertise == "" && l.priority == nil {
 		return nil
 	}
-	return map[string]string{annotation.Term: annotation.FormatTerm(stamp), annotation.Address: l.advertise}
+	annotations := map[string]string{annotation.Term: annotation.FormatTerm(stamp)}
+	if l.advertise != "" {
+		annotations[annotation.Address] = l.advertise
+	}
+	if l.priority != nil {
+		annotations[annotation.Priority] = strconv.Itoa(*l.priority)
+	}
+	return annotations
 }

@@ -42,6 +42,8 @@ type campaign struct {
 	current atomic.Pointer[session] // the session whose body runs; nil between them
 	closed  atomic.Bool             // its user of the client is gone
 
+	registered bool // this candidate stands by on the Lease, or did; on the caller's goroutine
+
 	strays errgroup.Group // frees what claims in doubt acquired in other slots, beside a session of this one
 
 	// stalledSince is since when claims have failed although nothing happened to the Lease; nil while
@@ -90,6 +92,7 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		fieldManager: o.fieldManager,
 		labels:       o.labels,
 		advertise:    o.advertise,
+		priority:     o.standbyPriority(),
 		owner:        o.owner,
 		answers:      &client.answers,
 		user:         c.user,
@@ -165,7 +168,7 @@ func (c *campaign) withdraw() {
 
 // freeDoubtful frees the lease if it shows one of the terms in doubts.
 func (c *campaign) freeDoubtful(ctx context.Context, doubts []term) error {
-	return c.free(ctx, func(r record) error {
+	return c.free(ctx, "", func(r record) error {
 		for _, t := range doubts {
 			if r.term().is(t) {
 				return nil
@@ -184,7 +187,9 @@ type candidate struct {
 	failures        int     // of claims in a row that did not meet with another's write
 	lostRace        bool    // the last claim met with another candidate's write
 	warnedUndone    bool    // claims succeed, but are undone at once, which was logged
+	hasty           bool    // it does not leave a released lease to the one that the release names
 	createModeMet   bool    // the create mode does not matter any more
+	warnedStrategy  bool    // another program decides who holds the lease, which was logged
 	warnedDuplicate term    // the last one that another process had in our name, which was logged
 }
 
@@ -198,25 +203,42 @@ type attempt struct {
 	at    time.Time // when to claim the lease
 	check time.Time // when to check whether the watch missed something; zero when that was done
 	free  bool      // nobody holds the lease, and we have not claimed it
+
+	register time.Time // when to say on the Lease that we stand by; zero when that is not to be said
 }
 
 // look returns what is known of the lease, and how long to wait before claiming it: at most 0 when it may be claimed
 // now. The error is what ends the campaign.
 func (c *candidate) look(ctx context.Context) (observation, time.Duration, error) {
-	o := c.campaign.store.latest()
-	for ; c.ruledOut(o.record, o.known) != nil; o = c.campaign.store.latest() {
-		if ctx.Err() != nil {
-			return o, maxDuration, nil
+	o, err := c.rule(ctx)
+	if err != nil {
+		return o, 0, err
+	}
+	wake := c.untilAttempt(o)
+	if due := c.attempt.register; wake > 0 && !due.IsZero() {
+		if left := due.Sub(c.campaign.clock.now().mono); left > 0 {
+			return o, min(wake, left), nil
 		}
+		c.register(ctx, o)
+		return c.look(ctx)
+	}
+	return o, wake, nil
+}
+
+// rule returns what is known of the lease, once that does not contradict the create mode. The error is what ends the
+// campaign.
+func (c *candidate) rule(ctx context.Context) (observation, error) {
+	o := c.campaign.store.latest()
+	for ; c.ruledOut(o.record, o.known) != nil && ctx.Err() == nil; o = c.campaign.store.latest() {
 		// An event may be of long ago: only a read decides.
 		r, err := c.campaign.reflector.read(ctx)
 		if err != nil {
 			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
 		} else if err := c.ruledOut(r, true); err != nil {
-			return o, 0, err
+			return o, err
 		}
 	}
-	return o, c.untilAttempt(o), nil
+	return o, nil
 }
 
 // ruledOut returns why the create mode rules out the Lease that the campaign found, if it is known.
@@ -299,12 +321,44 @@ func (c *candidate) plan(o observation) {
 		c.attempt.check = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
 	}
 	switch {
+	case o.strategy:
+		c.attempt.at = c.campaign.clock.now().mono.Add(maxDuration) // for news
+		c.warnStrategy()
 	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity:
 		c.attempt.at = o.clearAt()
 	case !c.campaign.claims.include(o.term()):
-		c.attempt.at = c.attempt.at.Add(c.rivals.delay(c.campaign.options, c.campaign.clock.now().mono))
+		c.attempt.at = c.attempt.at.Add(c.pauseBefore(o))
 		c.warnDuplicate(o.term())
 	}
+	if c.outranks(o) {
+		interval := c.campaign.options.renewInterval // many standbys find out at once that there is a new holder
+		c.attempt.register = c.campaign.clock.now().mono.Add(c.campaign.options.between(interval/20, interval/4))
+	}
+}
+
+// pauseBefore returns how long the lease, as it is in o, is left to others once it may be acquired.
+func (c *candidate) pauseBefore(o observation) time.Duration {
+	options, now := c.campaign.options, c.campaign.clock.now().mono
+	switch next := o.notes.Successor; {
+	case next == "" || c.hasty:
+	case next == c.campaign.lease.identity:
+		return 0
+	default:
+		grace := successorGrace(options)
+		return max(c.rivals.delay(options, now), options.between(grace*3/4, grace))
+	}
+	return c.rivals.delay(options, now)
+}
+
+// coordinated is why a lease is not competed for.
+const coordinated = "coordinated leader election decides who holds it: spec.strategy is set"
+
+// warnStrategy tells operators, once, that another program decides who holds the lease.
+func (c *candidate) warnStrategy() {
+	if !c.warnedStrategy {
+		c.campaign.log.warn("waiting until the Lease has no strategy", "cause", coordinated)
+	}
+	c.warnedStrategy = true
 }
 
 // renewalOverdueAt returns by when the holder in o will have renewed the lease if it lives.
@@ -329,7 +383,7 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 	switch {
 	case err == errChanged:
 		return
-	case errors.Is(err, ErrLost) || ctx.Err() != nil:
+	case errors.Is(err, ErrLost) || errors.Is(err, ErrYielded) || ctx.Err() != nil:
 		c.failures++
 	case outcomeUnknown(err):
 		c.failures++

@@ -166,7 +166,8 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	if err != nil {
 		return nil, err
 	}
-	c.createModeMet, c.lostRace, c.warnedUndone, c.failures, c.rivals.window = true, false, false, 0, c.rivals.window.won()
+	c.createModeMet, c.lostRace, c.warnedUndone, c.failures = true, false, false, 0
+	c.rivals.window = c.rivals.window.won()
 	c.campaign.stalledSince.Store(nil)
 	return c.begin(ctx, r, sent)
 }

@@ -27,13 +27,14 @@ type rivals struct {
 	led    time.Time // when our last session ended; zero before the first
 }
 
-// delay returns how long to wait at now before a try to acquire a lease that is free, or expired. Where slots are released
-// all the time, a candidate whose session has just ended would be as likely to have the next one as those that have waited,
-// and one that was lucky in its races more so: it leaves them a little time, less as time goes on.
+// delay returns how long to wait at now before a try to acquire a lease that is free, or expired. Where slots are
+// released all the time, a candidate whose session has just ended would be as likely to have the next one as those that
+// have waited, and one that was lucky in its races more so: it leaves them a little time, less as time goes on.
 func (r *rivals) delay(o *options, now time.Time) time.Duration {
 	delay := r.window.delay(o.fraction())
 	if left := o.duration - now.Sub(r.led); o.slots > 1 && !r.led.IsZero() && left > 0 {
-		delay += time.Duration(float64(min(time.Duration(longestWindow), o.renewInterval/2)) * left.Seconds() / o.duration.Seconds())
+		longest := min(time.Duration(longestWindow), o.renewInterval/2)
+		delay += time.Duration(float64(longest) * left.Seconds() / o.duration.Seconds())
 	}
 	return delay
 }

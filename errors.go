@@ -22,6 +22,9 @@ var (
 	// ErrReleased is how a session ends whose work is done: the loop body returned, or Release was
 	// called.
 	ErrReleased = errors.New("lease released")
+	// ErrYielded is how a session ends that is to make way for another candidate (WithYield). The text says for which,
+	// or who asked for that.
+	ErrYielded = errors.New("lease yielded")
 	// ErrHeld is why TryAcquire failed. The text names the holder.
 	ErrHeld = errors.New("lease held")
 	// ErrExists is how a campaign with CreateNew ends when the Lease exists.
@@ -46,8 +49,11 @@ const (
 	stalled = "stalled" // the work did not call Beat
 )
 
+// yielded is the reason of a session that ended with ErrYielded, which is no loss, but counted beside them.
+const yielded = "yielded"
+
 // lossReasons are the reasons of losses, as metrics count them.
-var lossReasons = [...]string{expired, slept, taken, deleted, emptied, edited, stalled}
+var lossReasons = [...]string{expired, slept, taken, deleted, emptied, edited, stalled, yielded}
 
 func lostBecause(reason, format string, args ...any) error {
 	return &loss{reason, fmt.Sprintf(format, args...)}

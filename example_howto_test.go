@@ -204,50 +204,60 @@ func ExampleWithSlots() {
 	// slot 0 <nil>
 }
 
-// A replica that should lead only when no better one does waits until nobody has led for a while before it campaigns.
-func ExampleHolders_preferAnother() {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+// Of two standbys the one with the higher priority leads next. A leader with WithYield makes way for it at once.
+func ExampleWithPriority() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
 	opts := []leasehold.Option{leasehold.WithLease("primary"), leasehold.WithNamespace("default"), cluster()}
-	awaitVacancy := func(d time.Duration) error {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		holders := leasehold.Chan(ctx, leasehold.Holders(ctx, opts...))
-		vacant := time.NewTimer(d)
-		defer vacant.Stop()
-		for {
-			select {
-			case h, open := <-holders:
-				if !open {
-					return context.Cause(ctx)
-				}
-				if vacant.Stop(); h.Identity == "" {
-					vacant.Reset(d)
-				}
-			case <-vacant.C:
-				return nil
-			}
-		}
+	candidate := func(identity string, priority int) []leasehold.Option {
+		return append(opts[:len(opts):len(opts)], leasehold.WithIdentity(identity),
+			leasehold.WithPriority(priority), leasehold.WithYield(), leasehold.WithDuration(time.Second))
 	}
 
-	preferred, err := leasehold.Acquire(ctx, append(opts, leasehold.WithIdentity("large-node"))...)
+	small, err := leasehold.Acquire(ctx, candidate("small-node", 1)...)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	fmt.Println("large-node leads")
-	time.AfterFunc(100*time.Millisecond, func() { preferred.Release() })
-	if err := awaitVacancy(50 * time.Millisecond); err != nil {
-		fmt.Println(err)
-		return
-	}
-	for s := range leasehold.Sessions(ctx, append(opts, leasehold.WithIdentity("small-node"))...) {
-		fmt.Println(s.Holder().Identity, "leads")
-		break
+	large := leasehold.Chan(ctx, leasehold.Sessions(ctx, candidate("large-node", 10)...))
+	<-small.Done()
+	fmt.Println("small-node:", small.Err())
+	small.Release() // the work has ended
+
+	s := <-large
+	fmt.Println(s.Holder().Identity, "leads")
+	s.Release()
+	stop()
+	for range large { // until the campaign has ended
 	}
 	// Output:
+	// small-node: lease yielded: to "large-node", which has priority 10 over 1
 	// large-node leads
-	// small-node leads
+}
+
+// A leader hands the lease over to a candidate of its choice.
+func ExampleSession_HandOver() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	opts := []leasehold.Option{leasehold.WithLease("primary"), leasehold.WithNamespace("default"), cluster()}
+	campaign := func(identity string) leasehold.Session {
+		s, err := leasehold.Acquire(ctx, append(opts[:len(opts):len(opts)], leasehold.WithIdentity(identity))...)
+		if err != nil {
+			fmt.Println(err)
+		}
+		return s
+	}
+
+	first := campaign("a")
+	next := make(chan leasehold.Session)
+	go func() { next <- campaign("b") }()
+	if err := first.HandOver("b"); err != nil {
+		fmt.Println(err)
+	}
+	s := <-next
+	fmt.Println(s.Holder().Identity, "leads")
+	s.Release()
+	// Output: b leads
 }
 
 // A leader whose work is stuck still renews its lease, unless the work has to call Beat.

@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
 // Leases are the Leases of a namespace, as a client for WithClient gives access to them. The methods are those of a
@@ -37,6 +39,7 @@ type leaseClient struct {
 	fieldManager string
 	labels       map[string]string
 	advertise    string
+	priority     *int // nil for none
 	owner        *metav1.OwnerReference
 	answers      *answerTimes // how long the requests take
 
@@ -123,9 +126,17 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 }
 
 // release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field, no
-// matter who manages it; the number of transitions stays.
-func (l *leaseClient) release(ctx context.Context, r record) (record, error) {
-	return l.patch(ctx, r, r.notes.Removal(), freeSpec{})
+// matter who manages it; the number of transitions stays. Others leave the lease for a moment to the successor or, if that is "",
+// to the best standby.
+func (l *leaseClient) release(ctx context.Context, r record, successor string) (record, error) {
+	change := r.notes.Removal()
+	if next := r.nextHolder(successor); next != "" {
+		if change == nil {
+			change = map[string]*string{}
+		}
+		change[annotation.Successor] = new(annotation.FormatSuccessor(r.transitions, next))
+	}
+	return l.patch(ctx, r, change, freeSpec{})
 }
 
 // A renewedSpec is what a renewal changes.
@@ -150,7 +161,7 @@ func (l *leaseClient) delete(ctx context.Context, r record) error {
 	return l.describe("delete", err)
 }
 
-// patch changes annotations and spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
+// patch changes annotations and, unless it is nil, spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
 func (l *leaseClient) patch(ctx context.Context, r record, annotations map[string]*string, spec any) (record, error) {
 	type metadata struct {
 		ResourceVersion string             `json:"resourceVersion"`
@@ -158,7 +169,7 @@ func (l *leaseClient) patch(ctx context.Context, r record, annotations map[strin
 	}
 	body, err := json.Marshal(struct {
 		Metadata metadata `json:"metadata"`
-		Spec     any      `json:"spec"`
+		Spec     any      `json:"spec,omitempty"`
 	}{metadata{r.resourceVersion(), annotations}, spec})
 	if err != nil {
 		return record{}, err

@@ -35,6 +35,7 @@ type LeaseStatus struct {
 	Name         string `json:"name"`
 	Slot         int    `json:"slot,omitempty"` // of WithSlots, whose slots are leases with a status each
 	Identity     string `json:"identity"`
+	Priority     int    `json:"priority,omitempty"` // of WithPriority
 	FieldManager string `json:"fieldManager"`
 
 	LeaseDurationSeconds float64 `json:"leaseDurationSeconds"`
@@ -62,10 +63,11 @@ type LeaseStatus struct {
 	Updates         uint64        `json:"updates"`             // how often the Lease was seen to change
 	UpdateTime      time.Time     `json:"updateTime,omitzero"` // when it last was
 
-	Sessions uint64            `json:"sessions"`
-	Renewals uint64            `json:"renewals"`
-	Failures uint64            `json:"failures"` // requests that failed, other than by meeting somebody else's write
-	Losses   map[string]uint64 `json:"losses"`   // by reason: expired, slept, taken, deleted, emptied, edited, stalled
+	Sessions uint64 `json:"sessions"`
+	Renewals uint64 `json:"renewals"`
+	Failures uint64 `json:"failures"` // requests that failed, other than by meeting somebody else's write
+	// Losses are counted by reason: expired, slept, taken, deleted, emptied, edited, stalled; beside them yielded.
+	Losses map[string]uint64 `json:"losses"`
 
 	LastError     string    `json:"lastError,omitempty"`
 	LastErrorTime time.Time `json:"lastErrorTime,omitzero"`
@@ -265,6 +267,13 @@ func (l *leaseStats) lost(cause error) {
 	}
 }
 
+// yielded counts a session that is to make way for another candidate.
+func (l *leaseStats) yielded() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.losses[yielded]++
+}
+
 func (l *leaseStats) renewed(took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -333,6 +342,7 @@ func (c *campaign) status() LeaseStatus {
 		Namespace:            c.lease.namespace,
 		Name:                 c.lease.name,
 		Slot:                 c.options.slot,
+		Priority:             c.options.priority,
 		Identity:             c.lease.identity,
 		FieldManager:         c.lease.fieldManager,
 		LeaseDurationSeconds: c.options.duration.Seconds(),

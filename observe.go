@@ -26,6 +26,8 @@ type record struct {
 	finalizers  bool // a deletion does not remove the Lease at once
 	deleting    bool // it was deleted, and finalizers keep it
 	notes       annotation.Notes
+	strategy    bool   // coordinated leader election decides who holds it
+	preferred   string // by that, who is to hold it next
 }
 
 // readRecord returns what lease says. Content that makes no sense is read as missing, except the
@@ -62,6 +64,10 @@ func readRecord(lease *coordinationv1.Lease) (record, error) {
 		r.transitions = max(0, *spec.LeaseTransitions)
 	}
 	r.notes = annotation.Read(lease)
+	r.strategy = spec.Strategy != nil && *spec.Strategy != ""
+	if spec.PreferredHolder != nil {
+		r.preferred = *spec.PreferredHolder
+	}
 	return r, nil
 }
 
@@ -86,7 +92,8 @@ func (r record) term() term { return term{r.uid, r.identity, r.acquired} }
 
 // activity returns the part of r that changes whenever its holder writes.
 func (r record) activity() record {
-	r.version, r.duration, r.finalizers, r.deleting, r.notes = 0, 0, false, false, annotation.Notes{}
+	r.version, r.duration, r.finalizers, r.deleting = 0, 0, false, false
+	r.notes, r.strategy, r.preferred = annotation.Notes{}, false, ""
 	return r
 }
 

@@ -41,6 +41,9 @@ type options struct {
 	labels          map[string]string
 	owner           *metav1.OwnerReference
 	advertise       string
+	priority        int
+	prioritized     bool
+	yield           bool
 	deleteOnRelease bool
 	reclaim         bool
 	recorder        eventRecorder
@@ -293,6 +296,9 @@ func (o *options) validate() {
 	}
 	if o.slots > 0 && o.createMode == CreateNew {
 		o.fault("WithSlots and CreateNew are mutually exclusive")
+	}
+	if o.slots > 0 && o.prioritized {
+		o.fault("WithSlots and WithPriority are mutually exclusive")
 	}
 	if o.slots > 0 && o.reclaim {
 		o.fault("WithSlots and WithReclaim are mutually exclusive")

@@ -11,9 +11,9 @@ var errNotOurs = errors.New("not ours")
 
 // free writes that nobody holds the lease, and tries again until ctx ends, at most for releaseBudget after its first
 // permit. It gives up when refuse, which is asked about the newest record before each try, returns an error. Nil
-// means that the lease was freed.
-func (c *campaign) free(ctx context.Context, refuse func(record) error) error {
-	r := release{campaign: c, refuse: refuse}
+// means that the lease was freed, for successor, if that is not "".
+func (c *campaign) free(ctx context.Context, successor string, refuse func(record) error) error {
+	r := release{campaign: c, successor: successor, refuse: refuse}
 	c.releaseDelays.reset()
 	for first := true; ; first = false {
 		if over := r.over(ctx, c.store.latest().record); over != nil {
@@ -54,9 +54,10 @@ func (c *campaign) releaseBudget() time.Duration { return c.options.renewDeadlin
 
 // A release is what is known of one attempt to free the lease.
 type release struct {
-	campaign *campaign
-	refuse   func(record) error
-	inDoubt  bool // a write whose outcome is unknown may have freed the lease
+	campaign  *campaign
+	successor string
+	refuse    func(record) error
+	inDoubt   bool // a write whose outcome is unknown may have freed the lease
 }
 
 // An outcome is how a release ended.
@@ -81,7 +82,9 @@ func (r *release) over(ctx context.Context, rec record) *outcome {
 // try sends one write. After one whose outcome is unknown it reads, unless the watch has told.
 func (r *release) try(ctx context.Context, on record) (record, error) {
 	c := r.campaign
-	freed, err := c.write(ctx, "release", func(ctx context.Context) (record, error) { return c.lease.release(ctx, on) })
+	freed, err := c.write(ctx, "release", func(ctx context.Context) (record, error) {
+		return c.lease.release(ctx, on, r.successor)
+	})
 	if err != nil && outcomeUnknown(err) {
 		r.inDoubt = true
 		if r.refuse(c.store.latest().record) == nil {
@@ -119,7 +122,7 @@ func (s *session) release() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), c.clock.wait(max(s.trustLeft(), 0)))
 	defer cancel()
 	known := s.loss() != nil
-	err := c.free(ctx, func(r record) error {
+	err := c.free(ctx, s.named(), func(r record) error {
 		s.checkTrust()
 		if err := s.loss(); err != nil {
 			return err

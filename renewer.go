@@ -195,6 +195,7 @@ func (r *renewer) absorb(rec record) {
 		s.lose(err)
 		return
 	}
+	s.heed(rec)
 	for i, p := range r.pending {
 		if p.stamp == rec.renewed {
 			until := p.sent.add(s.campaign.options.renewDeadline)

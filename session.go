@@ -213,11 +213,12 @@ type session struct {
 	stopping sync.Once
 	stop     chan struct{} // closed when the body has returned, or Release was called
 
-	yielded       atomic.Bool   // it was handed to the program
-	overran       atomic.Bool   // the body goes on without the lease
-	finished      bool          // nothing is left to release; protected by finishing
-	finishing     chan struct{} // has room for the one that releases the lease
-	closeCampaign func()        // ends the campaign after a session of Acquire; nil in a loop
+	successor     atomic.Pointer[string] // the candidate that the release names; nil until one is known
+	yielded       atomic.Bool            // it was handed to the program
+	overran       atomic.Bool            // the body goes on without the lease
+	finished      bool                   // nothing is left to release; protected by finishing
+	finishing     chan struct{}          // has room for the one that releases the lease
+	closeCampaign func()                 // ends the campaign after a session of Acquire; nil in a loop
 }
 
 // newSession starts to keep the term that r shows, which was acquired by a write sent at sent. The session's context

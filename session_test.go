@@ -36,7 +36,8 @@ type world struct {
 	srv     *leasetest.Server
 	oracles sync.Map // of *oracle.Oracle, by the Lease's name
 
-	memory leaseMemory
+	memory  leaseMemory
+	runners []*runner // that run has started; on the test's goroutine
 
 	mu       sync.Mutex
 	sessions []Session
@@ -148,6 +149,7 @@ func (w *world) run(identity string, body func(Session), opts ...Option) *runner
 			body(s)
 		}
 	}()
+	w.runners = append(w.runners, c)
 	synctest.Wait()
 	return c
 }

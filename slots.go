@@ -94,6 +94,7 @@ func (cs campaigns) start() {
 func (cs campaigns) close() {
 	for _, c := range cs {
 		c.strays.Wait()
+		c.unregister()
 		c.withdraw()
 		c.reflector.close()
 		c.lease.failures.close()

@@ -17,7 +17,8 @@ func TestMetrics(t *testing.T) {
 	status := func(namespace, name string, set func(*leasehold.LeaseStatus)) leasehold.LeaseStatus {
 		s := leasehold.LeaseStatus{Namespace: namespace, Name: name, LeaseDurationSeconds: 3600,
 			Losses: map[string]uint64{}}
-		for _, reason := range []string{"expired", "slept", "taken", "deleted", "emptied", "edited", "stalled"} {
+		reasons := []string{"expired", "slept", "taken", "deleted", "emptied", "edited", "stalled", "yielded"}
+		for _, reason := range reasons {
 			s.Losses[reason] = 0
 		}
 		for _, bound := range []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10} {
