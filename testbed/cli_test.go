@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
@@ -215,6 +216,67 @@ func TestRun(t *testing.T) {
 	}
 	if h := c.holder("job"); h != "" {
 		t.Errorf("afterwards held by %q", h)
+	}
+}
+
+// handover stops the command of the leader and waits for the named standby to run its own. A leader that is not a
+// program with this library goes on, and the request is withdrawn.
+func TestAskedHandover(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	start := func(identity string, flags ...string) *call {
+		args := append([]string{"run", "job", "--identity", identity, "--restart"}, flags...)
+		return c.start(append(args, "--", "sh", "-c",
+			"echo $LEASEHOLD_IDENTITY >>led; trap 'sleep 0.2; echo stopped >>led; exit 3' TERM; sleep 100 & wait")...)
+	}
+	start("a")
+	c.await("a leads", func() bool { return c.file("led") == "a" })
+	start("b")
+	start("best", "--priority", "7")
+	standby := "leasehold-go.github.io/standby"
+	annotations := func() map[string]string {
+		l, err := c.admin.Get(c.Context(), "job", metav1.GetOptions{})
+		if err != nil {
+			c.Fatal(err)
+		}
+		return l.Annotations
+	}
+	c.await("the best stands by", func() bool { return strings.HasSuffix(annotations()[standby], " 7 best") })
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `handed over from "a" to "best" in`},
+		{[]string{"--to", "b"}, `handed over from "best" to "b" in`},
+	} {
+		h := c.start(append([]string{"handover", "job"}, tt.args...)...)
+		h.wantCode(0)
+		if got := h.stdout.String(); !strings.Contains(got, tt.want) {
+			t.Errorf("printed %q, want %s", got, tt.want)
+		}
+	}
+	c.await("b runs", func() bool { return c.file("led") == "a\nstopped\nbest\nstopped\nb" })
+	again := c.start("handover", "job", "--to", "b")
+	again.wantCode(1)
+	if got := again.stderr.String(); !strings.Contains(got, `is held by "b" already`) {
+		t.Errorf("printed %q", got)
+	}
+	wide := c.start("get", "job", "-o", "wide")
+	wide.wantCode(0)
+
+	now := metav1.NowMicro()
+	if _, err := c.admin.Create(c.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "other"},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: new("x"), AcquireTime: &now, RenewTime: &now,
+			LeaseDurationSeconds: new(int32(60))}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	deaf := c.start("handover", "other", "--timeout", "1s")
+	deaf.wantCode(1)
+	if got := deaf.stderr.String(); !strings.Contains(got, "not handed over within 1s: its holder goes on") {
+		t.Errorf("printed %q", got)
+	}
+	if l, err := c.admin.Get(c.Context(), "other", metav1.GetOptions{}); err != nil || len(l.Annotations) != 0 {
+		t.Errorf("the request was not withdrawn: %v, %v", l.Annotations, err)
 	}
 }
 

@@ -25,7 +25,8 @@ func claimCommand() *command {
 		short: "Take a lease and hold it until interrupted",
 		long: `
 It waits for the lease, prints a line when it holds it, renews it, and releases it when it is interrupted. If the
-lease is lost meanwhile, the exit code is 123. To keep a workload from running while you look at it, claim its lease.`,
+lease is lost or handed over meanwhile, the exit code is 123. To keep a workload from running while you look at it,
+claim its lease.`,
 		examples: `
 # Keep the reconciler from running
 leasehold claim reconciler --identity "$USER"
@@ -69,12 +70,16 @@ func (t *tool) claim(h *holding, opts []leasehold.Option) error {
 	fmt.Fprintf(out, "holding %s/%s as %q, fencing token %d; interrupt to release it\n", who.Namespace, who.Name,
 		who.Identity, s.FencingToken())
 	<-s.Done()
+	yielded := s.Err()
 	if err := s.Release(); errors.Is(err, leasehold.ErrLost) {
 		return exitWith(exitLost, err)
 	} else if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "released %s/%s\n", who.Namespace, who.Name)
+	if errors.Is(yielded, leasehold.ErrYielded) {
+		return exitWith(exitLost, yielded)
+	}
 	return nil
 }
 

@@ -31,8 +31,8 @@ when the holder has not renewed the lease for its duration. All three compare th
 With --watch each change is shown too: another holder, none, or an expiry; "leasehold watch" explains them. Renewals
 are none. A lease may also be named as lease/NAME.
 
--o wide adds when the lease expires, the age of the Lease, the field manager that wrote its holder, and the address
-that the holder advertises.`,
+-o wide adds when the lease expires, the age of the Lease, the field manager that wrote its holder, the address that
+the holder advertises, and its priority.`,
 		examples: `
 # All leases of the namespace
 leasehold get

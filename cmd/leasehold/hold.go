@@ -61,16 +61,20 @@ type holding struct {
 	heldExitCode    int
 	listen          string
 	advertise       string
+	priority        int
+	yield           bool
 	slots           int
 
-	monitor *leasehold.Monitor
-	slotted func() bool                                          // reports whether --slots was given
-	look    func(context.Context) (*coordinationv1.Lease, error) // reads the Lease
+	monitor              *leasehold.Monitor
+	slotted, prioritized func() bool // report whether --slots and --priority were given
+
+	look func(context.Context) (*coordinationv1.Lease, error) // reads the Lease
 }
 
 func (h *holding) flags(flags *pflag.FlagSet) {
 	h.timing.flags(flags)
 	h.slotted = func() bool { return flags.Changed("slots") }
+	h.prioritized = func() bool { return flags.Changed("priority") }
 	flags.StringVarP(&h.identity, "identity", "i", "",
 		"the holder to write into the Lease (default <$POD_NAME or host name>_<uuid>)")
 	flags.DurationVar(&h.wait, "wait", 0,
@@ -91,6 +95,9 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 			"one lease)")
 	flags.StringVar(&h.advertise, "advertise", "",
 		"the address to publish while holding the lease, as $POD_IP:8080; get -o wide shows it")
+	flags.IntVar(&h.priority, "priority", 0,
+		"the standby with the highest priority holds a lease next that is released (default none)")
+	flags.BoolVar(&h.yield, "yield", false, "make way when a candidate of higher priority stands by")
 	flags.StringVar(&h.listen, "listen", "",
 		"address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases for JSON")
 }
@@ -106,6 +113,12 @@ func (h *holding) complete(t *tool, lease string) ([]leasehold.Option, error) {
 	}
 	if h.slotted() {
 		opts = append(opts, leasehold.WithSlots(h.slots))
+	}
+	if h.prioritized() {
+		opts = append(opts, leasehold.WithPriority(h.priority))
+	}
+	if h.yield {
+		opts = append(opts, leasehold.WithYield())
 	}
 	if h.advertise != "" {
 		opts = append(opts, leasehold.WithAdvertise(h.advertise))

@@ -85,8 +85,8 @@ type command struct {
 // commands returns the commands in the order in which help shows them, with their flags at the defaults.
 func commands() []*command {
 	return []*command{
-		runCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), createCommand(), explainCommand(),
-		reportCommand(), completionCommand(),
+		runCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), handoverCommand(),
+		createCommand(), explainCommand(), reportCommand(), completionCommand(),
 	}
 }
 

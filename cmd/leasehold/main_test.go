@@ -234,7 +234,7 @@ func TestPrintLeases(t *testing.T) {
 	golden(t, "get-A.table", printed(printer{list: true, namespaces: true}, leases, "table"))
 	leases = slices.Clone(leases)
 	leases[1].Annotations = map[string]string{annotation.Term: annotation.FormatTerm(leases[1].Spec.AcquireTime.Time),
-		annotation.Address: "10.0.0.7:8080"}
+		annotation.Address: "10.0.0.7:8080", annotation.Priority: "-3"}
 	leases[3].Annotations = map[string]string{annotation.Term: "of another term", annotation.Address: "10.0.0.8:8080"}
 	golden(t, "get-A-wide.table", printed(printer{list: true, namespaces: true}, leases, "wide"))
 	golden(t, "get-one.yaml", printed(printer{}, leases[1:2], "yaml"))
@@ -304,7 +304,7 @@ func TestComplete(t *testing.T) {
 		words []string
 		want  string
 	}{
-		{[]string{""}, "run get watch claim release create explain report completion help version :4"},
+		{[]string{""}, "run get watch claim release handover create explain report completion help version :4"},
 		{[]string{"re"}, "release report :4"},
 		{[]string{"-n", "web", "cl"}, "claim :4"},
 		{[]string{"help", "ex"}, "explain :4"},

@@ -117,14 +117,14 @@ func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
 	var lines [][]string
 	if !p.noHeaders && !p.table.begun() {
 		lines = append(lines, []string{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION",
-			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER", "ADDRESS"})
+			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER", "ADDRESS", "PRIORITY"})
 	}
 	for _, r := range rows {
-		s := r.lease.Spec
+		s, notes := r.lease.Spec, annotation.Read(&r.lease)
 		lines = append(lines, []string{
 			r.lease.Namespace, r.lease.Name, r.status, or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
 			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions))),
-			expiry(s, now), age(created(r.lease), now), or(manager(r.lease)), or(annotation.Read(&r.lease).Address),
+			expiry(s, now), age(created(r.lease), now), or(manager(r.lease)), or(notes.Address), or(priority(notes)),
 		})
 	}
 	for i, line := range lines {
@@ -238,6 +238,14 @@ func created(l coordinationv1.Lease) *metav1.MicroTime {
 		return nil
 	}
 	return &metav1.MicroTime{Time: l.CreationTimestamp.Time}
+}
+
+// priority returns that of the holder, if it has one.
+func priority(n annotation.Notes) string {
+	if !n.Prioritized {
+		return ""
+	}
+	return strconv.Itoa(n.Priority)
 }
 
 func holderOf(s coordinationv1.LeaseSpec) string { return valueOf(s.HolderIdentity) }

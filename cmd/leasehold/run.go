@@ -33,7 +33,8 @@ If the lease is not renewed in time, the processes receive SIGTERM, and SIGKILL 
 process can hold the lease. If another holds it already, or the Lease was deleted or edited, they receive SIGKILL at
 once. SIGTERM, SIGINT and SIGQUIT ask the tool to stop: it passes the signal on, renews the lease until the command
 has ended, sends SIGKILL after --grace-period or on a second signal, and releases the lease. A preStop hook is not
-needed. Other signals are passed on.
+needed. Other signals are passed on. In the same way the command ends, by SIGTERM, if "leasehold handover" asks for that
+or, with --yield, if a candidate of higher --priority stands by.
 
 On Linux this covers all descendants of the command, also those that left its process group, as with "set -m",
 timeout(1) or setsid; elsewhere it covers the process group. A second process, the watchdog, kills them if the tool is
@@ -50,8 +51,9 @@ With --no-wait the tool skips the command if the lease has a holder, also one th
 lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
 stopped renewing the lease, until the lease expires. A cron job should use --wait.
 
-Exit codes: that of the command, 128+n if signal n ended it; 123 the lease was lost; 124 it was not acquired, or
---held-exit-code if another holds it; 125 leasehold failed; 126 the command cannot be executed; 127 it was not found.`,
+Exit codes: that of the command, 128+n if signal n ended it; 123 the lease was lost or handed over; 124 it was not
+acquired, or --held-exit-code if another holds it; 125 leasehold failed; 126 the command cannot be executed; 127 it
+was not found.`,
 		examples: `
 # In a Deployment: one of the replicas runs the program, the others stand by
 leasehold run reconciler --restart -- ./reconciler --verbose

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"math"
 	"os"
 	"syscall"
@@ -25,6 +26,7 @@ type supervisor struct {
 	asked   os.Signal     // the signal that asked to stop
 	lost    error         // why the lease was lost
 	cut     bool          // it was lost while the command ran
+	yielded error         // why the command makes way for another holder
 
 	watchdogLost bool // the end of the watchdog was logged
 }
@@ -59,8 +61,11 @@ func (r *runner) term(s leasehold.Session) (end outcome) {
 		}
 	}
 	end = outcome{code: group.code(), asked: sv.asked != nil, ran: ran}
-	if sv.cut {
+	switch {
+	case sv.cut:
 		end.lost = sv.lost
+	case sv.asked == nil:
+		end.lost = sv.yielded
 	}
 	return end
 }
@@ -91,6 +96,7 @@ func (sv *supervisor) follow() (ran time.Duration) {
 			reapOrphans(sv.host.watchdog.pid(), sv.group.id)
 		case <-lost:
 			lost = nil
+			sv.makeWay()
 		case sig := <-sv.host.signals:
 			sv.pass(sig)
 		}
@@ -137,6 +143,20 @@ func (sv *supervisor) check() {
 		}
 	}
 	sv.tool.log.Warn("the command is stopped", "cause", sv.lost)
+}
+
+// makeWay stops the command, which has its grace period, if the session ended for another holder. The lease is renewed
+// meanwhile.
+func (sv *supervisor) makeWay() {
+	err := sv.session.Err()
+	if !errors.Is(err, leasehold.ErrYielded) || sv.group.status != nil {
+		return
+	}
+	sv.yielded = err
+	if sv.asked == nil {
+		sv.stop(syscall.SIGTERM)
+	}
+	sv.tool.log.Info("stopping the command", "cause", err, "gracePeriod", sv.gracePeriod)
 }
 
 // guard tells the watchdog how long the command may run.
