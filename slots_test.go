@@ -453,7 +453,17 @@ func TestSlotsFleet(t *testing.T) {
 				w.mu.Unlock()
 			}, WithSlots(slots)))
 		}
+		turns := func() int {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(led)
+		}
 		w.sleep(10 * time.Minute)
+		for range 5 { // chance decides who is next
+			if turns() < candidates {
+				w.sleep(10 * time.Minute)
+			}
+		}
 		for _, c := range runners {
 			c.stop()
 		}
