@@ -329,6 +329,7 @@ func TestHoldersSlots(t *testing.T) {
 		cancel()
 		<-done
 		want := []string{"-0 ", "-1 ", "-0 a", "-1 b", "-0 ", "-1 "}
+		slices.Sort(seen[:min(2, len(seen))]) // either may be read first
 		if !slices.Equal(seen, want) {
 			t.Errorf("saw %q, want %q", seen, want)
 		}
