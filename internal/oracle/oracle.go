@@ -8,6 +8,7 @@ package oracle
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -188,8 +189,8 @@ func (o *Oracle) begun(c leasetest.Change, k Key, version uint64) (t *Term, bega
 	return t, true
 }
 
-// judge judges the change by a candidate: it may free, and write into, its own term only, and take another's lease
-// when its holder has done nothing for as long as was recorded, by the clock of the taker.
+// judge judges the change by a candidate: it may free, and write into the spec of, its own term only, and take
+// another's lease when its holder has done nothing for as long as was recorded, by the clock of the taker.
 func (o *Oracle) judge(c Change) {
 	if o.rules.Candidate == nil {
 		return
@@ -201,7 +202,7 @@ func (o *Oracle) judge(c Change) {
 	old, next := c.Old, c.New
 	switch {
 	case next != nil && !c.Began:
-		if next.Client != c.Client {
+		if next.Client != c.Client && !reflect.DeepEqual(c.Change.Old.Spec, c.Change.New.Spec) {
 			o.rules.Fail("%s wrote into the term of %q", c.Client, next.Identity)
 		}
 	case old == nil:

@@ -45,6 +45,9 @@ type settings struct {
 	call     call
 	deletes  bool // WithDeleteOnRelease
 	reclaims bool // WithReclaim
+
+	priority *int // WithPriority; nil for none
+	yields   bool // WithYield
 }
 
 // A candidate is a process that campaigns again and again.
@@ -67,6 +70,12 @@ func (c *candidate) String() string {
 	s := fmt.Sprintf(
 		"%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
 		c.name, identity, c.duration, c.renewDeadline, c.renewInterval, c.mode, c.rate, c.call, c.deletes, c.reclaims)
+	if c.priority != nil {
+		s += fmt.Sprintf(", priority %d", *c.priority)
+	}
+	if c.yields {
+		s += ", yields"
+	}
 	if c.process != nil {
 		s += fmt.Sprintf(", shares the watch of %s if %d do", c.process.name, c.sharedFrom)
 	}
@@ -193,6 +202,12 @@ func (k *campaign) run(ctx context.Context) (err error) {
 	if k.reclaims {
 		opts = append(opts, leasehold.WithReclaim())
 	}
+	if k.priority != nil {
+		opts = append(opts, leasehold.WithPriority(*k.priority))
+	}
+	if k.yields {
+		opts = append(opts, leasehold.WithYield())
+	}
 	w.checker.note(k.label, "campaigns")
 	defer context.AfterFunc(ctx, func() { w.checker.ctxEnded(k) })()
 	done := make(chan struct{})
@@ -279,12 +294,21 @@ func (k *campaign) body(s leasehold.Session) (more bool) {
 		runtime.Goexit()
 	case "release":
 		w.checker.bodyEnds(x, "releases") // nothing that needs the lease runs any more
-		if err := s.Release(); err == nil && s.Err() == nil {
+		if err := w.release(s); err == nil && s.Err() == nil {
 			w.checker.violation("%s: released, but the session has not ended", k.label)
 		}
 		time.Sleep(min(after, max(0, w.faultsEnd-w.now()))) // once the faults are over it campaigns
 	}
 	return true
+}
+
+// release ends a session or, in some worlds, hands it over to a candidate, which may not run.
+func (w *World) release(s leasehold.Session) error {
+	r := newRNG(w.seed, 24, uint64(w.now()))
+	if !w.prioritized || r.chance(0.3) {
+		return s.Release()
+	}
+	return s.HandOver(w.candidates[r.IntN(len(w.candidates))].identity)
 }
 
 // A process is what the candidates of one process share: a watch, by the link of one of them.

@@ -13,6 +13,7 @@ import (
 	applycoordinationv1 "k8s.io/client-go/applyconfigurations/coordination/v1"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 
+	"github.com/leasehold-go/leasehold/internal/annotation"
 	"github.com/leasehold-go/leasehold/internal/oracle"
 )
 
@@ -145,9 +146,10 @@ func (c *checker) patches(k *campaign, data []byte) {
 	defer c.mu.Unlock()
 	var patch struct {
 		Metadata struct {
-			ResourceVersion string `json:"resourceVersion"`
+			ResourceVersion string             `json:"resourceVersion"`
+			Annotations     map[string]*string `json:"annotations"`
 		} `json:"metadata"`
-		Spec struct {
+		Spec *struct {
 			RenewTime *metav1.MicroTime `json:"renewTime"`
 		} `json:"spec"`
 	}
@@ -157,6 +159,13 @@ func (c *checker) patches(k *campaign, data []byte) {
 	version, _ := strconv.ParseUint(patch.Metadata.ResourceVersion, 10, 64)
 	if version == 0 {
 		c.violationLocked("%s: a write without a precondition: %s", k.label, data)
+		return
+	}
+	if _, stands := patch.Metadata.Annotations[annotation.Standby]; patch.Spec == nil && stands && k.priority != nil {
+		return // it stands by, or leaves
+	}
+	if patch.Spec == nil {
+		c.violationLocked("%s: a patch that is none of a holder's or a standby's: %s", k.label, data)
 		return
 	}
 	renews := patch.Spec.RenewTime != nil

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/internal/annotation"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -51,6 +52,7 @@ func newWorld(hooks Hooks, seed uint64) *World {
 	w.planCalls()
 	w.planLinks(newRNG(seed, 20))
 	w.planFinalizers(newRNG(seed, 21))
+	w.planPriorities(newRNG(seed, 22))
 	w.sortPlan()
 	return w
 }
@@ -260,6 +262,56 @@ func (w *World) planFinalizers(r rng) {
 				w.srv.Delete(namespace, name)
 			}
 		})
+	}
+}
+
+// planPriorities gives candidates priorities, in some worlds, in which an operator asks holders to hand the lease over
+// and writes annotations about candidates that do not exist.
+func (w *World) planPriorities(r rng) {
+	if !r.chance(0.4) {
+		return
+	}
+	w.prioritized = true
+	for _, c := range w.candidates {
+		if r.chance(0.7) {
+			c.priority = new(r.IntN(4))
+		}
+		c.yields = r.chance(0.4)
+	}
+	if r.chance(0.5) {
+		return
+	}
+	for range 1 + r.IntN(20) {
+		who := []string{"", "nobody", w.candidates[r.IntN(len(w.candidates))].identity}[r.IntN(3)]
+		kind := r.IntN(3)
+		what := fmt.Sprintf("writes annotation %d about %q", kind, who)
+		w.plan(r.uniform(0, w.faultsEnd-1), "operator", what, func() {
+			w.srv.Edit(namespace, name, func(l *coordinationv1.Lease) { annotate(l, kind, who) })
+		})
+	}
+}
+
+// annotate writes one of the annotations that candidates heed.
+func annotate(l *coordinationv1.Lease, kind int, who string) {
+	var acquired time.Time
+	var transitions int32
+	if l.Spec.AcquireTime != nil {
+		acquired = l.Spec.AcquireTime.Time
+	}
+	if l.Spec.LeaseTransitions != nil {
+		transitions = *l.Spec.LeaseTransitions
+	}
+	if l.Annotations == nil {
+		l.Annotations = map[string]string{}
+	}
+	switch kind {
+	case 0:
+		l.Annotations[annotation.HandOver] = annotation.FormatHandOver(acquired, who)
+	case 1:
+		best := annotation.Candidate{Identity: who, Priority: math.MaxInt}
+		l.Annotations[annotation.Standby] = annotation.FormatStandby(acquired, best)
+	case 2:
+		l.Annotations[annotation.Successor] = annotation.FormatSuccessor(transitions, who)
 	}
 }
 

@@ -71,6 +71,8 @@ type World struct {
 
 	holderLink atomic.Pointer[link] // of the process that holds the lease
 
+	prioritized bool // some candidates have priorities
+
 	latency   time.Duration // the longest way of a message in one direction where nothing is wrong
 	faultsEnd time.Duration // when the faults begin to end
 	lasted    time.Duration // the age of the world when it ended
