@@ -25,6 +25,8 @@ var (
 	// ErrYielded is how a session ends that is to make way for another candidate (WithYield). The text says for which,
 	// or who asked for that.
 	ErrYielded = errors.New("lease yielded")
+	// ErrMoved is how the session of a group's key ends that is to be another member's.
+	ErrMoved = errors.New("key moved")
 	// ErrHeld is why TryAcquire failed. The text names the holder.
 	ErrHeld = errors.New("lease held")
 	// ErrExists is how a campaign with CreateNew ends when the Lease exists.

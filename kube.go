@@ -41,7 +41,8 @@ type leaseClient struct {
 	advertise    string
 	priority     *int // nil for none
 	owner        *metav1.OwnerReference
-	answers      *answerTimes // how long the requests take
+	report       func() map[string]*string // returns the annotations that a renewal writes; nil for none
+	answers      *answerTimes              // how long the requests take
 
 	user     *userCode
 	clock    clock
@@ -122,7 +123,11 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 	if r.duration != l.duration {
 		spec.LeaseDurationSeconds = l.seconds()
 	}
-	return l.patch(ctx, r, nil, spec)
+	var annotations map[string]*string
+	if l.report != nil {
+		annotations = l.report()
+	}
+	return l.patch(ctx, r, annotations, spec)
 }
 
 // release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field, no
@@ -163,14 +168,7 @@ func (l *leaseClient) delete(ctx context.Context, r record) error {
 
 // patch changes annotations and, unless it is nil, spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
 func (l *leaseClient) patch(ctx context.Context, r record, annotations map[string]*string, spec any) (record, error) {
-	type metadata struct {
-		ResourceVersion string             `json:"resourceVersion"`
-		Annotations     map[string]*string `json:"annotations,omitempty"`
-	}
-	body, err := json.Marshal(struct {
-		Metadata metadata `json:"metadata"`
-		Spec     any      `json:"spec,omitempty"`
-	}{metadata{r.resourceVersion(), annotations}, spec})
+	body, err := mergePatch(r, annotations, spec)
 	if err != nil {
 		return record{}, err
 	}
@@ -178,6 +176,18 @@ func (l *leaseClient) patch(ctx context.Context, r record, annotations map[strin
 		return l.leases.Patch(ctx, l.name, types.MergePatchType, body,
 			metav1.PatchOptions{FieldManager: l.fieldManager})
 	})
+}
+
+// mergePatch returns the patch that changes annotations and, unless it is nil, spec of a Lease that still is as r.
+func mergePatch(r record, annotations map[string]*string, spec any) ([]byte, error) {
+	type metadata struct {
+		ResourceVersion string             `json:"resourceVersion"`
+		Annotations     map[string]*string `json:"annotations,omitempty"`
+	}
+	return json.Marshal(struct {
+		Metadata metadata `json:"metadata"`
+		Spec     any      `json:"spec,omitempty"`
+	}{metadata{r.resourceVersion(), annotations}, spec})
 }
 
 // watch opens a watch of the Lease for what happens after r or, where there is no Lease, for all
@@ -254,4 +264,9 @@ func (l *leaseClient) describe(verb string, err error) error {
 		err = missingRule(err, l.namespace, names, verb)
 	}
 	return fmt.Errorf("%s lease %s/%s: %w", verb, l.namespace, l.name, err)
+}
+
+// objectMeta returns the metadata of a Lease that has one annotation.
+func objectMeta(name, annotation, value string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Annotations: map[string]string{annotation: value}}
 }

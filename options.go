@@ -49,6 +49,7 @@ type options struct {
 	recorder        eventRecorder
 	monitor         *Monitor
 	err             *error
+	group           groupOptions
 
 	faults []error // what is wrong with the options themselves
 	hooks  hooks
@@ -254,7 +255,13 @@ func (o *options) fault(format string, args ...any) {
 
 // newOptions returns the options with their defaults, and all that is wrong with them.
 func newOptions(ctx context.Context, opts []Option) (*options, error) {
+	return newOptionsOf(ctx, opts, groupOptions{})
+}
+
+// newOptionsOf is newOptions, with what the options of groups are if none is given.
+func newOptionsOf(ctx context.Context, opts []Option, group groupOptions) (*options, error) {
 	o := &options{
+		group:        group,
 		fieldManager: "leasehold",
 		duration:     15 * time.Second,
 		log:          slog.Default(),
@@ -340,6 +347,7 @@ func (o *options) validate() {
 	if o.newBackOff != nil && o.newBackOff() == nil {
 		o.fault("WithBackOff: the function returns nil")
 	}
+	o.validateGroup()
 	d, r, i := o.duration, o.renewDeadline, o.renewInterval
 	if d < time.Second || d%time.Second != 0 || d > maxDuration {
 		o.fault("want 1s <= duration (%v) <= %v, in whole seconds", d, maxDuration)

@@ -18,11 +18,15 @@ type renewer struct {
 	delays    *delays
 
 	due      instant   // when to renew next
+	last     instant   // when the last write was sent
+	wanted   bool      // the next renewal is to come sooner, because there is something to tell by it
 	pending  []renewal // those that may have taken effect after the last one known to have
 	inFlight bool      // a renewal is under way
 	beat     beatCheck
 	altered  bool // the last renewal succeeded, but the server stored another time
 	replies  chan reply
+
+	request chan struct{} // has room for one: a renewal is wanted
 
 	group  errgroup.Group // run, and the renewal under way
 	ended  chan struct{}  // closed when run has returned
@@ -52,6 +56,8 @@ func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
 		reflector: c.reflector,
 		delays:    c.renewDelays,
 		due:       sent.add(firstRenewal(c.options)),
+		last:      sent,
+		request:   make(chan struct{}, 1),
 		beat:      beatCheck{limit: c.options.beat, heard: sent.mono},
 		replies:   make(chan reply, 1),
 		ended:     make(chan struct{}),
@@ -100,10 +106,10 @@ func (r *renewer) run(ctx context.Context) {
 		case r.inFlight:
 		case stopping:
 			return
-		case r.due.left(now) <= 0:
+		case r.untilRenewal(now) <= 0:
 			r.renew(ctx, now)
 		default:
-			wake = min(wake, r.due.left(now))
+			wake = min(wake, r.untilRenewal(now))
 		}
 		timer.Reset(r.clock.wait(max(wake, 0)))
 		select {
@@ -116,10 +122,27 @@ func (r *renewer) run(ctx context.Context) {
 			s.checkTrust()
 			r.handleReply(reply)
 		case <-s.lost:
+		case <-r.request:
+			r.wanted = true
 		case <-stop:
 			stop, stopping = nil, true
 		}
 	}
+}
+
+// untilRenewal returns how long to wait before the next renewal. Those that are wanted sooner are some time apart, so
+// that one of them tells what many have to tell.
+func (r *renewer) untilRenewal(now instant) time.Duration {
+	wait := r.due.left(now)
+	if r.wanted {
+		wait = min(wait, r.last.add(gathering(r.session.campaign.options)).left(now))
+	}
+	return wait
+}
+
+// gathering returns for how long what is to be written is gathered for one write.
+func gathering(o *options) time.Duration {
+	return min(max(o.renewInterval/30, time.Millisecond), 100*time.Millisecond)
 }
 
 // renew begins a renewal. Its time of sending, now, was taken before anything else happens, because trust is
@@ -132,7 +155,7 @@ func (r *renewer) renew(ctx context.Context, now instant) {
 	r.reflector.expectVersion(on.version)
 	stamp := s.campaign.claims.stamps.forRenewal(on)
 	r.pending = append(r.pending, renewal{stamp, now})
-	r.inFlight = true
+	r.inFlight, r.wanted, r.last = true, false, now
 	r.flight <- struct{}{}
 	r.group.Go(func() error {
 		defer func() { <-r.flight }()
@@ -244,3 +267,6 @@ func (r *renewer) awaitRenewal() {
 	case <-timer.C:
 	}
 }
+
+// renewSoon asks for a renewal before the next one is due, because it has something to tell.
+func (s *session) renewSoon() { signal(s.renewer.request) }

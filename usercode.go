@@ -98,6 +98,9 @@ func (u *userCode) fail(p *userPanic) {
 	u.abort(p)
 }
 
+// failWith ends the campaign because the program's code panicked with value, on a goroutine that recovered it.
+func (u *userCode) failWith(value any) { u.fail(&userPanic{value, debug.Stack()}) }
+
 // repanic goes on with the panic that ended the campaign, if one did. It is called on the goroutine that ranges
 // over the loop, or that called Acquire or Release.
 func (u *userCode) repanic() {

@@ -9,8 +9,8 @@ import (
 // nobody is the owner of a key that no member has.
 const nobody = -1
 
-// unlimited is a number of moves that no division reaches.
-const unlimited = math.MaxInt
+// Unlimited is a number of moves that no division reaches.
+const Unlimited = math.MaxInt
 
 // A sharer is a member to whom keys can be assigned.
 type sharer struct {

@@ -23,21 +23,21 @@ func TestAssign(t *testing.T) {
 		{"no keys", division{sharers: equals(3)}, []int{}},
 		{"one member takes all", division{sharers: equals(1), owner: []int{free, free, free}}, []int{0, 0, 0}},
 		{"a group begins: runs", division{sharers: equals(2), owner: []int{free, free, free, free}}, []int{0, 0, 1, 1}},
-		{"balanced: nothing moves", division{sharers: equals(2), owner: []int{1, 0, 1, 0}, moves: unlimited},
+		{"balanced: nothing moves", division{sharers: equals(2), owner: []int{1, 0, 1, 0}, moves: Unlimited},
 			[]int{1, 0, 1, 0}},
-		{"within one: nothing moves", division{sharers: equals(2), owner: []int{0, 0, 1}, moves: unlimited},
+		{"within one: nothing moves", division{sharers: equals(2), owner: []int{0, 0, 1}, moves: Unlimited},
 			[]int{0, 0, 1}},
 		{"a member joins: only the surplus moves",
-			division{sharers: equals(3), owner: []int{0, 0, 0, 1, 1, 1}, moves: unlimited}, []int{0, 0, 2, 1, 1, 2}},
+			division{sharers: equals(3), owner: []int{0, 0, 0, 1, 1, 1}, moves: Unlimited}, []int{0, 0, 2, 1, 1, 2}},
 		{"a member left: its keys are shared out",
-			division{sharers: equals(2), owner: []int{0, free, 1, free}, moves: unlimited}, []int{0, 0, 1, 1}},
+			division{sharers: equals(2), owner: []int{0, free, 1, free}, moves: Unlimited}, []int{0, 0, 1, 1}},
 		{"a free key goes to the member that has least", division{sharers: equals(2), owner: []int{0, 0, free}},
 			[]int{0, 0, 1}},
 		{"moves are limited", division{sharers: equals(2), owner: []int{0, 0, 0, 0, 0, 0}, moves: 1},
 			[]int{0, 0, 0, 0, 0, 1}},
 		{"no moves", division{sharers: equals(2), owner: []int{0, 0, 0, 0}}, []int{0, 0, 0, 0}},
 		{"a member that settles gets free keys only",
-			division{sharers: []sharer{{1, true}, {1, false}}, owner: []int{0, 0, 0, 0, free}, moves: unlimited},
+			division{sharers: []sharer{{1, true}, {1, false}}, owner: []int{0, 0, 0, 0, free}, moves: Unlimited},
 			[]int{0, 0, 0, 0, 1}},
 		{"weights", division{sharers: []sharer{{3, true}, {1, true}}, owner: []int{free, free, free, free}},
 			[]int{0, 0, 0, 1}},
@@ -51,10 +51,10 @@ func TestAssign(t *testing.T) {
 			division{sharers: equals(2), owner: []int{0, 1}, class: []int{1, 0}, knows: [][]bool{all, {false, true}}},
 			[]int{1, 1}},
 		{"by way of another",
-			division{sharers: equals(3), owner: []int{0, 0, 0, 1, 1}, class: []int{0, 0, 0, 1, 1}, moves: unlimited,
+			division{sharers: equals(3), owner: []int{0, 0, 0, 1, 1}, class: []int{0, 0, 0, 1, 1}, moves: Unlimited,
 				knows: [][]bool{{true, true, false}, {false, true, true}}}, []int{0, 0, 1, 1, 2}},
 		{"the shortest runs move as a whole",
-			division{sharers: equals(2), owner: []int{0, 0, 0, 0, 1, 0, 1}, moves: unlimited},
+			division{sharers: equals(2), owner: []int{0, 0, 0, 0, 1, 0, 1}, moves: Unlimited},
 			[]int{0, 0, 0, 0, 1, 1, 1}},
 	} {
 		if got := assign(c.d); !slices.Equal(got, c.want) {
@@ -137,7 +137,7 @@ func divisionFrom(data []byte) division {
 		data = data[1:]
 		return v
 	}
-	d := division{sharers: make([]sharer, next(6)), moves: unlimited}
+	d := division{sharers: make([]sharer, next(6)), moves: Unlimited}
 	for m := range d.sharers {
 		d.sharers[m] = sharer{1 + next(4)*next(3), next(5) > 0}
 	}
@@ -176,7 +176,7 @@ func FuzzAssign(f *testing.F) {
 		if again := assign(d); !slices.Equal(again, want) {
 			t.Fatalf("not deterministic: %v, then %v", want, again)
 		}
-		if d.moves == unlimited {
+		if d.moves == Unlimited {
 			d.owner = want
 			if again := assign(d); !slices.Equal(again, want) {
 				t.Fatalf("not settled: %v, then %v", want, again)
@@ -189,7 +189,7 @@ func FuzzAssign(f *testing.F) {
 func TestAssignMovesNoMoreThanNeeded(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	for range 3000 {
-		d := division{sharers: equals(1 + random.IntN(4)), moves: unlimited}
+		d := division{sharers: equals(1 + random.IntN(4)), moves: Unlimited}
 		for m := range d.sharers {
 			d.sharers[m].weight = 1 + random.IntN(3)
 		}
@@ -244,7 +244,7 @@ func TestAssignKeepsRuns(t *testing.T) {
 	for _, c := range []struct{ buckets, members, most int }{{4096, 3, 80}, {4096, 10, 80}, {65536, 10, 80}} {
 		d := division{sharers: equals(c.members), owner: slices.Repeat([]int{nobody}, c.buckets),
 			class: make([]int, c.buckets),
-			knows: [][]bool{slices.Repeat([]bool{true}, c.members)}, moves: unlimited}
+			knows: [][]bool{slices.Repeat([]bool{true}, c.members)}, moves: Unlimited}
 		worst := 0
 		for range 100 {
 			d.owner = assign(d)
@@ -277,7 +277,7 @@ func BenchmarkAssign(b *testing.B) {
 		last := c.members - 1
 		for _, what := range []string{"begin", "join", "crash", "two key sets"} {
 			b.Run(fmt.Sprintf("%d keys/%d members/%s", c.keys, c.members, what), func(b *testing.B) {
-				d := division{sharers: equals(c.members), owner: slices.Repeat([]int{nobody}, c.keys), moves: unlimited}
+				d := division{sharers: equals(c.members), owner: slices.Repeat([]int{nobody}, c.keys), moves: Unlimited}
 				switch what {
 				case "join":
 					d.sharers = equals(last)

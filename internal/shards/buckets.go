@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// maxBuckets is the largest number of buckets of a ring: its table still fits into a Lease.
-const maxBuckets = 65536
+// MaxBuckets is the largest number of buckets of a ring: its table still fits into a Lease.
+const MaxBuckets = 65536
 
 // hashKey returns the 64-bit FNV-1a hash of key, as KEP-5866 hashes the field of a shardSelector.
 func hashKey(key string) uint64 {
@@ -23,6 +23,9 @@ func bucketOf(hash uint64, n int) int {
 	b, _ := bits.Mul64(hash, uint64(n))
 	return int(b)
 }
+
+// BucketOf returns which of n buckets key belongs to.
+func BucketOf(key string, n int) int { return bucketOf(hashKey(key), n) }
 
 // bucketStart returns the lowest hash of bucket b of n, 0 < b < n: b * 2^64 / n, rounded up.
 func bucketStart(b, n int) uint64 {
@@ -44,10 +47,10 @@ func bucketBound(b, n int) string {
 	return fmt.Sprintf("0x%016x", bucketStart(b, n))
 }
 
-// shardSelector returns the selector (ListOptions.ShardSelector) of the buckets of n for which owned reports
+// Selector returns the selector (ListOptions.ShardSelector) of the buckets of n for which owned reports
 // true. A selector cannot be empty: where none is owned it asks for the objects whose hash is 0, which one
 // object in 2^64 has.
-func shardSelector(field string, n int, owned func(bucket int) bool) string {
+func Selector(field string, n int, owned func(bucket int) bool) string {
 	var ranges []string
 	for b := 0; b < n; b++ {
 		if !owned(b) {

@@ -21,7 +21,7 @@ func TestHashKeyIsTheAPIServers(t *testing.T) {
 }
 
 func TestBucketsAreContiguousRanges(t *testing.T) {
-	for _, n := range []int{1, 2, 3, 7, 10, 64, 1000, 4096, 65535, maxBuckets} {
+	for _, n := range []int{1, 2, 3, 7, 10, 64, 1000, 4096, 65535, MaxBuckets} {
 		if got := bucketOf(0, n); got != 0 {
 			t.Errorf("of %d: hash 0 is in bucket %d", n, got)
 		}
@@ -37,7 +37,7 @@ func TestBucketsAreContiguousRanges(t *testing.T) {
 	}
 }
 
-func TestShardSelector(t *testing.T) {
+func TestSelector(t *testing.T) {
 	const field = "object.metadata.uid"
 	for _, c := range []struct {
 		name    string
@@ -60,7 +60,7 @@ func TestShardSelector(t *testing.T) {
 		for _, b := range c.owned {
 			owned[b] = true
 		}
-		if got := shardSelector(field, c.buckets, func(b int) bool { return owned[b] }); got != c.want {
+		if got := Selector(field, c.buckets, func(b int) bool { return owned[b] }); got != c.want {
 			t.Errorf("%s: got  %s\nwant %s", c.name, got, c.want)
 		}
 	}
@@ -71,7 +71,7 @@ func TestSelectorAgreesWithBuckets(t *testing.T) {
 	const n = 13
 	owned := func(b int) bool { return b%3 == 0 || b == 7 }
 	var ranges []sharding.ShardRangeRequirement
-	for part := range strings.SplitSeq(shardSelector("object.metadata.uid", n, owned), " || ") {
+	for part := range strings.SplitSeq(Selector("object.metadata.uid", n, owned), " || ") {
 		var r sharding.ShardRangeRequirement
 		fields := strings.FieldsFunc(part, func(c rune) bool { return strings.ContainsRune("(), '", c) })
 		r.Key, r.Start, r.End = fields[1], fields[2], fields[3]

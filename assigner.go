@@ -1,0 +1,908 @@
+package leasehold
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// An assigner watches over the group on behalf of one member: it writes the table if that names the member, and
+// otherwise takes over from a member that does not. Its decisions are made on one goroutine, run.
+//
+// Whatever it writes is conditional on the table that it decided on, and rests on evidence that stays true, so that two
+// that believe themselves to be named do no harm.
+type assigner struct {
+	membership *membership
+	group      *group
+	clock      clock
+	news       chan struct{} // has room for one: there may be something to decide
+
+	mu       sync.Mutex             // protects following
+	members  map[string]*memberView // by the name of the Lease
+	listed   uint64                 // the version as of which all members are known; 0 while only some are followed
+	selected string                 // the Lease that is followed; "" for all
+	reselect context.CancelFunc     // follows another selection
+	dirty    bool                   // something changed that matters for the table
+
+	// Owned by run:
+	wrote      uint64 // the version of the table that we wrote
+	wroteText  string // what we wrote last, even if no answer came
+	wroteAt    time.Time
+	begun      uint64                    // the epoch that we began without a trace of an earlier table
+	beginAt    time.Time                 // when to begin an epoch, because there is no table; zero while there is
+	closed     map[uint64]time.Time      // by epoch: since when its table is known
+	hold       time.Time                 // until when a group that has just begun gives nothing
+	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
+	first      map[shards.Term]time.Time // when a term was first seen to report the epoch
+	rests      map[string]keyRest
+	behind     time.Time            // since when the assigner goes by another table than ours; zero while it does not
+	unheard    time.Time            // since when the watch lacks our own renewals; zero while it does not
+	afresh     time.Time            // when everything was read afresh because of either
+	unanswered time.Time            // since when the table does not answer what the member asked of it
+	unused     map[string]time.Time // since when a Lease of the group is of no use
+	delays     *delays
+}
+
+// A keyRest is how long a key is not given out after it was given back.
+type keyRest struct {
+	until    time.Time
+	failures int
+}
+
+// A memberView is what is known of a Lease of the group.
+type memberView struct {
+	seen    observation
+	text    string
+	report  shards.Report // the zero Report if there is none that can be read
+	garbled bool          // there is one that cannot be read
+	live    time.Time     // since when its present term is known
+}
+
+func newAssigner(m *membership) *assigner {
+	c := m.group.campaign
+	return &assigner{
+		membership: m,
+		group:      m.group,
+		clock:      c.clock,
+		news:       make(chan struct{}, 1),
+		members:    map[string]*memberView{},
+		closed:     map[uint64]time.Time{},
+		missing:    map[shards.Term]time.Time{},
+		first:      map[shards.Term]time.Time{},
+		rests:      map[string]keyRest{},
+		unused:     map[string]time.Time{},
+		delays:     newDelays(c.options.newBackOff, c.user),
+	}
+}
+
+// look makes run decide anew.
+func (a *assigner) look() {
+	a.mu.Lock()
+	a.dirty = true
+	a.mu.Unlock()
+	signal(a.news)
+}
+
+// tableChanged makes run decide anew, and follows those whom the table makes interesting.
+func (a *assigner) tableChanged() {
+	a.look()
+	selected := a.selection()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if selected != a.selected && a.reselect != nil {
+		a.reselect()
+	}
+}
+
+// selection returns the name of the Lease to follow, "" for all: the assigner and the next in line follow all members,
+// and the others follow the assigner.
+func (a *assigner) selection() string {
+	a.group.mu.Lock()
+	defer a.group.mu.Unlock()
+	t := a.membership.table.table
+	if t == nil || t.Buckets != a.group.buckets || !t.Lists(t.Assigner) || a.rankLocked() <= 1 {
+		return ""
+	}
+	return t.Assigner.Lease
+}
+
+// rankLocked returns how many members come before this one: 0 for the assigner, 1 for the next in line. The caller
+// holds the group's mu.
+func (a *assigner) rankLocked() int {
+	t, me := a.membership.table.table, a.membership.term()
+	if t.Assigner == me {
+		return 0
+	}
+	rank := 1
+	for _, r := range t.Rows {
+		switch {
+		case r.Term == me:
+			return rank
+		case r.Term != t.Assigner && r.Weight > 0:
+			rank++
+		}
+	}
+	return rank
+}
+
+// followMembers follows the members, all or the assigner alone, until ctx ends.
+func (a *assigner) followMembers(ctx context.Context) {
+	for ctx.Err() == nil {
+		selected := a.selection()
+		following, cancel := context.WithCancel(ctx)
+		a.mu.Lock()
+		a.selected, a.reselect, a.listed = selected, cancel, 0
+		a.mu.Unlock()
+		if a.selection() == selected {
+			a.group.client.follow(following, "list", selected, a)
+		}
+		cancel()
+	}
+}
+
+func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.selected == "" {
+		present := map[string]bool{}
+		for _, l := range leases {
+			present[l.Name] = true
+		}
+		for name, v := range a.members {
+			if !present[name] && v.seen.version <= version {
+				delete(a.members, name)
+			}
+		}
+		a.listed = max(a.listed, version)
+	}
+	for _, l := range leases {
+		a.setLocked(l)
+	}
+	a.dirty = true
+	signal(a.news)
+}
+
+func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
+	r, err := readRecord(lease)
+	if err != nil {
+		return // that no API server sends
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known := a.members[lease.Name]
+	switch {
+	case known == nil && r.version <= a.listed:
+		return // of a Lease that a later list did not have
+	case !deleted:
+		a.setLocked(lease)
+	case known != nil && known.seen.version <= r.version:
+		delete(a.members, lease.Name)
+		a.dirty = true
+	}
+	if a.selected == "" && a.listed > 0 {
+		a.listed = max(a.listed, r.version) // events come in order
+	}
+	signal(a.news)
+}
+
+// setLocked records what a Lease of the group is. The caller holds mu.
+func (a *assigner) setLocked(lease *coordinationv1.Lease) {
+	if !a.group.isMember(lease.Name) && !a.group.isPage(lease.Name) {
+		return
+	}
+	r, err := readRecord(lease)
+	if err != nil {
+		return // that no API server sends
+	}
+	v := a.members[lease.Name]
+	if v == nil {
+		v = &memberView{}
+		a.members[lease.Name] = v
+	}
+	if v.seen.known && r.version <= v.seen.version {
+		return
+	}
+	now := a.clock.now().mono
+	if text := lease.Annotations[memberAnnotation]; text != v.text || v.seen.term() != r.term() {
+		a.dirty = true
+		v.text = text
+		var err error
+		v.report, err = shards.DecodeReport(text)
+		v.garbled = text != "" && err != nil
+		if v.seen.term() != r.term() {
+			v.live = now
+		}
+	}
+	v.seen = observe(v.seen, r, now, a.group.campaign.options.duration, func(term) bool { return false })
+}
+
+// isMember and isPage report what a Lease of the group is by its name.
+func (g *group) isMember(name string) bool { return strings.HasPrefix(name, g.client.group+"-m-") }
+func (g *group) isPage(name string) bool   { return strings.HasPrefix(name, g.client.group+"-k-") }
+
+// termOf returns the term that a member's Lease shows, and whether it shows one.
+func termOf(name string, r record) (shards.Term, bool) {
+	return shards.Term{Lease: name, UID: string(r.uid), Acquired: r.acquired.UnixMicro()}, r.held()
+}
+
+// run decides, until ctx ends.
+func (a *assigner) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		wait, err := a.step(ctx)
+		if err != nil {
+			sleep(ctx, a.clock, a.delays.next(err, a.group.campaign.options.renewInterval))
+			continue
+		}
+		a.delays.reset()
+		timer.Reset(a.clock.wait(max(wait, 0)))
+		for waiting := true; waiting; {
+			select {
+			case <-timer.C:
+				waiting = false
+			case <-a.news:
+				waiting = !a.isDirty() // most news is that members are alive
+			case <-ctx.Done():
+				waiting = false
+			}
+		}
+	}
+}
+
+func (a *assigner) isDirty() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.dirty
+}
+
+// A view is what a step decides on. Nothing in it changes during the step.
+type view struct {
+	now     time.Time
+	table   tableView
+	me      shards.Row
+	report  shards.Report // our own, now
+	rank    int
+	waiting bool // the table does not answer what we asked of it
+	members map[string]memberView
+	listed  uint64
+}
+
+func (a *assigner) view() view {
+	g, m := a.group, a.membership
+	v := view{now: a.clock.now().mono, me: m.row(), members: map[string]memberView{}}
+	g.mu.Lock()
+	v.table, v.report = m.table, m.reportLocked()
+	if v.table.table != nil {
+		v.rank = a.rankLocked()
+		v.waiting = m.owner.Unanswered(v.table.table)
+	}
+	g.mu.Unlock()
+	v.me.Weight = v.report.Weight
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name, member := range a.members {
+		v.members[name] = *member
+	}
+	v.listed = a.listed
+	a.dirty = false
+	return v
+}
+
+// step makes the next decision. It returns after which time to look again if there is no news.
+func (a *assigner) step(ctx context.Context) (time.Duration, error) {
+	g := a.group
+	v := a.view()
+	t := v.table
+	switch {
+	case !t.known || t.foreign && t.exists:
+		return maxDuration, nil
+	case !t.exists || t.table == nil:
+		if v.listed == 0 {
+			return maxDuration, nil // its members are about to be listed
+		}
+		return a.beginAnew(ctx, v)
+	case t.table.Buckets != g.buckets:
+		return a.awaitOtherKeys(ctx, v)
+	}
+	a.beginAt = time.Time{}
+	if _, known := a.closed[t.table.Epoch]; !known {
+		clear(a.closed) // of epochs that are over
+		a.closed[t.table.Epoch] = v.now
+	}
+	if t.table.Assigner != v.me.Term {
+		wait, err := a.standBy(ctx, v)
+		if wait > 0 || err != nil {
+			return min(wait, a.catchUp(v), a.listen(v)), err
+		}
+		if v.listed == 0 {
+			return 0, a.listMembers(ctx)
+		}
+	}
+	wait, err := a.assign(ctx, v)
+	return min(wait, a.catchUp(v), a.listen(v)), err
+}
+
+// listen reads everything afresh if the watch of the members does not bring our own renewals: it is silent. It returns
+// when to look again.
+func (a *assigner) listen(v view) time.Duration {
+	o := a.group.campaign.options
+	switch {
+	case v.listed == 0:
+		return maxDuration // it follows the assigner alone
+	case a.group.campaign.store.latest().version <= v.members[v.me.Lease].seen.version:
+		a.unheard = time.Time{}
+		return o.renewInterval
+	case a.unheard.IsZero():
+		a.unheard = v.now
+	}
+	wait := later(a.unheard.Add(o.renewInterval/3), a.afresh.Add(o.renewInterval)).Sub(v.now)
+	if wait > 0 {
+		return wait
+	}
+	a.afresh = v.now
+	a.membership.readAfresh()
+	return o.renewInterval
+}
+
+// catchUp reads the table afresh if others have seen a newer one for longer than a watch takes. It returns when
+// to look again.
+func (a *assigner) catchUp(v view) time.Duration {
+	o := a.group.campaign.options
+	newest := uint64(0)
+	for _, m := range v.members {
+		newest = max(newest, m.report.Version)
+	}
+	if newest <= v.table.record.version {
+		a.behind = time.Time{}
+		return maxDuration
+	}
+	if a.behind.IsZero() {
+		a.behind = v.now
+	}
+	if v.now.Sub(a.behind) > o.renewDeadline {
+		a.membership.session.lose(lostBecause(expired, "the group's table was not read for %v", o.renewDeadline))
+		return maxDuration
+	}
+	wait := later(a.behind.Add(min(o.renewInterval/3, time.Second)), a.afresh.Add(o.renewInterval)).Sub(v.now)
+	if wait > 0 {
+		return wait
+	}
+	a.afresh = v.now
+	a.membership.readAfresh()
+	return o.renewInterval
+}
+
+// ended reports whether a term is certainly over; since says from when on that is known if nothing happens, zero if it
+// is not.
+func (a *assigner) ended(v view, r shards.Row) (ended bool, at time.Time) {
+	if r.Term == v.me.Term {
+		return false, time.Time{}
+	}
+	if m, ok := v.members[r.Lease]; ok && string(m.seen.uid) == r.UID {
+		delete(a.missing, r.Term)
+		if term, held := termOf(r.Lease, m.seen.record); held && term == r.Term {
+			return false, time.Time{}
+		}
+		return m.seen.version > r.Seen, time.Time{}
+	}
+	if v.listed < r.Seen || v.listed == 0 {
+		return false, time.Time{}
+	}
+	// Its Lease was deleted. It may not have heard, and trust it for as long as it may trust any.
+	since, ok := a.missing[r.Term]
+	if !ok {
+		since = v.now
+		a.missing[r.Term] = since
+	}
+	at = since.Add(max(a.group.campaign.options.duration, time.Duration(r.Seconds)*time.Second))
+	return !v.now.Before(at), at
+}
+
+// beginAnew writes a table that gives nothing, because there is none, or none that can be read.
+func (a *assigner) beginAnew(ctx context.Context, v view) (time.Duration, error) {
+	g := a.group
+	if v.report.Weight == 0 {
+		return maxDuration, nil
+	}
+	if g.buckets == 0 && v.report.Own == "" {
+		return maxDuration, nil // until its keys are published
+	}
+	if a.beginAt.IsZero() { // not all at once
+		a.beginAt = v.now.Add(g.campaign.options.between(0, gathering(g.campaign.options)))
+	}
+	if wait := a.beginAt.Sub(v.now); wait > 0 {
+		return wait, nil
+	}
+	return 0, a.writeNew(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
+}
+
+// writeNew writes the first table of a new epoch, and says why where there was a table.
+func (a *assigner) writeNew(ctx context.Context, v view, old *shards.Table, why string, attributes ...any) error {
+	g := a.group
+	next := shards.NewTable(old, rand.Uint64()|1, rand.Uint64(), v.me, g.buckets)
+	a.begun = 0
+	if !v.table.exists && !a.sawEpoch(v) {
+		a.begun = next.Epoch
+	}
+	a.hold = v.now.Add(min(g.campaign.options.renewInterval, time.Second))
+	written, err := a.write(ctx, v, next)
+	if written && v.table.exists {
+		g.campaign.log.warn(why, append([]any{"group", g.client.group}, attributes...)...)
+	}
+	return err
+}
+
+// sawEpoch reports whether there is a trace of an earlier table.
+func (a *assigner) sawEpoch(v view) bool {
+	a.group.mu.Lock()
+	saw := a.group.sawTable
+	a.group.mu.Unlock()
+	for _, m := range v.members {
+		saw = saw || m.report.Epoch != 0
+	}
+	return saw
+}
+
+// awaitOtherKeys waits until the members that share out other keys, in another number of buckets, are gone.
+func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, error) {
+	g, t := a.group, v.table.table
+	what := fmt.Sprintf("%d buckets", t.Buckets)
+	if t.Buckets == 0 {
+		what = "keys with names"
+	}
+	if g.once(what) {
+		g.campaign.log.error("this member does not join: the group shares out "+what+"; waiting until its members are gone",
+			"group", g.client.group, "buckets", g.buckets)
+	}
+	if v.listed < v.table.record.version {
+		return g.campaign.options.renewInterval, a.listMembers(ctx)
+	}
+	wait := maxDuration
+	for _, r := range t.Rows {
+		m, ok := v.members[r.Lease]
+		if term, held := termOf(r.Lease, m.seen.record); ok && held && term == r.Term {
+			if left := m.seen.expiresAt().Sub(v.now); left > 0 {
+				wait = min(wait, left)
+			} else {
+				return 0, a.fence(ctx, r.Lease, m)
+			}
+			continue
+		}
+		if ended, at := a.ended(v, r); !ended {
+			wait = min(wait, max(at.Sub(v.now), shortestDelay))
+		}
+	}
+	if wait < maxDuration {
+		return wait, nil
+	}
+	return 0, a.writeNew(ctx, v, t, "the members that shared out other keys are gone; beginning a new table")
+}
+
+// standBy watches the assigner. It returns 0 when this member is to take over.
+func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
+	o := a.group.campaign.options
+	t := v.table.table
+	if v.report.Weight == 0 || v.report.Epoch == 0 {
+		return maxDuration, nil
+	}
+	// The next in line comes first, the others after it.
+	turn := time.Duration(0)
+	if v.rank > 1 {
+		turn = min(o.renewInterval, time.Second)
+	}
+	m, ok := v.members[t.Assigner.Lease]
+	if term, held := termOf(t.Assigner.Lease, m.seen.record); ok && held && term == t.Assigner {
+		if !v.waiting {
+			a.unanswered = time.Time{}
+		} else if a.unanswered.IsZero() {
+			a.unanswered = v.now
+		}
+		wait := m.seen.expiresAt().Add(turn).Sub(v.now)
+		if wait <= 0 {
+			return shortestDelay, a.fence(ctx, t.Assigner.Lease, m)
+		}
+		if a.unanswered.IsZero() {
+			return wait, nil
+		}
+		patience := a.unanswered.Add(o.duration + turn).Sub(v.now)
+		if patience <= 0 {
+			a.group.campaign.log.warn("the member that assigns the group's keys does not answer; taking over",
+				"group", a.group.client.group, "assigner", t.Assigner.Lease)
+			a.unanswered = time.Time{}
+			a.membership.readAfresh() // if it does, and only we do not hear it
+		}
+		return min(wait, patience), nil
+	}
+	row := shards.Row{Term: t.Assigner}
+	if i := slices.IndexFunc(t.Rows, func(r shards.Row) bool { return r.Term == t.Assigner }); i >= 0 {
+		row = t.Rows[i]
+	}
+	ended, at := a.ended(v, row)
+	switch {
+	case !ended && !at.IsZero():
+		return max(at.Sub(v.now), shortestDelay), nil
+	case !ended && v.listed == 0:
+		return 0, nil // which lists the members
+	case !ended:
+		return maxDuration, nil // until more is known of it
+	case t.Assigner.Lease == v.me.Lease || turn == 0:
+		return 0, nil
+	}
+	since := v.now
+	if ok {
+		since = m.live
+	} else if missing, ok := a.missing[row.Term]; ok {
+		since = missing.Add(o.duration)
+	}
+	return max(since.Add(turn).Sub(v.now), 0), nil
+}
+
+// fence ends the term of a member that was not seen to renew its Lease for its duration: no renewal that is under way
+// takes effect any more.
+func (a *assigner) fence(ctx context.Context, name string, m memberView) error {
+	c := a.group.campaign
+	lease, err := a.group.client.patch(ctx, "fence", name, m.seen.record, nil, freeSpec{})
+	switch {
+	case err == nil:
+		c.log.info("member of the group did not renew its lease; its keys are given to others",
+			"group", a.group.client.group, "member", m.seen.identity)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.setLocked(lease)
+		return nil
+	case conflicts(err):
+		// Something happened that was not seen.
+		a.membership.readAfresh()
+		return a.listMembers(ctx)
+	}
+	return err
+}
+
+// listMembers reads all Leases of the group.
+func (a *assigner) listMembers(ctx context.Context) error {
+	items, version, err := a.group.client.list(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	present := map[string]bool{}
+	for i := range items {
+		present[items[i].Name] = true
+		a.setLocked(&items[i])
+	}
+	for name, v := range a.members {
+		if !present[name] && v.seen.version <= version {
+			delete(a.members, name)
+		}
+	}
+	a.listed = max(a.listed, version)
+	a.dirty = true
+	return nil
+}
+
+// assign writes the next table, if there is anything to change.
+func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
+	g, c := a.group, a.group.campaign
+	t := v.table.table
+	if v.table.text == a.wroteText {
+		a.wrote = v.table.record.version // even if no answer came
+	}
+	if (a.wrote != v.table.record.version || !t.Open) && v.listed < v.table.record.version {
+		// Somebody else wrote it, or it is new: what members reported has to be compared with it.
+		return 0, a.listMembers(ctx)
+	}
+	wait := maxDuration
+	ready := true
+	for name, m := range v.members {
+		term, held := termOf(name, m.seen.record)
+		if !g.isMember(name) || !held {
+			continue
+		}
+		if name == v.me.Lease {
+			term = v.me.Term
+		}
+		report := a.reportOf(v, term, m)
+		if t.Contradicts(report) {
+			return 0, a.writeNew(ctx, v, t,
+				"the group's table is not the one that its members went by: it was restored or edited; beginning a new one",
+				"member", m.seen.identity)
+		}
+		// In epoch 0 a term has read no table, and owns nothing.
+		ready = ready && (report.Epoch == t.Epoch || report.Epoch == 0 && !m.garbled)
+		if name == v.me.Lease {
+			continue
+		}
+		if left := m.seen.expiresAt().Sub(v.now); left <= 0 {
+			return 0, a.fence(ctx, name, m)
+		} else {
+			wait = min(wait, left)
+		}
+	}
+	if v.report.Epoch != t.Epoch {
+		return maxDuration, nil // the table is new to ourselves
+	}
+	if !t.Open {
+		if !ready {
+			return wait, nil
+		}
+		if over := a.closed[t.Epoch].Add(c.options.duration); a.begun != t.Epoch && v.now.Before(over) {
+			return min(wait, over.Sub(v.now)), nil // members may live whose Leases were deleted
+		}
+	}
+	members, later, err := a.sharers(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	type freed struct {
+		key    string
+		failed bool
+	}
+	var back []freed
+	row := v.me
+	names := v.table.names
+	if g.buckets > 0 {
+		names = nil
+	}
+	p := shards.Plan{
+		Table: t, Names: names, Assigner: row, Members: members, Mark: rand.Uint64(),
+		Moves: c.options.maxMoves(), Open: true,
+		Resumes: func(term shards.Term) bool { return a.resumes(v, term) },
+		Rests: func(key string) bool {
+			return v.now.Before(a.hold) || v.now.Before(a.rests[key].until)
+		},
+		Freed: func(key string, failed bool) { back = append(back, freed{key, failed}) },
+	}
+	ended := map[shards.Term]bool{}
+	for _, r := range t.Rows {
+		over, at := a.ended(v, r)
+		ended[r.Term] = over
+		if !over && !at.IsZero() {
+			later = earlier(later, at)
+		}
+	}
+	p.Ended = func(term shards.Term) bool { return ended[term] }
+	next, names, changed := p.Next()
+	if !changed {
+		later = earlier(later, a.nextRest(v.now))
+		return min(wait, later.Sub(v.now)), a.tidy(ctx, v)
+	}
+	if again := a.wroteAt.Add(gathering(c.options)).Sub(v.now); again > 0 && !a.wroteAt.IsZero() {
+		return again, nil
+	}
+	if g.buckets == 0 && next.Keys != t.Keys {
+		if err := g.publish(ctx, next.Keys, names); err != nil {
+			return 0, err
+		}
+		g.mu.Lock()
+		g.sets[next.Keys] = names
+		g.mu.Unlock()
+	}
+	if written, err := a.write(ctx, v, next); !written {
+		return 0, err
+	}
+	for _, f := range back {
+		a.rest(f.key, f.failed, v.now)
+	}
+	return 0, nil
+}
+
+// earlier returns the earlier of two times.
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// reportOf returns what the member of a term, which m shows, reports in it.
+func (a *assigner) reportOf(v view, term shards.Term, m memberView) shards.Report {
+	switch {
+	case term == v.me.Term:
+		return v.report
+	case m.report.Acquired == term.Acquired:
+		return m.report
+	}
+	return shards.Report{}
+}
+
+// sharers returns the members that go by the table, and when one of them will have settled.
+func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member, later time.Time, err error) {
+	g, t := a.group, v.table.table
+	later = v.now.Add(maxDuration)
+	owns := make([]bool, len(t.Rows))
+	for _, e := range t.Entries {
+		if e.Owner >= 0 {
+			owns[e.Owner] = true
+		}
+	}
+	settled := map[shards.Term]bool{}
+	for i, r := range t.Rows {
+		settled[r.Term] = owns[i]
+	}
+	all := map[string]memberView{v.me.Lease: {}}
+	for name, m := range v.members {
+		if name != v.me.Lease && g.isMember(name) && m.seen.held() {
+			all[name] = m
+		}
+	}
+	seen := map[shards.Term]bool{}
+	used := map[string]bool{t.Keys: true}
+	for name, m := range all {
+		term, report, row := v.me.Term, v.report, v.me
+		if name != v.me.Lease {
+			term, _ = termOf(name, m.seen.record)
+			report = a.reportOf(v, term, m)
+			row = shards.Row{
+				Term: term, Seen: m.seen.version, Identity: m.seen.identity,
+				Weight: report.Weight, Seconds: int(m.seen.wait / time.Second),
+			}
+		}
+		if report.Epoch != t.Epoch || report.Buckets != g.buckets {
+			continue
+		}
+		var knows []string
+		if g.buckets == 0 && report.Own != "" {
+			used[report.Own] = true
+			if knows, err = g.names(ctx, report.Own); err == errKeysMissing {
+				knows = nil // it is told that nobody can read them by having none
+			} else if err != nil {
+				return nil, later, err
+			}
+		}
+		seen[term] = true
+		first, ok := a.first[term]
+		if !ok {
+			first = v.now
+			a.first[term] = first
+		}
+		at := first.Add(g.campaign.options.settleTime())
+		settling := !settled[term] && v.now.Before(at)
+		if settling {
+			later = earlier(later, at)
+		}
+		members = append(members, shards.Member{Row: row, Report: report, Knows: knows, Settling: settling})
+	}
+	for term := range a.first {
+		if !seen[term] {
+			delete(a.first, term)
+		}
+	}
+	if v.now.Before(a.hold) {
+		later = earlier(later, a.hold)
+	}
+	slices.SortFunc(members, func(x, y shards.Member) int { return strings.Compare(x.Lease, y.Lease) })
+	g.forgetSets(used)
+	return members, later, nil
+}
+
+// resumes reports whether the member of a term that has ended is about to go on in a new one.
+func (a *assigner) resumes(v view, term shards.Term) bool {
+	m, ok := v.members[term.Lease]
+	if !ok || !m.seen.held() {
+		return false
+	}
+	now, _ := termOf(term.Lease, m.seen.record)
+	return now != term && a.reportOf(v, now, m).Epoch == 0 && v.now.Sub(m.live) < a.group.campaign.options.renewInterval
+}
+
+// rest keeps key from being given out for a while, longer each time that its work fails.
+func (a *assigner) rest(key string, failed bool, now time.Time) {
+	o := a.group.campaign.options
+	r := a.rests[key]
+	wait := o.between(o.renewInterval/4, o.renewInterval*3/4)
+	r.failures++
+	if !failed {
+		r.failures = 0
+	}
+	wait = min(wait<<min(r.failures, 20), longestRest)
+	r.until = now.Add(wait)
+	a.rests[key] = r
+	for key, r := range a.rests {
+		if now.Sub(r.until) > 2*longestRest {
+			delete(a.rests, key)
+		}
+	}
+}
+
+// longestRest is for how long a key whose work fails again and again is not given out.
+const longestRest = 5 * time.Minute
+
+// nextRest returns when the next key has rested.
+func (a *assigner) nextRest(now time.Time) time.Time {
+	next := now.Add(maxDuration)
+	for _, r := range a.rests {
+		if r.until.After(now) {
+			next = earlier(next, r.until)
+		}
+	}
+	return next
+}
+
+// write writes the table if it still is as v has it, and reports whether that is certain.
+func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool, error) {
+	g := a.group
+	text := next.Encode()
+	if len(text) > maxAnnotation {
+		return false, fmt.Errorf("the table of group %s has %d bytes, want at most %d: too many keys in too many runs",
+			g.client.group, len(text), maxAnnotation)
+	}
+	a.wroteText, a.wroteAt = text, v.now
+	var lease *coordinationv1.Lease
+	var err error
+	if !v.table.exists {
+		now := metav1.NewMicroTime(time.Now())
+		lease, err = g.client.create(ctx, "create table", &coordinationv1.Lease{
+			ObjectMeta: objectMeta(g.client.group, tableAnnotation, text),
+			// No candidate takes it for a lease that is free.
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity: new("leasehold group " + g.client.group), LeaseDurationSeconds: new(int32(maxTransitions)),
+				AcquireTime: &now, RenewTime: &now, LeaseTransitions: new(int32(0)),
+			},
+		})
+	} else {
+		annotations := map[string]*string{tableAnnotation: &text}
+		lease, err = g.client.patch(ctx, "write table", g.client.group, v.table.record, annotations, nil)
+	}
+	if err != nil {
+		// What the table is now decides.
+		if lease, again := g.client.get(ctx, "get table", g.client.group); again == nil {
+			a.membership.setTable(ctx, lease)
+		}
+		if conflicts(err) {
+			return false, nil
+		}
+		return false, err
+	}
+	if r, err := readRecord(lease); err == nil {
+		a.wrote = r.version
+	}
+	return true, a.membership.setTable(ctx, lease)
+}
+
+// maxAnnotation is how long the text of a table may be: all annotations of an object together have 256 KiB.
+const maxAnnotation = 250_000
+
+// tidy deletes one Lease of the group that has been of no use for a while.
+func (a *assigner) tidy(ctx context.Context, v view) error {
+	g, t := a.group, v.table.table
+	used := map[string]bool{}
+	for _, r := range t.Rows {
+		used[r.Lease] = true
+	}
+	digests := map[string]bool{t.Keys: true, v.report.Own: true}
+	for _, m := range v.members {
+		digests[m.report.Own], digests[m.report.Keys] = true, true
+	}
+	for name, m := range v.members {
+		rest, page := strings.CutPrefix(name, g.client.group+"-k-")
+		digest, _, _ := strings.Cut(rest, "-")
+		if used[name] || !page && m.seen.held() || page && digests[digest] {
+			delete(a.unused, name)
+			continue
+		}
+		since, ok := a.unused[name]
+		if !ok {
+			a.unused[name] = v.now
+			continue
+		}
+		if v.now.Sub(since) < 2*g.campaign.options.duration {
+			continue
+		}
+		delete(a.unused, name)
+		if err := g.client.delete(ctx, "delete", name, m.seen.record); err != nil && !conflicts(err) {
+			g.campaign.log.debug("a Lease of the group that is of no use was not deleted", "name", name, "error", err)
+		}
+	}
+	return nil
+}

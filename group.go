@@ -1,0 +1,732 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// The Leases of a group have its label, and what they say in an annotation.
+const (
+	groupLabel       = "leasehold-go.github.io/group"
+	tableAnnotation  = "leasehold-go.github.io/table"
+	memberAnnotation = "leasehold-go.github.io/member"
+	keysAnnotation   = "leasehold-go.github.io/keys"
+)
+
+// withGroupLabel returns labels with the group's.
+func withGroupLabel(labels map[string]string, group string) map[string]string {
+	all := maps.Clone(labels)
+	if all == nil {
+		all = map[string]string{}
+	}
+	all[groupLabel] = group
+	return all
+}
+
+// A worker does the work of keys. Its methods are called without locks.
+type worker interface {
+	// begin begins the work of a session. The worker calls group.returned when that has ended.
+	begin(s *keySession)
+	// stop is called when the session's context has ended, however that came.
+	stop(s *keySession)
+}
+
+// A group is one process's part in a group: a member, in one term after the other.
+type group struct {
+	campaign *campaign
+	client   *groupClient
+	worker   worker
+	buckets  int      // 0 where keys have names
+	numbers  []string // the buckets, as keys
+
+	// Protects following. A worker's mutex may be taken with it held, never the other way round.
+	mu       sync.Mutex
+	keys     []string                        // those with names that the member knows, sorted
+	digest   string                          // of keys, once they are published
+	sets     map[string][]string             // sets of keys by digest
+	past     shards.Past                     // for all terms
+	sessions map[string]map[*keySession]bool // by key: those whose work has not returned, of all terms
+	present  *membership                     // of the present term; nil between terms
+	fatal    error                           // why the member ends
+	warned   map[string]bool                 // what was logged, and need not be again
+	leaving  chan struct{}                   // closed when the member leaves
+	left     sync.Once                       // closes leaving
+	sawTable bool                            // there was a table of the group
+}
+
+func newGroup(c *campaign, name string, buckets int) *group {
+	g := &group{
+		campaign: c,
+		client:   &groupClient{c, name},
+		buckets:  buckets,
+		sets:     map[string][]string{},
+		sessions: map[string]map[*keySession]bool{},
+		warned:   map[string]bool{},
+		leaving:  make(chan struct{}),
+	}
+	for bucket := range buckets {
+		g.numbers = append(g.numbers, strconv.Itoa(bucket))
+	}
+	c.lease.labels = withGroupLabel(c.lease.labels, name)
+	c.lease.report = g.annotations
+	return g
+}
+
+// annotations are what the member writes with each renewal.
+func (g *group) annotations() map[string]*string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.present == nil {
+		return nil
+	}
+	return map[string]*string{memberAnnotation: new(g.present.reportLocked().Encode())}
+}
+
+// run is a member, until ctx ends or leave is called, and all work has returned. The error is why it ended.
+func (g *group) run() error {
+	c := g.campaign
+	k := newCandidates(campaigns{c})
+	for {
+		s, err := k.await(c.ctx)
+		if err != nil {
+			return err
+		}
+		g.serve(s)
+		g.mu.Lock()
+		fatal := g.fatal
+		g.mu.Unlock()
+		switch {
+		case fatal != nil:
+			return fatal
+		case c.ctx.Err() != nil:
+			return context.Cause(c.ctx)
+		case g.isLeaving():
+			return nil
+		}
+		k.pause(c.ctx, s)
+	}
+}
+
+// serve is a member for as long as s lasts.
+func (g *group) serve(s *session) {
+	defer s.finish()
+	m := newMembership(g, s)
+	g.mu.Lock()
+	g.present = m
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		g.present = nil
+		g.mu.Unlock()
+	}()
+	m.run()
+}
+
+// leave ends the member once its work has returned.
+func (g *group) leave() { g.left.Do(func() { close(g.leaving) }) }
+
+func (g *group) isLeaving() bool {
+	select {
+	case <-g.leaving:
+		return true
+	default:
+		return false
+	}
+}
+
+// fail ends the member because of err.
+func (g *group) fail(err error) {
+	g.mu.Lock()
+	if g.fatal == nil {
+		g.fatal = err
+	}
+	g.mu.Unlock()
+	g.leave()
+}
+
+// know says which keys the member knows, sorted, and publishes them for the others.
+func (g *group) know(ctx context.Context, keys []string) error {
+	digest := shards.Digest(keys)
+	g.mu.Lock()
+	g.keys = keys
+	g.sets[digest] = keys
+	var gone []*keySession
+	for key, sessions := range g.sessions {
+		if _, known := slices.BinarySearch(keys, key); !known {
+			for s := range sessions {
+				gone = append(gone, s)
+			}
+		}
+	}
+	g.mu.Unlock()
+	for _, s := range gone {
+		s.cancel(ErrMoved)
+		g.worker.stop(s)
+	}
+	delays := newDelays(g.campaign.options.newBackOff, g.campaign.user)
+	for {
+		err := g.publish(ctx, digest, keys)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		sleep(ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
+	}
+	g.mu.Lock()
+	g.digest = digest
+	m := g.present
+	if m != nil {
+		m.owner.Know(digest)
+	}
+	g.mu.Unlock()
+	if m != nil {
+		m.tell()
+	}
+	return nil
+}
+
+// republish publishes the keys again, once in each term: others delete what no member reports for long.
+func (g *group) republish(ctx context.Context) {
+	g.mu.Lock()
+	digest, keys := g.digest, g.keys
+	g.mu.Unlock()
+	if digest != "" {
+		g.publish(ctx, digest, keys) // logs its own failure; the next term tries again
+	}
+}
+
+// publish writes a set of keys for the others to read. It is there already if another member knows the same.
+func (g *group) publish(ctx context.Context, digest string, keys []string) error {
+	for i, page := range shards.Pages(keys) {
+		_, err := g.client.create(ctx, "create keys", &coordinationv1.Lease{ObjectMeta: objectMeta(
+			g.pageName(digest, i), keysAnnotation, page,
+		)})
+		if err != nil && !conflicts(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *group) pageName(digest string, page int) string {
+	return fmt.Sprintf("%s-k-%s-%d", g.client.group, digest, page)
+}
+
+// names returns the keys with a digest.
+func (g *group) names(ctx context.Context, digest string) ([]string, error) {
+	g.mu.Lock()
+	keys, ok := g.sets[digest]
+	g.mu.Unlock()
+	if ok || digest == shards.Digest(nil) {
+		return keys, nil
+	}
+	keys, err := shards.ReadPages(digest, func(page int) (string, error) {
+		lease, err := g.client.get(ctx, "get keys", g.pageName(digest, page))
+		if err != nil {
+			return "", err
+		}
+		if lease == nil {
+			return "", errKeysMissing
+		}
+		return lease.Annotations[keysAnnotation], nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.sets[digest] = keys
+	return keys, nil
+}
+
+var errKeysMissing = errors.New("the Lease with the keys does not exist")
+
+// maxSets is how many sets of keys a member remembers.
+const maxSets = 32
+
+// forgetSets forgets the sets of keys that used does not name, if there are many.
+func (g *group) forgetSets(used map[string]bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.sets) <= maxSets {
+		return
+	}
+	for digest := range g.sets {
+		if !used[digest] && digest != shards.Digest(g.keys) {
+			delete(g.sets, digest)
+		}
+	}
+}
+
+// accepts reports whether the member can have key now. The caller holds mu.
+func (g *group) acceptsLocked(key string) bool {
+	if len(g.sessions[key]) > 0 || g.isLeaving() {
+		return false
+	}
+	if g.buckets > 0 {
+		return true
+	}
+	_, known := slices.BinarySearch(g.keys, key)
+	return known
+}
+
+// returned says that the work of s has returned.
+func (g *group) returned(s *keySession, failed bool) {
+	s.over.Store(true)
+	s.cancel(ErrReleased)
+	g.mu.Lock()
+	delete(g.sessions[s.key], s)
+	if len(g.sessions[s.key]) == 0 {
+		delete(g.sessions, s.key)
+	}
+	m := g.present
+	if m != nil && m.session == s.member {
+		if g.campaign.ctx.Err() != nil {
+			m.owner.Leave() // its key need not rest
+		}
+		m.owner.Returned(s.key, failed)
+	}
+	g.mu.Unlock()
+	if m != nil {
+		signal(m.news)
+		m.tell()
+	}
+}
+
+// once reports whether what was not warned of before.
+func (g *group) once(what string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	first := !g.warned[what]
+	g.warned[what] = true
+	return first
+}
+
+// A membership is a member in one term: the session of its own Lease, what it owns, and what it sees of the group. The
+// owner's side runs on the goroutine of the campaign, the assigner's on one of its own.
+type membership struct {
+	group    *group
+	session  *session
+	assigner *assigner
+	news     chan struct{} // has room for one: the table has changed, or work has returned
+	workers  errgroup.Group
+
+	// Protected by the group's mu:
+	owner   *shards.Owner
+	table   tableView
+	applied []string           // the names of the table that the owner went by last
+	version uint64             // of that table
+	reread  context.CancelFunc // reads the table afresh, and watches it anew
+	ending  time.Time          // since when the work of a table that was replaced is to end; zero if none is
+}
+
+// A tableView is the table as it was last seen.
+type tableView struct {
+	known   bool
+	exists  bool
+	foreign bool // it is not the table of a group, but somebody else's Lease
+	record  record
+	text    string
+	table   *shards.Table // nil if it cannot be read
+	names   []string
+	err     error // why it cannot be read
+}
+
+func newMembership(g *group, s *session) *membership {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m := &membership{group: g, session: s, news: make(chan struct{}, 1)}
+	weight := g.campaign.options.group.weight
+	if g.isLeaving() {
+		weight = 0
+	}
+	m.owner = shards.NewOwner(m.term(), weight, g.digest, g.buckets, &g.past, g.acceptsLocked)
+	m.assigner = newAssigner(m)
+	return m
+}
+
+// term returns the term as tables name it.
+func (m *membership) term() shards.Term {
+	t := m.session.term
+	return shards.Term{Lease: m.group.campaign.lease.name, UID: string(t.uid), Acquired: t.acquired.UnixMicro()}
+}
+
+// row returns what tables say of the member.
+func (m *membership) row() shards.Row {
+	c := m.group.campaign
+	return shards.Row{
+		Term: m.term(), Seen: m.session.token, Identity: c.lease.identity,
+		Weight: c.options.group.weight, Seconds: int(c.lease.seconds()),
+	}
+}
+
+// tell lets the others know soon what has changed for the member.
+func (m *membership) tell() {
+	m.assigner.look()
+	m.session.renewSoon()
+}
+
+// reportLocked returns what the member reports. The caller holds the group's mu.
+func (m *membership) reportLocked() shards.Report {
+	var refused []int
+	for key, sessions := range m.group.sessions {
+		for s := range sessions {
+			if s.member != m.session {
+				if i, ok := m.indexLocked(key); ok {
+					refused = append(refused, i)
+				}
+				break
+			}
+		}
+	}
+	slices.Sort(refused)
+	r := m.owner.Report(refused)
+	r.Version = m.table.record.version
+	return r
+}
+
+// indexLocked returns the index of key in the table that the owner went by last.
+func (m *membership) indexLocked(key string) (int, bool) {
+	if m.group.buckets > 0 {
+		i, err := strconv.Atoi(key)
+		return i, err == nil
+	}
+	return slices.BinarySearch(m.applied, key)
+}
+
+// run is the member's side of the term. It returns when the term is over, or when the member leaves and all work of the
+// term has returned.
+func (m *membership) run() {
+	c := m.group.campaign
+	ctx, cancel := context.WithCancel(context.WithoutCancel(m.session.ctx))
+	defer m.workers.Wait()
+	defer cancel()
+	m.workers.Go(func() error { m.followTable(ctx); return nil })
+	m.workers.Go(func() error { m.assigner.followMembers(ctx); return nil })
+	m.workers.Go(func() error { m.assigner.run(ctx); return nil })
+	if m.group.buckets == 0 {
+		m.workers.Go(func() error { m.group.republish(ctx); return nil })
+	}
+	done, leaving := c.ctx.Done(), m.group.leaving
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if m.session.loss() != nil {
+			m.stopAll()
+			return
+		}
+		if again := m.apply(); again > 0 {
+			timer.Reset(c.clock.wait(again))
+		}
+		if m.group.isLeaving() && m.idle() {
+			return
+		}
+		select {
+		case <-m.news:
+		case <-timer.C:
+		case <-m.session.lost:
+		case <-done:
+			done = nil
+			m.group.leave()
+		case <-leaving:
+			leaving = nil
+			m.group.mu.Lock()
+			m.owner.Leave()
+			m.group.mu.Unlock()
+			m.session.cancel(orReleased(context.Cause(c.ctx)))
+			m.stopAll()
+			m.tell()
+		}
+	}
+}
+
+// followTable follows the table until ctx ends.
+func (m *membership) followTable(ctx context.Context) {
+	for ctx.Err() == nil {
+		following, cancel := context.WithCancel(ctx)
+		m.group.mu.Lock()
+		m.reread = cancel
+		m.group.mu.Unlock()
+		m.group.client.follow(following, "get table", m.group.client.group, &tableAudience{m, following})
+		cancel()
+	}
+}
+
+// readAfresh reads everything afresh, and watches anew: what was heard was not all.
+func (m *membership) readAfresh() {
+	m.group.mu.Lock()
+	reread := m.reread
+	m.group.mu.Unlock()
+	if reread != nil {
+		reread()
+	}
+	m.assigner.mu.Lock()
+	defer m.assigner.mu.Unlock()
+	if m.assigner.reselect != nil {
+		m.assigner.reselect()
+	}
+}
+
+// orReleased returns why a member leaves: err or, if that is nil, that it wanted to.
+func orReleased(err error) error {
+	if err == nil {
+		return ErrReleased
+	}
+	return err
+}
+
+// idle reports whether all work of the term has returned.
+func (m *membership) idle() bool {
+	m.group.mu.Lock()
+	defer m.group.mu.Unlock()
+	for _, sessions := range m.group.sessions {
+		for s := range sessions {
+			if s.member == m.session {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// stopAll tells the worker that all sessions of the term have ended.
+func (m *membership) stopAll() {
+	m.group.mu.Lock()
+	var all []*keySession
+	for _, sessions := range m.group.sessions {
+		for s := range sessions {
+			if s.member == m.session {
+				all = append(all, s)
+			}
+		}
+	}
+	m.group.mu.Unlock()
+	for _, s := range all {
+		s.cancel(ErrReleased) // unless its context ended with the term's
+		m.group.worker.stop(s)
+	}
+}
+
+// apply goes by the newest table. It returns after which time it is to be called again; 0 if only news matters.
+func (m *membership) apply() time.Duration {
+	g := m.group
+	if m.session.trustLeft() < g.campaign.options.renewDeadline/2 {
+		m.session.renewSoon()
+		return g.campaign.options.renewInterval / 10 // a session begins with at least so much trust
+	}
+	g.mu.Lock()
+	t := m.table
+	if t.foreign && !g.sawTable {
+		g.mu.Unlock()
+		g.fail(fmt.Errorf("leasehold: lease %s/%s: %w", g.campaign.lease.namespace, g.client.group, errForeignTable))
+		return 0
+	}
+	if t.table == nil || t.table.Buckets != g.buckets || m.version == t.record.version && !m.owner.Ending() {
+		g.mu.Unlock()
+		return 0
+	}
+	g.sawTable = true
+	before, _ := m.owner.Epoch()
+	change := m.owner.Apply(t.table, t.names)
+	after, _ := m.owner.Epoch()
+	wait := time.Duration(0)
+	if m.owner.Ending() {
+		if wait = m.untilGivenUpLocked(); wait <= 0 {
+			g.mu.Unlock()
+			m.session.lose(errTableReplaced)
+			return 0
+		}
+	} else {
+		m.version, m.applied, m.ending = t.record.version, t.names, time.Time{}
+	}
+	news := before != after || m.version == t.record.version && m.owner.Unanswered(t.table)
+	var begin, stop []*keySession
+	for _, key := range change.Start {
+		s := newKeySession(m, key, t.record.version)
+		if g.sessions[key] == nil {
+			g.sessions[key] = map[*keySession]bool{}
+		}
+		g.sessions[key][s] = true
+		begin = append(begin, s)
+	}
+	for _, key := range change.Stop {
+		stop = append(stop, m.ofTermLocked(key)...)
+	}
+	g.mu.Unlock()
+	if change.End {
+		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group", g.client.group)
+		for _, s := range m.all() {
+			s.cancel(errTableReplaced)
+			g.worker.stop(s)
+		}
+	}
+	for _, s := range stop {
+		s.cancel(ErrMoved)
+		g.worker.stop(s)
+	}
+	for _, s := range begin {
+		g.worker.begin(s)
+	}
+	if news {
+		m.tell()
+	}
+	return wait
+}
+
+// untilGivenUpLocked returns how long to wait yet for work that is to end because the table was replaced. A member that
+// waits longer would keep the whole group from going on: it begins another term. The caller holds the group's mu.
+func (m *membership) untilGivenUpLocked() time.Duration {
+	c := m.group.campaign
+	now := c.clock.now().mono
+	if m.ending.IsZero() {
+		m.ending = now
+	}
+	return m.ending.Add(c.options.duration).Sub(now)
+}
+
+var errTableReplaced = lostBecause(edited, "the group's table was replaced")
+
+// ofTermLocked returns the sessions of key in this term. The caller holds the group's mu.
+func (m *membership) ofTermLocked(key string) (of []*keySession) {
+	for s := range m.group.sessions[key] {
+		if s.member == m.session {
+			of = append(of, s)
+		}
+	}
+	return of
+}
+
+// all returns the sessions of the term whose work has not returned.
+func (m *membership) all() (all []*keySession) {
+	m.group.mu.Lock()
+	defer m.group.mu.Unlock()
+	for key := range m.group.sessions {
+		all = append(all, m.ofTermLocked(key)...)
+	}
+	return all
+}
+
+// setTable records the table as lease has it, unless what is known is newer. A nil lease says that there is none.
+func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) error {
+	v := tableView{known: true}
+	if lease != nil {
+		r, err := readRecord(lease)
+		if err != nil {
+			return err
+		}
+		v.exists, v.record, v.text = true, r, lease.Annotations[tableAnnotation]
+		v.foreign = lease.Labels[groupLabel] != m.group.client.group
+	}
+	if !m.newer(v) {
+		return nil
+	}
+	if v.exists && !v.foreign {
+		v.table, v.err = shards.DecodeTable(v.text)
+		switch {
+		case v.err != nil:
+		case v.table.Buckets > 0:
+			v.names = m.group.numbers // if it has as many
+		default:
+			names, err := m.group.names(ctx, v.table.Keys)
+			switch {
+			case err == errKeysMissing, err == nil && len(names) != len(v.table.Entries):
+				v.table, v.err = nil, errKeysMissing
+			case err != nil:
+				return err
+			}
+			v.names = names
+		}
+	}
+	m.group.mu.Lock()
+	if !m.newerLocked(v) {
+		m.group.mu.Unlock()
+		return nil
+	}
+	if !v.exists {
+		v.record.version = m.table.record.version // what is older than what was seen stays old
+	}
+	m.table = v
+	m.group.mu.Unlock()
+	signal(m.news)
+	m.assigner.tableChanged()
+	return nil
+}
+
+func (m *membership) newer(v tableView) bool {
+	m.group.mu.Lock()
+	defer m.group.mu.Unlock()
+	return m.newerLocked(v)
+}
+
+// newerLocked reports whether v says more than what is known of the table. A read that finds none may be older than the
+// table that was seen; then a watch brings that again. The caller holds the group's mu.
+func (m *membership) newerLocked(v tableView) bool {
+	switch {
+	case !m.table.known:
+		return true
+	case !v.exists:
+		return m.table.exists
+	case !m.table.exists:
+		return v.record.version >= m.table.record.version
+	}
+	return v.record.version > m.table.record.version
+}
+
+// A tableAudience records what the table is.
+type tableAudience struct {
+	*membership
+	ctx context.Context
+}
+
+func (a *tableAudience) replace(leases []*coordinationv1.Lease, _ uint64) {
+	var lease *coordinationv1.Lease
+	if len(leases) > 0 {
+		lease = leases[0]
+	}
+	a.set(lease)
+}
+
+func (a *tableAudience) update(lease *coordinationv1.Lease, deleted bool) {
+	if deleted {
+		a.removed(lease)
+		return
+	}
+	a.set(lease)
+}
+
+// set records the table. Keys that cannot be read now are tried again, because without them the table says nothing.
+func (a *tableAudience) set(lease *coordinationv1.Lease) {
+	c := a.group.campaign
+	delays := newDelays(c.options.newBackOff, c.user)
+	for err := a.setTable(a.ctx, lease); err != nil && a.ctx.Err() == nil; err = a.setTable(a.ctx, lease) {
+		c.log.debug("the table cannot be read now", "error", err)
+		sleep(a.ctx, c.clock, delays.next(err, c.options.renewInterval))
+	}
+}
+
+// removed records that the table was deleted when it was as last.
+func (a *tableAudience) removed(last *coordinationv1.Lease) {
+	r, err := readRecord(last)
+	if err != nil {
+		return
+	}
+	a.group.mu.Lock()
+	if r.version >= a.table.record.version {
+		a.table = tableView{known: true, record: record{version: r.version}}
+	}
+	a.group.mu.Unlock()
+	a.assigner.tableChanged()
+}

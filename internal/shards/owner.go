@@ -1,0 +1,206 @@
+package shards
+
+import (
+	"cmp"
+	"slices"
+)
+
+// An Owner is a member's side of the protocol in one term: what the table gives it, and what it has to say of that. It
+// is not safe for concurrent use.
+//
+// The key of a grant is live from when Apply returns it to be started until Apply returns it to be stopped, or Returned
+// is called. It is over, for good, only when its work has returned, and only that is reported.
+type Owner struct {
+	term    Term
+	weight  int
+	own     string // the digest of the keys that it knows; "" in a ring
+	buckets int    // of a ring
+	past    *Past
+	accepts func(key string) bool
+
+	epoch, gen, mark uint64
+	digest           string // of the keys of the table of gen
+	bad              uint64
+	ending           bool // the work of an epoch that is over has not returned
+	grants           map[string]*grant
+}
+
+// A grant is one key that the table gives to the term.
+type grant struct {
+	index    int // of the key in the table of gen
+	given    uint64
+	asked    uint64
+	running  bool // the work has not returned
+	returned bool // given back without being asked
+	failed   bool
+}
+
+// Past are the epochs that the terms of a process have left, to which they never return.
+type Past struct{ epochs []uint64 }
+
+// maxPast is how many epochs are remembered.
+const maxPast = 64
+
+func (p *Past) add(epoch uint64) {
+	p.epochs = append(p.epochs, epoch)
+	p.epochs = p.epochs[max(0, len(p.epochs)-maxPast):]
+}
+
+func (p *Past) has(epoch uint64) bool { return slices.Contains(p.epochs, epoch) }
+
+// NewOwner returns the owner of a term that has read no table yet. A key that accepts refuses is given back at once.
+func NewOwner(term Term, weight int, own string, buckets int, past *Past, accepts func(key string) bool) *Owner {
+	return &Owner{
+		term: term, weight: weight, own: own, buckets: buckets, past: past, accepts: accepts, grants: map[string]*grant{},
+	}
+}
+
+// A Change is what a table changes for its reader.
+type Change struct {
+	Start []string // the keys whose work is to begin
+	Stop  []string // the keys whose work is to end, because they are asked back
+	End   bool     // all work is to end: the table that it relied on is gone
+}
+
+// Apply goes by table t, whose keys have names. The table was read in the term, and is not older than any that was
+// applied before.
+func (o *Owner) Apply(t *Table, names []string) Change {
+	if t.Epoch != o.epoch {
+		switch {
+		case o.past.has(t.Epoch):
+			o.bad = t.Epoch
+			return Change{}
+		case o.epoch != 0 && !o.ending:
+			o.ending = true
+			o.past.add(o.epoch)
+			if o.running() {
+				return Change{End: true}
+			}
+		}
+		if o.running() {
+			return Change{}
+		}
+		o.epoch, o.gen, o.mark, o.bad, o.ending = t.Epoch, 0, 0, 0, false
+		clear(o.grants)
+	} else if o.gen != 0 {
+		if _, contradicts := t.marked(o.gen, o.mark); contradicts {
+			o.bad = t.Epoch
+			return Change{}
+		}
+		if o.bad == t.Epoch || o.ending {
+			return Change{}
+		}
+	}
+	o.gen, o.mark, o.digest, o.bad = t.Gen, t.Mark(), t.Keys, 0
+	return o.compare(t, names)
+}
+
+// compare makes the grants those of t.
+func (o *Owner) compare(t *Table, names []string) Change {
+	var c Change
+	row := t.row(o.term)
+	mine := map[string]bool{}
+	for i, e := range t.Entries {
+		if e.Owner != row || row == nobody {
+			continue
+		}
+		name := names[i]
+		mine[name] = true
+		g := o.grants[name]
+		if g == nil || g.given != e.Given && !g.running {
+			g = &grant{given: e.Given}
+			o.grants[name] = g
+			if o.accepts(name) && e.Asked == 0 {
+				g.running = true
+				c.Start = append(c.Start, name)
+			} else {
+				g.returned = true
+			}
+		}
+		g.index = i
+		if e.Asked != 0 && g.given == e.Given && g.asked == 0 {
+			g.asked = e.Asked
+			if g.running {
+				c.Stop = append(c.Stop, name)
+			}
+		}
+	}
+	for name, g := range o.grants {
+		switch {
+		case mine[name]:
+		case !g.running:
+			delete(o.grants, name)
+		case g.asked == 0: // taken away without being asked for: by hand
+			g.asked = t.Gen
+			c.Stop = append(c.Stop, name)
+		}
+	}
+	slices.Sort(c.Stop)
+	return c
+}
+
+// Returned says that the work on key has returned, or that it is given back.
+func (o *Owner) Returned(key string, failed bool) {
+	if g := o.grants[key]; g != nil && g.running {
+		g.running, g.returned, g.failed = false, true, failed
+	}
+}
+
+// Leave says that the member wants no more keys.
+func (o *Owner) Leave() { o.weight = 0 }
+
+// Know says which keys the member knows now, by their digest.
+func (o *Owner) Know(own string) { o.own = own }
+
+// Ending reports whether the work of an epoch that is over has not returned yet. Apply is to be called again then.
+func (o *Owner) Ending() bool { return o.ending }
+
+// Epoch returns the epoch that the owner goes by, 0 for none, and the generation.
+func (o *Owner) Epoch() (epoch, gen uint64) { return o.epoch, o.gen }
+
+// running reports whether any work has not returned.
+func (o *Owner) running() bool {
+	for _, g := range o.grants {
+		if g.running {
+			return true
+		}
+	}
+	return false
+}
+
+// Report returns what the member has to say. Refused are the keys that it cannot have now.
+func (o *Owner) Report(refused []int) Report {
+	r := Report{
+		Acquired: o.term.Acquired, Epoch: o.epoch, Gen: o.gen, Mark: o.mark, Bad: o.bad,
+		Keys: o.digest, Own: o.own, Buckets: o.buckets, Weight: o.weight, Refused: refused,
+	}
+	for _, g := range o.grants {
+		switch {
+		case g.asked != 0 && g.running:
+			r.Running = append(r.Running, g.index)
+		case g.returned && g.asked == 0:
+			r.Returned = append(r.Returned, Return{g.index, g.given, g.failed})
+		}
+	}
+	slices.Sort(r.Running)
+	slices.SortFunc(r.Returned, func(a, b Return) int { return cmp.Compare(a.Key, b.Key) })
+	return r
+}
+
+// Unanswered reports whether t, the newest table, has not done what the member asked of it: list its term, and drop
+// what it gave back.
+func (o *Owner) Unanswered(t *Table) bool {
+	if t.Epoch != o.epoch || o.bad != 0 || !t.Open {
+		return true
+	}
+	row := t.row(o.term)
+	if row == nobody {
+		return o.weight > 0
+	}
+	for _, g := range o.grants {
+		if g.index < len(t.Entries) && !g.running && (g.asked != 0 || g.returned) && t.Entries[g.index].Owner == row {
+			return true
+		}
+	}
+	return false
+}

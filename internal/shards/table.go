@@ -1,0 +1,194 @@
+package shards
+
+import (
+	"bytes"
+	"compress/zlib"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+)
+
+const (
+	// tableFormat is the version of the encoding of tables and reports.
+	tableFormat = 1
+	// keptMarks is of how many generations a table keeps the marks.
+	keptMarks = 16
+	// maxDecoded bounds what an annotation may decompress to.
+	maxDecoded = 32 << 20
+)
+
+// A Term is one term of a member: as long as Lease, with the UID, shows it to be held since Acquired, in microseconds
+// since 1970.
+type Term struct {
+	Lease    string
+	UID      string
+	Acquired int64
+}
+
+// A Row is what a table says of a member.
+type Row struct {
+	Term
+	Seen     uint64 // a resourceVersion at which the Lease showed the term
+	Identity string
+	Weight   int // 0 for a member that leaves
+	Seconds  int // the duration of its Lease
+}
+
+// An Entry is what a table says of a key.
+type Entry struct {
+	Owner int    // an index of the rows, or nobody
+	Given uint64 // the generation that gave it to the owner
+	Asked uint64 // the generation that asked it back; 0 if none did
+}
+
+// A Table says who owns what. Every write of it is a generation. A new epoch begins where it cannot be relied on what
+// an earlier table said: after it was deleted, restored from a backup or edited.
+type Table struct {
+	Epoch    uint64
+	Gen      uint64
+	Marks    []uint64 // random numbers that name the last generations; that of Gen comes last
+	Open     bool     // keys may be given
+	Assigner Term     // who writes the table
+	Buckets  int      // the entries are buckets; 0 for keys with names
+	Keys     string   // the digest of the names, in the order of the entries
+	Rows     []Row
+	Entries  []Entry
+}
+
+// Mark returns the mark of the table's generation.
+func (t *Table) Mark() uint64 { return t.Marks[len(t.Marks)-1] }
+
+// marked reports whether the table is known to follow generation gen with mark, and whether it is known not to.
+func (t *Table) marked(gen, mark uint64) (follows, contradicts bool) {
+	switch age := t.Gen - gen; {
+	case gen > t.Gen:
+		return false, true
+	case age < uint64(len(t.Marks)):
+		follows = t.Marks[len(t.Marks)-1-int(age)] == mark
+		return follows, !follows
+	}
+	return false, false
+}
+
+// next returns the table of the next generation, without what it says.
+func (t *Table) next(mark uint64) *Table {
+	marks := append(slices.Clone(t.Marks), mark)
+	return &Table{
+		Epoch: t.Epoch, Gen: t.Gen + 1, Marks: marks[max(0, len(marks)-keptMarks):],
+		Open: t.Open, Assigner: t.Assigner, Buckets: t.Buckets, Keys: t.Keys,
+	}
+}
+
+// row returns the index of the row of a term, or nobody.
+func (t *Table) row(term Term) int {
+	return slices.IndexFunc(t.Rows, func(r Row) bool { return r.Term == term })
+}
+
+// Lists reports whether the table has a row for a term.
+func (t *Table) Lists(term Term) bool { return t.row(term) >= 0 }
+
+// Free reports how many entries nobody owns.
+func (t *Table) Free() (n int) {
+	for _, e := range t.Entries {
+		if e.Owner == nobody {
+			n++
+		}
+	}
+	return n
+}
+
+// encodedTable is how a table is written, as JSON that is compressed. Neighbouring entries that are equal are one run.
+type encodedTable struct {
+	Format   int         `json:"v"`
+	Epoch    uint64      `json:"e"`
+	Gen      uint64      `json:"g"`
+	Marks    []uint64    `json:"m"`
+	Open     bool        `json:"o,omitempty"`
+	Assigner Term        `json:"a"`
+	Buckets  int         `json:"b,omitempty"`
+	Keys     string      `json:"k,omitempty"`
+	Rows     []Row       `json:"r"`
+	Entries  [][4]uint64 `json:"n"` // how many, owner + 1, given, asked
+}
+
+// Encode returns the table as an annotation has it.
+func (t *Table) Encode() string {
+	e := encodedTable{tableFormat, t.Epoch, t.Gen, t.Marks, t.Open, t.Assigner, t.Buckets, t.Keys, t.Rows, nil}
+	for i, n := range t.Entries {
+		if i > 0 && n == t.Entries[i-1] {
+			e.Entries[len(e.Entries)-1][0]++
+		} else {
+			e.Entries = append(e.Entries, [4]uint64{1, uint64(n.Owner + 1), n.Given, n.Asked})
+		}
+	}
+	return compress(e)
+}
+
+// DecodeTable returns the table that an annotation has. The error says what is wrong with it.
+func DecodeTable(text string) (*Table, error) {
+	var e encodedTable
+	if err := decompress(text, &e); err != nil {
+		return nil, fmt.Errorf("the table cannot be read: %w", err)
+	}
+	if e.Format != tableFormat {
+		return nil, fmt.Errorf("the table has format %d, want %d", e.Format, tableFormat)
+	}
+	t := &Table{e.Epoch, e.Gen, e.Marks, e.Open, e.Assigner, e.Buckets, e.Keys, e.Rows, nil}
+	if t.Epoch == 0 || len(t.Marks) == 0 || len(t.Marks) > keptMarks || uint64(len(t.Marks)) > t.Gen {
+		return nil, errors.New("the table has no epoch, or marks that do not fit its generation")
+	}
+	if t.Buckets < 0 || t.Buckets > MaxBuckets {
+		return nil, fmt.Errorf("the table has %d buckets, want at most %d", t.Buckets, MaxBuckets)
+	}
+	seen := map[Term]bool{}
+	for _, r := range t.Rows {
+		if seen[r.Term] {
+			return nil, errors.New("the table names a term twice")
+		}
+		seen[r.Term] = true
+	}
+	for _, n := range e.Entries {
+		owner := int(n[1]) - 1
+		if n[0] == 0 || n[0] > maxKeys || n[1] > uint64(len(t.Rows)) || n[2] > t.Gen || n[3] > t.Gen ||
+			len(t.Entries)+int(n[0]) > maxKeys {
+			return nil, errors.New("the table has an entry that cannot be")
+		}
+		t.Entries = append(t.Entries, slices.Repeat([]Entry{{owner, n[2], n[3]}}, int(n[0]))...)
+	}
+	if t.Buckets > 0 && len(t.Entries) != t.Buckets {
+		return nil, fmt.Errorf("the table has %d entries for %d buckets", len(t.Entries), t.Buckets)
+	}
+	return t, nil
+}
+
+// compress returns v as compressed JSON in base64.
+func compress(v any) string {
+	var b bytes.Buffer
+	w := zlib.NewWriter(&b)
+	json.NewEncoder(w).Encode(v) // into memory, of types that JSON can say
+	w.Close()
+	return base64.RawStdEncoding.EncodeToString(b.Bytes())
+}
+
+// decompress reads what compress returned.
+func decompress(text string, into any) error {
+	data, err := base64.RawStdEncoding.DecodeString(text)
+	if err != nil {
+		return err
+	}
+	r, err := zlib.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	data, err = io.ReadAll(io.LimitReader(r, maxDecoded+1))
+	if err != nil {
+		return err
+	}
+	if len(data) > maxDecoded {
+		return fmt.Errorf("more than %d bytes", maxDecoded)
+	}
+	return json.Unmarshal(data, into)
+}

@@ -1,0 +1,191 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// A Share says who owns the keys of a group.
+type Share struct {
+	Owners  map[string]string // by key, a bucket's number in decimal: who owns it, or is still to return it
+	Unowned []string          // the keys that nobody owns, in order
+	Members []Member          // in the order in which they joined
+}
+
+// A Member is a process that takes part in a group.
+type Member struct {
+	Identity string
+	Weight   int       // 0 for one that leaves
+	Keys     int       // how many it owns
+	Since    time.Time // when its term began, by its own clock
+}
+
+// Shares watches who owns what in a group, which WithLease names, without taking part: it yields the present state at
+// once, then each change, at most one a second, and the newest if the body is slow. A group that nobody has begun is
+// the zero Share. The state is that of the group's table: a member that crashed is shown until others have its keys.
+//
+// The sequence ends when ctx ends or the loop is left (see WithError). It panics if the options are invalid, unless
+// there is a WithError. It needs the right to get and watch Leases.
+func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
+	o, invalid := newGroupOptions(ctx, opts)
+	if invalid == nil && o.group.given != nil {
+		invalid = errors.New("leasehold: Shares: " + o.group.given[0] + " is for Spread and Join")
+	}
+	if invalid != nil && o.err == nil {
+		panic(invalid)
+	}
+	return func(yield func(Share) bool) {
+		if invalid != nil {
+			o.reportEnd(ctx, nil, invalid)
+			return
+		}
+		cs, err := newCampaigns(ctx, o)
+		if err != nil {
+			o.reportEnd(ctx, nil, err)
+			return
+		}
+		defer cs.repanic()
+		defer cs.close()
+		c := cs[0]
+		defer func() { o.reportEnd(c.ctx, c, err) }()
+		w := &shareWatch{group: newGroup(c, o.name, 0), news: make(chan struct{}, 1)}
+		w.ctx = c.ctx
+		var following errgroup.Group
+		defer following.Wait()
+		followed, stop := context.WithCancel(c.ctx)
+		defer stop()
+		following.Go(func() error {
+			w.group.client.follow(followed, "get table", o.name, w)
+			return nil
+		})
+		for {
+			select {
+			case <-w.news:
+			case <-c.ctx.Done():
+				err = context.Cause(c.ctx)
+				return
+			}
+			if !yield(w.latest()) {
+				return
+			}
+			sleep(c.ctx, c.clock, time.Second)
+		}
+	}
+}
+
+// A shareWatch keeps the newest Share.
+type shareWatch struct {
+	group *group
+	ctx   context.Context
+	news  chan struct{}
+
+	mu     sync.Mutex // protects following
+	known  bool
+	newest uint64
+	share  Share
+}
+
+func (w *shareWatch) latest() Share {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.share
+}
+
+func (w *shareWatch) replace(leases []*coordinationv1.Lease, _ uint64) {
+	if len(leases) > 0 {
+		w.update(leases[0], false)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.set(Share{})
+}
+
+func (w *shareWatch) update(lease *coordinationv1.Lease, deleted bool) {
+	r, err := readRecord(lease)
+	if err != nil {
+		return // that no API server sends
+	}
+	share := Share{}
+	if !deleted {
+		if share, err = w.read(lease); err != nil {
+			w.group.campaign.log.warn("the group's table cannot be read", "group", w.group.client.group, "error", err)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r.version < w.newest {
+		return
+	}
+	w.newest = r.version
+	if err == nil || !w.known {
+		w.set(share)
+	}
+}
+
+// set records the share. The caller holds mu.
+func (w *shareWatch) set(share Share) {
+	w.known, w.share = true, share
+	signal(w.news)
+}
+
+// read returns what a table says.
+func (w *shareWatch) read(lease *coordinationv1.Lease) (Share, error) {
+	g := w.group
+	if lease.Labels[groupLabel] != g.client.group {
+		return Share{}, errForeignTable
+	}
+	t, err := shards.DecodeTable(lease.Annotations[tableAnnotation])
+	if err != nil {
+		return Share{}, err
+	}
+	var names []string
+	if t.Buckets == 0 {
+		delays := newDelays(g.campaign.options.newBackOff, g.campaign.user)
+		for {
+			names, err = g.names(w.ctx, t.Keys)
+			if err == nil && len(names) != len(t.Entries) {
+				err = errKeysMissing
+			}
+			if err == nil || err == errKeysMissing || w.ctx.Err() != nil {
+				break
+			}
+			sleep(w.ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
+		}
+		if err != nil {
+			return Share{}, err
+		}
+		g.forgetSets(map[string]bool{t.Keys: true})
+	}
+	share := Share{Owners: map[string]string{}}
+	keys := make([]int, len(t.Rows))
+	for i, e := range t.Entries {
+		key := ""
+		if names != nil {
+			key = names[i]
+		} else {
+			key = strconv.Itoa(i)
+		}
+		if e.Owner < 0 {
+			share.Unowned = append(share.Unowned, key)
+			continue
+		}
+		share.Owners[key] = t.Rows[e.Owner].Identity
+		keys[e.Owner]++
+	}
+	for i, r := range t.Rows {
+		share.Members = append(share.Members, Member{r.Identity, r.Weight, keys[i], time.UnixMicro(r.Acquired)})
+	}
+	return share, nil
+}
+
+var errForeignTable = errors.New("the Lease exists and is not the table of a group: WithLease has to name a group")
