@@ -644,11 +644,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	type freed struct {
-		key    string
-		failed bool
-	}
-	var back []freed
+	back := map[string]bool{} // the keys that were given back, and whether their work failed
 	row := v.me
 	names := v.table.names
 	if g.buckets > 0 {
@@ -659,9 +655,10 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		Moves: c.options.maxMoves(), Open: true,
 		Resumes: func(term shards.Term) bool { return a.resumes(v, term) },
 		Rests: func(key string) bool {
-			return v.now.Before(a.hold) || v.now.Before(a.rests[key].until)
+			_, justNow := back[key]
+			return justNow || v.now.Before(a.hold) || v.now.Before(a.rests[key].until)
 		},
-		Freed: func(key string, failed bool) { back = append(back, freed{key, failed}) },
+		Freed: func(key string, failed bool) { back[key] = failed },
 	}
 	ended := map[shards.Term]bool{}
 	for _, r := range t.Rows {
@@ -691,8 +688,8 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	if written, err := a.write(ctx, v, next); !written {
 		return 0, err
 	}
-	for _, f := range back {
-		a.rest(f.key, f.failed, v.now)
+	for key, failed := range back {
+		a.rest(key, failed, v.now)
 	}
 	return 0, nil
 }

@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cenkalti/backoff/v4"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -153,5 +156,366 @@ func TestSpread(t *testing.T) {
 				f.Errorf("error %v", r.err)
 			}
 		}
+	})
+}
+
+// owned returns how many keys have a live session.
+func (f *fleet) owned() (n int) {
+	for _, keys := range f.owners() {
+		n += len(keys)
+	}
+	return n
+}
+
+// await returns how long it took until n keys have a live session.
+func (f *fleet) await(n int, limit time.Duration) time.Duration {
+	began := time.Now()
+	for f.owned() != n && time.Since(began) < limit {
+		f.sleep(10 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// S1: in a steady state each member sends its renewals and nothing else, however many keys there are.
+func TestGroupQuiet_S1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		const members = 4
+		hours := long(2 * time.Hour)
+		var runners []*runner
+		for i := range members {
+			runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(1000)...)))
+		}
+		f.sleep(time.Minute)
+		f.wantShape("m0 m1 m2 m3[250 250 250 250]")
+		requests := func() (n int) {
+			for i := range members {
+				n += f.srv.Client(fmt.Sprint("m", i)).Requests()
+			}
+			return n
+		}
+		before := requests()
+		f.sleep(hours)
+		sent := requests() - before
+		if most := int(hours * members / (I * 9 / 10)); sent > most || sent < most*8/10 {
+			f.Errorf("%d requests in %v, want the renewals of %d members, at most %d", sent, hours, members, most)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
+// S4: the keys of a member that crashed, also of the one that assigns, are owned again within D + 1 s.
+func TestGroupCrash_S4(t *testing.T) {
+	for crash := range 3 {
+		t.Run(fmt.Sprint(crash), func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				var runners []*runner
+				for i := range 3 {
+					runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(30)...)))
+					f.sleep(time.Second)
+				}
+				f.sleep(2 * I)
+				f.wantShape("m0 m1 m2[10 10 10]")
+				f.srv.Client(fmt.Sprint("m", crash)).Partition(true)
+				f.sleep(R + eps)
+				if took := f.await(30, 2*D); R+eps+took > D+time.Second {
+					f.Errorf("owned again after %v, want at most %v", R+eps+took, D+time.Second)
+				}
+				f.srv.Client(fmt.Sprint("m", crash)).Partition(false)
+				f.sleep(3 * D)
+				f.wantShape("m0 m1 m2[10 10 10]") // it is back
+				for _, r := range runners {
+					r.quit()
+				}
+			})
+		})
+	}
+}
+
+// Members that could not reach the API server resume what they had, with new tokens, by a number of writes that does
+// not grow with the keys (S5).
+func TestGroupOutage_S5(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var runners []*runner
+		for i := range 3 {
+			runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(300)...)))
+			f.sleep(time.Second)
+		}
+		f.sleep(3 * I)
+		before := f.owners()
+		cut := func(cut bool) {
+			for i := range 3 {
+				f.srv.Client(fmt.Sprint("m", i)).Partition(cut)
+			}
+		}
+		cut(true)
+		f.sleep(R + time.Second)
+		f.wantShape("[]")
+		cut(false)
+		version := f.srv.ResourceVersion()
+		if took := f.await(300, time.Minute); took > 10*time.Second {
+			f.Errorf("resumed after %v", took)
+		}
+		f.sleep(I)
+		if writes := number(f.srv.ResourceVersion()) - number(version); writes > 40 {
+			f.Errorf("%d writes for 3 members", writes)
+		}
+		if after := f.owners(); !maps.EqualFunc(before, after, slices.Equal) {
+			f.Errorf("the members resumed %v, had %v", after, before)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
+func number(version string) (n int) {
+	fmt.Sscan(version, &n)
+	return n
+}
+
+// S3, S5: a member that joins moves exactly the surplus, in few writes.
+func TestGroupJoin_S3(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var runners []*runner
+		for i := range 4 {
+			runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(1000)...)))
+		}
+		f.sleep(time.Minute)
+		begun := func() (n int) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			for _, starts := range f.starts {
+				n += starts
+			}
+			return n
+		}
+		before, version := begun(), number(f.srv.ResourceVersion())
+		runners = append(runners, f.spread("m4", Keys(numbered(1000)...)))
+		f.sleep(I + time.Second)
+		renewals := 4 * 3
+		f.wantShape("m0 m1 m2 m3 m4[200 200 200 200 200]")
+		if moves := begun() - before; moves != 200 {
+			f.Errorf("%d keys moved, want 200", moves)
+		}
+		if writes := number(f.srv.ResourceVersion()) - version; writes > 20+renewals {
+			f.Errorf("%d writes", writes)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
+// A rollout of ten members, the new one before the old, moves each key about once.
+func TestGroupRollout(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		const members, keys = 10, 200
+		var old []*runner
+		for i := range members {
+			old = append(old, f.spread(fmt.Sprint("old", i), Keys(numbered(keys)...)))
+		}
+		f.sleep(time.Minute)
+		var fresh []*runner
+		for i := range members {
+			fresh = append(fresh, f.spread(fmt.Sprint("new", i), Keys(numbered(keys)...)))
+			f.sleep(2 * time.Second)
+			old[i].quit()
+			f.sleep(2 * time.Second)
+		}
+		f.sleep(time.Minute)
+		f.mu.Lock()
+		moves := -keys
+		for _, starts := range f.starts {
+			moves += starts
+		}
+		f.mu.Unlock()
+		if each := float64(moves) / keys; each > 1.9 {
+			f.Errorf("%.2f moves of each key, want at most 1.9", each)
+		} else {
+			f.Logf("%.2f moves of each key", each)
+		}
+		if f.owned() != keys {
+			f.Errorf("%d keys are owned", f.owned())
+		}
+		for _, r := range fresh {
+			r.quit()
+		}
+	})
+}
+
+// The set of keys changes: work of keys that went stops, and new ones begin.
+func TestSpreadKeysChange(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		sets := make(chan []string, 1)
+		set := []string{"x", "y"}
+		sets <- set
+		a := f.spread("a", sets)
+		f.sleep(2 * time.Second)
+		set[0] = "changed" // the slice was copied
+		f.wantShape("a[2]")
+		sets <- []string{"y", "z"}
+		f.sleep(2 * time.Second)
+		if owners := f.owners()["a"]; !slices.Equal(owners, []string{"y", "z"}) {
+			f.Errorf("keys %v", owners)
+		}
+		if f.starts["y"] != 1 {
+			f.Errorf("y began %d times", f.starts["y"])
+		}
+		sets <- []string{"z", "z"} // refused, and logged
+		f.sleep(2 * time.Second)
+		f.wantShape("a[2]")
+		if f.logged(`key \"z\" is there twice`) != 1 {
+			f.Error("no line about the set that was refused")
+		}
+		sets <- nil
+		f.sleep(2 * time.Second)
+		f.wantShape("[]")
+		sets <- []string{"w"}
+		close(sets)
+		f.sleep(2 * time.Second)
+		if owners := f.owners()["a"]; !slices.Equal(owners, []string{"w"}) {
+			f.Errorf("keys %v", owners)
+		}
+		a.quit()
+	})
+}
+
+// A key goes only to a member that knows it.
+func TestSpreadDifferentKeys(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys("x", "y", "z"))
+		b := f.spread("b", Keys("z", "new"))
+		f.sleep(3 * I)
+		owners := f.owners()
+		if !slices.Contains(owners["b"], "new") || !slices.Contains(owners["a"], "x") || !slices.Contains(owners["a"], "y") {
+			f.Errorf("owners %v", owners)
+		}
+		f.wantShape("a b[2 2]")
+		a.quit()
+		f.sleep(2 * time.Second)
+		if got := f.owners()["b"]; !slices.Equal(got, []string{"new", "z"}) {
+			f.Errorf("b has %v", got)
+		}
+		b.quit()
+	})
+}
+
+// Work that returns gives its key back, and it is given out again after a pause that grows with each error.
+func TestSpreadWorkReturns(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		err   error
+		least int
+		most  int
+	}{
+		{"nil", nil, 2, 40},
+		{"an error", errors.New("poisoned"), 2, 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				runs := 0
+				a := f.spreadWork("a", Keys("x"), func(s Session, key string) error {
+					runs++
+					return c.err
+				})
+				f.sleep(time.Minute)
+				if runs < c.least || runs > c.most {
+					f.Errorf("%d runs in a minute, want %d to %d", runs, c.least, c.most)
+				}
+				a.quit()
+			})
+		})
+	}
+}
+
+// An error that is wrapped by backoff.Permanent ends Spread, once all work has returned.
+func TestSpreadPermanent(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		broken := errors.New("broken")
+		running := 0
+		a := f.spreadWork("a", Keys("x", "y", "z"), func(s Session, key string) error {
+			if key == "x" {
+				time.Sleep(time.Minute)
+				return backoff.Permanent(broken)
+			}
+			running++
+			<-s.Done()
+			time.Sleep(time.Second)
+			running--
+			return nil
+		})
+		<-a.done
+		if a.err != broken || running != 0 {
+			f.Errorf("error %v, %d works running", a.err, running)
+		}
+	})
+}
+
+// A panic of the work goes on where Spread was called.
+func TestSpreadPanics(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		defer func() {
+			if r := recover(); r != "worked" {
+				f.Errorf("recovered %v", r)
+			}
+			f.sleep(time.Second)
+		}()
+		Spread(f.Context(), Keys("x", "y"), func(s Session, key string) error {
+			if key == "x" {
+				panic("worked")
+			}
+			<-s.Done()
+			return nil
+		}, f.options("a")...)
+	})
+}
+
+// Work that ignores the end of its session keeps only its own key from the member when it joins again.
+func TestSpreadStuckWork(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		stuck := make(chan struct{})
+		a := f.spreadWork("a", Keys(numbered(5)...), func(s Session, key string) error {
+			<-s.Done()
+			if key == "key-0002" && f.starts[key] == 1 {
+				<-stuck
+			}
+			return nil
+		})
+		f.sleep(2 * time.Second)
+		f.srv.Client("a").Partition(true)
+		f.sleep(D)
+		f.srv.Client("a").Partition(false)
+		f.sleep(D)
+		f.wantShape("a[4]")
+		close(stuck)
+		f.sleep(I)
+		f.wantShape("a[5]")
+		a.quit()
+	})
+}
+
+// WithMoves bounds how many keys move at once.
+func TestSpreadMoves(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spreadWork("a", Keys(numbered(20)...), func(s Session, key string) error {
+			<-s.Done()
+			time.Sleep(2 * time.Second)
+			return nil
+		}, WithMoves(2))
+		f.sleep(2 * time.Second)
+		b := f.spread("b", Keys(numbered(20)...), WithMoves(2))
+		least := 20
+		for range 400 {
+			f.sleep(100 * time.Millisecond)
+			least = min(least, f.owned())
+		}
+		if least != 18 {
+			f.Errorf("at one time %d of 20 keys were owned, want 18", least)
+		}
+		f.wantShape("a b[10 10]")
+		a.quit()
+		b.quit()
 	})
 }
