@@ -1,0 +1,145 @@
+package leasehold_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/leasehold-go/leasehold"
+)
+
+// Each replica polls its share of the feeds. When a replica joins, feeds move to it: their sessions end with ErrMoved,
+// and the new owner begins once poll has returned. When one leaves or crashes, the others have its feeds.
+func ExampleSpread() {
+	begun, moved := make(chan string), make(chan string, 8)
+	poll := func(s leasehold.Session, feed string) error {
+		begun <- s.Holder().Identity
+		for {
+			select {
+			case <-time.After(time.Minute): // fetch feed with s.Context(), store it with s.FencingToken()
+			case <-s.Done():
+				if errors.Is(s.Err(), leasehold.ErrMoved) {
+					moved <- feed
+				}
+				return nil // gives the feed back
+			}
+		}
+	}
+	feeds := []string{"art", "news", "science", "sports"}
+	api := cluster()
+	replica := func(name string) (stop func() error) {
+		ctx, cancel := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
+		ended := make(chan error)
+		go func() {
+			ended <- leasehold.Spread(ctx, leasehold.Keys(feeds...), poll,
+				leasehold.WithLease("feeds"),
+				leasehold.WithNamespace("default"),
+				leasehold.WithIdentity(name),
+				leasehold.WithRenewInterval(100*time.Millisecond), // so that this example is quick
+				api,
+			)
+		}()
+		return func() error {
+			cancel()
+			return <-ended
+		}
+	}
+
+	stopFirst := replica("replica-1")
+	fmt.Println(<-begun, <-begun, <-begun, <-begun)
+	stopSecond := replica("replica-2")
+	fmt.Println(<-begun, <-begun, "moved:", len(moved))
+	fmt.Println("replica-1 stops:", stopFirst())
+	fmt.Println(<-begun, <-begun)
+	fmt.Println("replica-2 stops:", stopSecond())
+	// Output:
+	// replica-1 replica-1 replica-1 replica-1
+	// replica-2 replica-2 moved: 2
+	// replica-1 stops: context canceled
+	// replica-2 replica-2
+	// replica-2 stops: context canceled
+}
+
+// Each replica of a controller reconciles the objects whose buckets it owns. What it gains it reconciles, and what is
+// another's it leaves out: that replica gains, or has gained, the bucket.
+func ExampleJoin() {
+	ctx, shutdown := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
+	defer shutdown()
+	ring, err := leasehold.Join(ctx, 64,
+		leasehold.WithLease("widgets"),
+		leasehold.WithNamespace("default"),
+		leasehold.WithRenewInterval(100*time.Millisecond), // so that this example is quick
+		cluster(),
+	)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	widgets := []string{"default/bolt", "default/gear", "default/nut"} // in a controller: what its cache holds
+	queue := workqueue.NewTyped[string]()
+	go func() {
+		defer queue.ShutDown() // the ring has left
+		for c := range ring.Changes() {
+			for _, widget := range widgets {
+				if c.Gained && ring.Owns(widget) {
+					queue.Add(widget)
+				}
+			}
+		}
+	}()
+
+	reconciled := map[string]bool{}
+	for len(reconciled) < len(widgets) {
+		widget, _ := queue.Get()
+		if s, leave, ok := ring.Enter(widget); ok {
+			reconciled[widget] = s.Err() == nil // the work, with s.Context() and s.FencingToken()
+			leave()                             // the bucket may move from now on
+		}
+		queue.Done(widget)
+	}
+	fmt.Println("reconciled:", slices.Sorted(maps.Keys(reconciled)))
+	shutdown()
+	fmt.Println("left:", ring.Wait())
+	// Output:
+	// reconciled: [default/bolt default/gear default/nut]
+	// left: context canceled
+}
+
+// Shares shows who owns what, to operators and dashboards, without taking part.
+func ExampleShares() {
+	opts := []leasehold.Option{leasehold.WithLease("feeds"), leasehold.WithNamespace("default"), cluster()}
+	ctx, shutdown := context.WithCancel(context.Background())
+	defer shutdown()
+	begun, ended := make(chan string), make(chan error)
+	go func() {
+		ended <- leasehold.Spread(ctx, leasehold.Keys("art", "news"), func(s leasehold.Session, feed string) error {
+			begun <- feed
+			<-s.Done()
+			return nil
+		}, append(opts, leasehold.WithIdentity("replica-1"), leasehold.WithRenewInterval(100*time.Millisecond))...)
+	}()
+	<-begun
+	<-begun
+
+	for share := range leasehold.Shares(ctx, opts...) {
+		for _, m := range share.Members {
+			fmt.Println(m.Identity, "owns", m.Keys, "keys; nobody owns", len(share.Unowned))
+		}
+		for _, feed := range slices.Sorted(maps.Keys(share.Owners)) {
+			fmt.Println(feed, "is polled by", share.Owners[feed])
+		}
+		break
+	}
+	shutdown()
+	<-ended
+	// Output:
+	// replica-1 owns 2 keys; nobody owns 0
+	// art is polled by replica-1
+	// news is polled by replica-1
+}
