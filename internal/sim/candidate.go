@@ -183,13 +183,17 @@ func newCampaign(c *candidate, clock Clock) *campaign {
 func (k *campaign) run(ctx context.Context) (err error) {
 	w := k.world
 	id, number := k.link.id, uint64(k.campaigns)
+	chance := w.chance
+	if k.identity == duplicate {
+		chance = w.namesakeChance
+	}
 	opts := []leasehold.Option{
 		leasehold.WithLease(name), leasehold.WithNamespace(namespace), leasehold.WithIdentity(k.identity),
 		leasehold.WithDuration(k.duration), leasehold.WithRenewDeadline(k.renewDeadline),
 		leasehold.WithRenewInterval(k.renewInterval),
 		leasehold.WithCreateMode(k.mode), leasehold.WithOverrun(w.checker.overrun), leasehold.WithError(&err),
 		unlogged(),
-		w.hooks.Clock(k.clock), w.chance(w.seed, 5, id, number), backOff(w.seed, 6, id, number),
+		w.hooks.Clock(k.clock), chance(w.seed, 5, id, number), backOff(w.seed, 6, id, number),
 	}
 	if k.process == nil {
 		opts = append(opts, leasehold.WithClient(k))

@@ -3,10 +3,12 @@ package sim
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strconv"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
@@ -46,7 +48,9 @@ func (k *campaign) Create(
 	k.world.checker.requested(k, "create")
 	k.world.checker.claims(k, l.Spec.HolderIdentity, l.Spec.AcquireTime)
 	defer k.link.send()()
-	return k.reply(k.LeaseInterface.Create(ctx, l, opts))
+	created, err := k.reply(k.LeaseInterface.Create(ctx, l, opts))
+	k.world.checker.claimEnds(k, l.Spec.AcquireTime, err)
+	return created, err
 }
 
 func (k *campaign) Apply(
@@ -60,18 +64,24 @@ func (k *campaign) Apply(
 func (k *campaign) Patch(
 	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
 ) (*coordinationv1.Lease, error) {
+	var acquired *metav1.MicroTime // of a claim
 	if pt == types.ApplyYAMLPatchType {
 		var l applycoordinationv1.LeaseApplyConfiguration
 		if err := json.Unmarshal(data, &l); err != nil {
 			k.world.checker.violation("%s: %v: %s", k.label, err, data)
 		}
 		k.applies(&l)
+		acquired = l.Spec.AcquireTime
 	} else {
 		k.world.checker.requested(k, "patch")
 		k.world.checker.patches(k, data)
 	}
 	defer k.link.send()()
-	return k.reply(k.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...))
+	lease, err := k.reply(k.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...))
+	if acquired != nil {
+		k.world.checker.claimEnds(k, acquired, err)
+	}
+	return lease, err
 }
 
 // applies checks that k sends a write that is to take the lease.
@@ -138,6 +148,37 @@ func (c *checker) claims(k *campaign, identity *string, acquired *metav1.MicroTi
 	}
 	c.claimants[key] = k
 	k.sent[key.acquired] = sendTime{k.clock.Now(), c.world.now()}
+	c.lookForTwinsLocked()
+}
+
+// claimEnds records how a claim of k ended.
+func (c *checker) claimEnds(k *campaign, acquired *metav1.MicroTime, err error) {
+	var status apierrors.APIStatus
+	refused := errors.As(err, &status) && status.Status().Code < 500 &&
+		!apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+	if err == nil || refused {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doubtful = append(c.doubtful, claim{k.name, k.identity, oracle.Micros(acquired)})
+	c.lookForTwinsLocked()
+}
+
+// lookForTwinsLocked ends the world, in which nothing is judged any more, if a claim whose outcome its sender does not
+// know looks like another process's: the sender takes that for its own, which is a limit of the protocol
+// (docs/safety.md, "Duplicate identities and lost claims").
+func (c *checker) lookForTwinsLocked() {
+	for _, d := range c.doubtful {
+		for other := range c.claimants {
+			if d.identity == other.identity && d.acquired == other.acquired && d.client != other.client {
+				c.log(d.client, "cannot tell its claim from that of %s: the world ends", other.client)
+				c.twins = true
+				c.world.stop()
+				return
+			}
+		}
+	}
 }
 
 // patches checks that k sends a renewal or a release.

@@ -77,6 +77,9 @@ func newClientGoWorld(hooks Hooks, seed uint64) *World {
 	return w
 }
 
+// duplicate is the identity that two candidates have by mistake.
+const duplicate = "duplicate"
+
 // planCandidates makes two to seven candidates.
 func (w *World) planCandidates(r rng, base time.Duration, mixed bool) {
 	differ, identities := r.chance(0.25), r.IntN(10)
@@ -114,7 +117,7 @@ func (w *World) planCandidates(r rng, base time.Duration, mixed bool) {
 		case identities < 9, i > 1:
 			c.identity = c.name
 		default: // two by mistake
-			c.identity = "duplicate"
+			c.identity = duplicate
 		}
 		c.link = w.newLink(c.name)
 		c.world = w

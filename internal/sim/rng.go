@@ -47,6 +47,18 @@ func (w *World) chance(parts ...uint64) leasehold.Option {
 	})
 }
 
+// namesakeChance is chance for one of two processes with the same identity. What makes their claims differ, the part
+// of a millisecond in acquireTime, is drawn from two values: it often does not.
+func (w *World) namesakeChance(parts ...uint64) leasehold.Option {
+	return w.hooks.Chance(func(n time.Duration) time.Duration {
+		r := newRNG(append(slices.Clone(parts), uint64(w.now()))...)
+		if n == time.Millisecond {
+			return time.Duration(r.Int64N(2)) * n / 2
+		}
+		return time.Duration(r.Int64N(int64(n)))
+	})
+}
+
 // backOff draws the delays of a candidate from parts.
 func backOff(parts ...uint64) leasehold.Option {
 	policies := uint64(0)
