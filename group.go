@@ -59,6 +59,8 @@ type group struct {
 	sessions map[string]map[*keySession]bool // by key: those whose work has not returned, of all terms
 	present  *membership                     // of the present term; nil between terms
 	fatal    error                           // why the member ends
+	ended    map[string]uint64               // sessions of keys that ended, by why
+	begun    uint64                          // sessions of keys that began
 	warned   map[string]bool                 // what was logged, and need not be again
 	leaving  chan struct{}                   // closed when the member leaves
 	left     sync.Once                       // closes leaving
@@ -72,6 +74,7 @@ func newGroup(c *campaign, name string, buckets int) *group {
 		buckets:  buckets,
 		sets:     map[string][]string{},
 		sessions: map[string]map[*keySession]bool{},
+		ended:    map[string]uint64{},
 		warned:   map[string]bool{},
 		leaving:  make(chan struct{}),
 	}
@@ -171,8 +174,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 	}
 	g.mu.Unlock()
 	for _, s := range gone {
-		s.cancel(ErrMoved)
-		g.worker.stop(s)
+		g.stop(s, ErrMoved)
 	}
 	delays := newDelays(g.campaign.options.newBackOff, g.campaign.user)
 	for {
@@ -285,9 +287,11 @@ func (g *group) acceptsLocked(key string) bool {
 
 // returned says that the work of s has returned.
 func (g *group) returned(s *keySession, failed bool) {
+	why := endOf(s, failed)
 	s.over.Store(true)
 	s.cancel(ErrReleased)
 	g.mu.Lock()
+	g.ended[why]++
 	delete(g.sessions[s.key], s)
 	if len(g.sessions[s.key]) == 0 {
 		delete(g.sessions, s.key)
@@ -304,6 +308,17 @@ func (g *group) returned(s *keySession, failed bool) {
 		signal(m.news)
 		m.tell()
 	}
+}
+
+// stop ends the session s because of cause, and tells the worker.
+func (g *group) stop(s *keySession, cause error) {
+	s.cancel(cause)
+	g.mu.Lock()
+	if s.stopped.IsZero() {
+		s.stopped = g.campaign.clock.now().mono
+	}
+	g.mu.Unlock()
+	g.worker.stop(s)
 }
 
 // once reports whether what was not warned of before.
@@ -428,7 +443,11 @@ func (m *membership) run() {
 			m.stopAll()
 			return
 		}
-		if again := m.apply(); again > 0 {
+		again := m.apply()
+		if overdue := m.group.reportOverdue(); overdue > 0 && (again == 0 || overdue < again) {
+			again = overdue
+		}
+		if again > 0 {
 			timer.Reset(c.clock.wait(again))
 		}
 		if m.group.isLeaving() && m.idle() {
@@ -515,8 +534,7 @@ func (m *membership) stopAll() {
 	}
 	m.group.mu.Unlock()
 	for _, s := range all {
-		s.cancel(ErrReleased) // unless its context ended with the term's
-		m.group.worker.stop(s)
+		m.group.stop(s, ErrReleased) // unless its context ended with the term's
 	}
 }
 
@@ -560,6 +578,7 @@ func (m *membership) apply() time.Duration {
 			g.sessions[key] = map[*keySession]bool{}
 		}
 		g.sessions[key][s] = true
+		g.begun++
 		begin = append(begin, s)
 	}
 	for _, key := range change.Stop {
@@ -569,13 +588,11 @@ func (m *membership) apply() time.Duration {
 	if change.End {
 		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group", g.client.group)
 		for _, s := range m.all() {
-			s.cancel(errTableReplaced)
-			g.worker.stop(s)
+			g.stop(s, errTableReplaced)
 		}
 	}
 	for _, s := range stop {
-		s.cancel(ErrMoved)
-		g.worker.stop(s)
+		g.stop(s, ErrMoved)
 	}
 	for _, s := range begin {
 		g.worker.begin(s)

@@ -18,6 +18,10 @@ type keySession struct {
 	ctx    *keyContext
 	cancel context.CancelCauseFunc
 	over   atomic.Bool // the work has returned
+
+	// Protected by the group's mu:
+	stopped time.Time // when the session ended; zero while it is live
+	overdue bool      // that the work has not returned was logged
 }
 
 // newKeySession returns the session of a key that the table of a version gives to m.

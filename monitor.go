@@ -21,9 +21,10 @@ import (
 //
 // Of leases without a campaign it remembers the last 1,000 that had one, and forgets what it counted of others.
 type Monitor struct {
-	mu    sync.Mutex // protects following; taken before a leaseStats' mutex
-	stats map[types.NamespacedName]*leaseStats
-	ended list.List // the stats of leases without a campaign, the one whose campaign ended last at the back
+	mu     sync.Mutex // protects following; taken before a leaseStats' mutex
+	stats  map[types.NamespacedName]*leaseStats
+	groups map[*group]bool // that this process takes part in
+	ended  list.List       // the stats of leases without a campaign, the one whose campaign ended last at the back
 }
 
 // maxEnded is how many leases without a campaign a Monitor remembers.
@@ -134,10 +135,14 @@ func (m *Monitor) Check(*http.Request) error {
 	for _, l := range m.all() {
 		wrong = append(wrong, l.check())
 	}
+	for _, g := range m.allGroups() {
+		wrong = append(wrong, g.check())
+	}
 	return errors.Join(wrong...)
 }
 
-// ServeHTTP answers GET with the status of all leases as JSON: {"leases": [LeaseStatus, …]}.
+// ServeHTTP answers GET with the status of all leases and groups as JSON: {"leases": [LeaseStatus, …],
+// "groups": [GroupStatus, …]}; without groups, that field is missing.
 func (m *Monitor) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -147,7 +152,10 @@ func (m *Monitor) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
-	encoder.Encode(map[string]any{"leases": m.Leases()}) // fails only if the client is gone
+	encoder.Encode(struct { // fails only if the client is gone
+		Leases []LeaseStatus `json:"leases"`
+		Groups []GroupStatus `json:"groups,omitempty"`
+	}{m.Leases(), m.Groups()})
 }
 
 func (m *Monitor) all() []*leaseStats {

@@ -58,6 +58,7 @@ func Join(ctx context.Context, buckets int, opts ...Option) (*Ring, error) {
 		r.err = inGroup(ctx, opts, func(c *campaign, name string) error {
 			g := newGroup(c, name, buckets)
 			g.worker, r.group = r, g
+			defer c.options.monitor.openGroup(g)()
 			begun <- nil
 			c.start()
 			return g.run()

@@ -51,6 +51,7 @@ func Spread[K ~string](ctx context.Context, keys <-chan []K, work func(Session, 
 		w := &spreading{work: func(s Session, key string) error { return work(s, K(key)) }}
 		g := newGroup(c, name, 0)
 		g.worker, w.group = w, g
+		defer c.options.monitor.openGroup(g)()
 		receiving, cancel := context.WithCancel(c.ctx)
 		var receiver errgroup.Group
 		receiver.Go(func() error {

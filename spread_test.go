@@ -476,23 +476,42 @@ func TestSpreadPanics(t *testing.T) {
 func TestSpreadStuckWork(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		stuck := make(chan struct{})
+		var m Monitor
 		a := f.spreadWork("a", Keys(numbered(5)...), func(s Session, key string) error {
 			<-s.Done()
 			if key == "key-0002" && f.starts[key] == 1 {
 				<-stuck
 			}
 			return nil
-		})
+		}, WithMonitor(&m))
 		f.sleep(2 * time.Second)
 		f.srv.Client("a").Partition(true)
 		f.sleep(D)
 		f.srv.Client("a").Partition(false)
 		f.sleep(D)
 		f.wantShape("a[4]")
+		if err := m.Check(nil); err == nil || !strings.Contains(err.Error(), `"key-0002"`) {
+			f.Errorf("Check: %v", err)
+		}
+		if n := f.logged("work goes on although its session ended"); n != 1 {
+			f.Errorf("%d lines about the work that goes on", n)
+		}
+		g := m.Groups()[0]
+		if g.Name != name || !g.Assigner || g.Keys != 5 || g.Owned != 4 || g.Unowned != 1 ||
+			!slices.Equal(g.UnownedKeys, []string{"key-0002"}) || !slices.Equal(g.Overdue, []string{"key-0002"}) ||
+			g.Sessions != 9 || !maps.Equal(g.Ended, map[string]uint64{"lost": 4}) {
+			f.Errorf("status %+v", g)
+		}
 		close(stuck)
 		f.sleep(I)
 		f.wantShape("a[5]")
+		if err := m.Check(nil); err != nil {
+			f.Errorf("Check: %v", err)
+		}
 		a.quit()
+		if len(m.Groups()) != 0 {
+			f.Errorf("groups %+v", m.Groups())
+		}
 	})
 }
 

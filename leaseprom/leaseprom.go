@@ -30,6 +30,16 @@ import (
 //	leasehold_failures_total                counter    failed requests
 //	leasehold_renewal_latency_seconds       histogram  duration of successful renewals
 //
+// and about all groups that this process takes part in, where name is that of the group:
+//
+//	leasehold_keys                          gauge      keys of the group, as this process sees it
+//	leasehold_keys_owned                    gauge      keys that this process owns
+//	leasehold_keys_unowned                  gauge      keys that nobody owns
+//	leasehold_keys_moving                   gauge      keys that are asked back from their owners
+//	leasehold_keys_overdue                  gauge      keys whose work has not returned long after its session ended; 10 at most
+//	leasehold_key_sessions_total            counter    sessions of keys that this process began
+//	leasehold_key_sessions_ended_total{why} counter    those that ended: moved, lost, returned, failed, left
+//
 // The collector is unchecked (see [prometheus.Collector]), so that it can be registered beside another one that has
 // leader_election_master_status, as the registry of controller-runtime does. A Monitor must not be registered twice.
 func NewCollector(m *leasehold.Monitor) prometheus.Collector { return collector{m} }
@@ -58,6 +68,14 @@ var (
 	renewals = desc("renewals_total", "Successful renewals.")
 	failures = desc("failures_total", "Failed requests, other than conflicts with another writer.")
 	latency  = desc("renewal_latency_seconds", "Duration of successful renewals.")
+
+	keys        = desc("keys", "Keys of the group, as this process sees it.")
+	keysOwned   = desc("keys_owned", "Keys that this process owns.")
+	keysUnowned = desc("keys_unowned", "Keys that nobody owns.")
+	keysMoving  = desc("keys_moving", "Keys that are asked back from their owners.")
+	keysOverdue = desc("keys_overdue", "Keys whose work has not returned long after its session ended; 10 at most.")
+	keySessions = desc("key_sessions_total", "Sessions of keys that this process began.")
+	keyEnds     = desc("key_sessions_ended_total", "Sessions of keys that ended, by why.", "why")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -106,6 +124,40 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	}
 	for name, leads := range leads {
 		metrics <- prometheus.MustNewConstMetric(master, prometheus.GaugeValue, number(leads), name)
+	}
+	c.collectGroups(metrics)
+}
+
+// collectGroups sends the metrics of all groups. A process that takes part twice in one counts as one member.
+func (c collector) collectGroups(metrics chan<- prometheus.Metric) {
+	type id struct{ namespace, name string }
+	all := map[id]leasehold.GroupStatus{}
+	for _, g := range c.monitor.Groups() {
+		sum, ok := all[id{g.Namespace, g.Name}]
+		if ok {
+			g.Owned += sum.Owned
+			g.Sessions += sum.Sessions
+			g.Overdue = append(g.Overdue, sum.Overdue...)
+			for why, n := range sum.Ended {
+				g.Ended[why] += n
+			}
+		}
+		all[id{g.Namespace, g.Name}] = g
+	}
+	for id, g := range all {
+		send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
+			metrics <- prometheus.MustNewConstMetric(desc, kind, value,
+				append([]string{id.namespace, id.name}, labels...)...)
+		}
+		send(keys, prometheus.GaugeValue, float64(g.Keys))
+		send(keysOwned, prometheus.GaugeValue, float64(g.Owned))
+		send(keysUnowned, prometheus.GaugeValue, float64(g.Unowned))
+		send(keysMoving, prometheus.GaugeValue, float64(g.Moving))
+		send(keysOverdue, prometheus.GaugeValue, float64(len(g.Overdue)))
+		send(keySessions, prometheus.CounterValue, float64(g.Sessions))
+		for why, n := range g.Ended {
+			send(keyEnds, prometheus.CounterValue, float64(n), why)
+		}
 	}
 }
 

@@ -160,3 +160,53 @@ leader_election_master_status{name="theirs"} 1
 		}
 	})
 }
+
+// The metrics of a group are those of all members in the process.
+func TestGroups(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		ctx, cancel := context.WithCancel(t.Context())
+		var monitor leasehold.Monitor
+		var members sync.WaitGroup
+		for _, identity := range []string{"a", "b"} {
+			members.Go(func() {
+				leasehold.Spread(ctx, leasehold.Keys("x", "y", "z"), func(s leasehold.Session, key string) error {
+					<-s.Done()
+					return nil
+				}, leasehold.WithLease("workers"), leasehold.WithNamespace("default"), leasehold.WithIdentity(identity),
+					leasehold.WithClient(srv.Client(identity)), leasehold.WithMonitor(&monitor),
+					leasehold.WithDuration(time.Hour), leasehold.WithLogger(slog.New(slog.DiscardHandler)))
+			})
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		const want = `
+# HELP leasehold_keys Keys of the group, as this process sees it.
+# TYPE leasehold_keys gauge
+leasehold_keys{name="workers",namespace="default"} 3
+# HELP leasehold_keys_moving Keys that are asked back from their owners.
+# TYPE leasehold_keys_moving gauge
+leasehold_keys_moving{name="workers",namespace="default"} 0
+# HELP leasehold_keys_overdue Keys whose work has not returned long after its session ended; 10 at most.
+# TYPE leasehold_keys_overdue gauge
+leasehold_keys_overdue{name="workers",namespace="default"} 0
+# HELP leasehold_keys_owned Keys that this process owns.
+# TYPE leasehold_keys_owned gauge
+leasehold_keys_owned{name="workers",namespace="default"} 3
+# HELP leasehold_keys_unowned Keys that nobody owns.
+# TYPE leasehold_keys_unowned gauge
+leasehold_keys_unowned{name="workers",namespace="default"} 0
+# HELP leasehold_key_sessions_total Sessions of keys that this process began.
+# TYPE leasehold_key_sessions_total counter
+leasehold_key_sessions_total{name="workers",namespace="default"} 3
+`
+		err := testutil.CollectAndCompare(leaseprom.NewCollector(&monitor), strings.NewReader(want),
+			"leasehold_keys", "leasehold_keys_owned", "leasehold_keys_unowned", "leasehold_keys_moving",
+			"leasehold_keys_overdue", "leasehold_key_sessions_total")
+		if err != nil {
+			t.Error(err)
+		}
+		cancel()
+		members.Wait()
+	})
+}
