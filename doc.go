@@ -30,10 +30,16 @@
 // watches who leads without competing, Vacate frees a lease from outside, and a Monitor shows all
 // campaigns of a process to probes, metrics and people.
 //
+// Spread and Join share out many keys among the processes of a group: at most one process works on a key
+// at any instant, and each process renews one Lease however many keys it owns. Spread runs work for each
+// key of a set, Join is for reconcilers, which share out buckets of hashed keys, and Shares watches who
+// owns what. See docs/sharding.md.
+//
 // A process may campaign for thousands of leases. They share a connection and, once there are more than
 // 16 in a namespace, one watch; nothing has to be set for that.
 //
 // The process needs the rights to get, watch and patch the Lease, and to create it unless it exists. A
 // missing right is named in the log, with the rule that gives it. To share a watch, many leases in a
-// namespace need the right to watch all Leases there; without it each has its own.
+// namespace need the right to watch all Leases there; without it each has its own. The members of a group
+// need the rights to get, list, watch, create, patch and delete Leases, of any name.
 package leasehold
