@@ -46,6 +46,7 @@ type settings struct {
 	deletes  bool // WithDeleteOnRelease
 	reclaims bool // WithReclaim
 
+	slots    int  // WithSlots; 0 for none
 	priority *int // WithPriority; nil for none
 	yields   bool // WithYield
 }
@@ -70,6 +71,9 @@ func (c *candidate) String() string {
 	s := fmt.Sprintf(
 		"%s: identity %s, duration %v, deadline %v, interval %v, mode %d, clock rate %.3f, %v, deletes %v, reclaims %v",
 		c.name, identity, c.duration, c.renewDeadline, c.renewInterval, c.mode, c.rate, c.call, c.deletes, c.reclaims)
+	if c.slots > 0 {
+		s += fmt.Sprintf(", %d slots", c.slots)
+	}
 	if c.priority != nil {
 		s += fmt.Sprintf(", priority %d", *c.priority)
 	}
@@ -206,12 +210,16 @@ func (k *campaign) run(ctx context.Context) (err error) {
 	if k.reclaims {
 		opts = append(opts, leasehold.WithReclaim())
 	}
+	if k.slots > 0 {
+		opts = append(opts, leasehold.WithSlots(k.slots))
+	}
 	if k.priority != nil {
 		opts = append(opts, leasehold.WithPriority(*k.priority))
 	}
 	if k.yields {
 		opts = append(opts, leasehold.WithYield())
 	}
+	w.lastBegan.Store(int64(w.now()))
 	w.checker.note(k.label, "campaigns")
 	defer context.AfterFunc(ctx, func() { w.checker.ctxEnded(k) })()
 	done := make(chan struct{})

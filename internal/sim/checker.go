@@ -21,8 +21,9 @@ import (
 type checker struct {
 	world *World
 
-	mu        sync.Mutex // protects what follows; may be taken with the server locked, never the other way round
-	oracle    *oracle.Oracle
+	mu        sync.Mutex                // protects what follows; may be taken with the server locked, never the other way round
+	oracle    *oracle.Oracle            // of the Lease, or of the first slot's
+	oracles   map[string]*oracle.Oracle // one or, with slots, one for each, by the name of the Lease
 	terms     map[*oracle.Term]*term
 	claimants map[claim]*campaign
 	doubtful  []claim    // whose outcome their senders do not know
@@ -41,8 +42,16 @@ type checker struct {
 func newChecker(w *World) *checker {
 	c := &checker{
 		world: w, terms: map[*oracle.Term]*term{}, claimants: map[claim]*campaign{}, vacated: map[string]bool{},
+		oracles: map[string]*oracle.Oracle{},
 	}
-	c.oracle = oracle.New(namespace, name, oracle.Rules{
+	c.follow(name)
+	c.oracle = c.oracles[name]
+	return c
+}
+
+// follow makes an oracle for the Lease of that name.
+func (c *checker) follow(lease string) {
+	c.oracles[lease] = oracle.New(namespace, lease, oracle.Rules{
 		Fail:      c.violationLocked,
 		Over:      []error{leasehold.ErrLost, leasehold.ErrReleased},
 		Candidate: c.rateOf,
@@ -53,7 +62,13 @@ func newChecker(w *World) *checker {
 		Late:      func(t *oracle.Term) bool { return c.termOf(t).forced != "" }, // its reply came after that
 		Trust:     func(t *oracle.Term) time.Duration { return c.termOf(t).trust() },
 	})
-	return c
+}
+
+// lookLocked checks what sessions report about themselves.
+func (c *checker) lookLocked() {
+	for _, lease := range c.world.leases() {
+		c.oracles[lease].Look()
+	}
 }
 
 // A claim tells which write, which may take effect much later, claims the lease.
@@ -72,6 +87,7 @@ type sendTime struct {
 // A term is what the checker knows of one.
 type term struct {
 	*oracle.Term
+	lease    string
 	campaign *campaign // which claimed it; nil if it was no candidate
 	elector  *elector
 	session  *session
@@ -196,8 +212,15 @@ func (c *checker) termOf(t *oracle.Term) *term {
 func (c *checker) committed(change leasetest.Change) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	did := c.oracle.Committed(change)
+	o := c.oracles[change.New.Name]
+	if o == nil {
+		return // no Lease of this world's
+	}
+	did := o.Committed(change)
 	old, now := c.termOf(did.Old), c.termOf(did.New)
+	if did.Began {
+		now.lease = change.New.Name
+	}
 	candidate, elector := c.world.process(change.Client)
 	if old != nil && old != now {
 		c.termEnds(did, old, candidate)
@@ -206,7 +229,7 @@ func (c *checker) committed(change leasetest.Change) {
 		c.renews(now, oracle.Micros(change.New.Spec.RenewTime), candidate, elector)
 	}
 	c.world.holderLink.Store(now.link())
-	c.oracle.Look()
+	c.lookLocked()
 	version := change.New.ResourceVersion
 	switch {
 	case change.Client == "":
@@ -229,14 +252,14 @@ func (c *checker) termEnds(did oracle.Change, old *term, candidate *candidate) {
 		if !frees || !c.vacated[old.Identity] {
 			c.violationLocked("Vacate wrote over the lease of %q", old.Identity)
 		}
-		c.forceFree("emptied")
+		c.forceFree(old.lease, "emptied")
 	case did.Client == "" && did.Type == watch.Deleted:
-		c.forceFree("deleted")
+		c.forceFree(old.lease, "deleted")
 	case did.Client == "" && frees:
-		c.forceFree("emptied")
+		c.forceFree(old.lease, "emptied")
 	case candidate == nil && did.Client != "" && frees && (old.elector == nil || old.elector.name != did.Client):
 		// client-go releases with a fresh resourceVersion and its memory of the holder: it frees another's lease.
-		c.forceFree("freed by client-go")
+		c.forceFree(old.lease, "freed by client-go")
 		c.clientGoFaults = append(c.clientGoFaults, freedAnothers)
 	case candidate == nil && frees && old.elector != nil:
 		if old.elector.working > 0 {
@@ -254,9 +277,9 @@ func (c *checker) termEnds(did oracle.Change, old *term, candidate *candidate) {
 
 // forceFree records that somebody declared the lease free. It is nobody's then: not the holder's that was written
 // there, nor that of an earlier holder who has not been told yet that another has it.
-func (c *checker) forceFree(how string) {
+func (c *checker) forceFree(lease, how string) {
 	for _, t := range c.terms {
-		if t.campaign == nil || t.trust() > 0 {
+		if t.lease == lease && (t.campaign == nil || t.trust() > 0) {
 			t.forced = cmp.Or(t.forced, how)
 		}
 	}
@@ -319,9 +342,10 @@ func (c *checker) sessionBegins(k *campaign, s leasehold.Session) *session {
 	c.sessions++
 	x := &session{Session: s, campaign: k, began: c.world.now(), running: true}
 	c.log(k.label, "leads, token %d, valid for %v", s.FencingToken(), s.ValidFor())
-	before := c.termOf(c.oracle.Newest())
-	x.term = c.termOf(c.oracle.Begin(k.label, s))
 	h := s.Holder()
+	o := c.oracles[h.Name]
+	before := c.termOf(o.Newest())
+	x.term = c.termOf(o.Begin(k.label, s))
 	switch {
 	case x.term.campaign != k || x.term.Identity != h.Identity || x.term.Acquired != h.AcquireTime.UnixMicro():
 		c.violationLocked("%s: leads without having taken the lease", k.label)
@@ -349,7 +373,7 @@ func (c *checker) bodyEnds(x *session, how string) {
 	if !x.running {
 		return
 	}
-	c.oracle.Look()
+	c.lookLocked()
 	if errors.Is(x.Err(), leasehold.ErrLost) {
 		c.lost++
 	}
@@ -421,9 +445,11 @@ func (c *checker) campaignEnded(k *campaign, err error) {
 	}
 	// A claim whose reply was lost is taken back, unless the API server cannot be reached or the claim itself is still
 	// on its way.
-	if t := c.termOf(c.oracle.Latest()); t != nil && t.campaign == k && t.session == nil && t.trust() > 0 &&
-		k.ctxOver > 0 && k.link.faultAt() < k.ctxOver && c.world.faultsOver(k.ctxOver) {
-		c.violationLocked("%s: left a claim in place whose success it was not told", k.label)
+	for _, o := range c.oracles {
+		if t := c.termOf(o.Latest()); t != nil && t.campaign == k && t.session == nil && t.trust() > 0 &&
+			k.ctxOver > 0 && k.link.faultAt() < k.ctxOver && c.world.faultsOver(k.ctxOver) {
+			c.violationLocked("%s: left a claim in place whose success it was not told", k.label)
+		}
 	}
 	if x := k.session; x != nil && x.Err() == nil {
 		c.violationLocked("%s: the loop has ended, its session has not", k.label)
@@ -434,7 +460,19 @@ func (c *checker) campaignEnded(k *campaign, err error) {
 func (c *checker) look() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.oracle.Look()
+	c.lookLocked()
+}
+
+// leaders returns how many slots are led.
+func (c *checker) leaders() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.oracles {
+		if o.Leader() != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // leader returns the label of the session or the elector that leads, "" for none.
@@ -468,8 +506,13 @@ func (c *checker) windingDown() string {
 func (c *checker) wantFree() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t := c.termOf(c.oracle.Latest())
-	if t != nil && t.campaign != nil && (t.session == nil || c.world.hooks.Loss(t.session.Session) == nil) {
-		c.violationLocked("%s left the lease held", t.campaign.label)
+	for _, lease := range c.world.leases() {
+		t := c.termOf(c.oracles[lease].Latest())
+		if c.world.slots > 0 && t != nil && t.trust() <= 0 {
+			continue // it was not released while there were faults, and nobody has needed that slot since
+		}
+		if t != nil && t.campaign != nil && (t.session == nil || c.world.hooks.Loss(t.session.Session) == nil) {
+			c.violationLocked("%s left the lease held", t.campaign.label)
+		}
 	}
 }

@@ -74,7 +74,7 @@ func (k *campaign) Patch(
 		acquired = l.Spec.AcquireTime
 	} else {
 		k.world.checker.requested(k, "patch")
-		k.world.checker.patches(k, data)
+		k.world.checker.patches(k, name, data)
 	}
 	defer k.link.send()()
 	lease, err := k.reply(k.LeaseInterface.Patch(ctx, name, pt, data, opts, sub...))
@@ -98,7 +98,7 @@ func (k *campaign) applies(l *applycoordinationv1.LeaseApplyConfiguration) {
 // Delete is what WithDeleteOnRelease sends.
 func (k *campaign) Delete(ctx context.Context, name string, opts metav1.DeleteOptions) error {
 	k.world.checker.requested(k, "delete")
-	k.world.checker.deletesLease(k, opts.Preconditions)
+	k.world.checker.deletesLease(k, name, opts.Preconditions)
 	defer k.link.send()()
 	return k.LeaseInterface.Delete(ctx, name, opts)
 }
@@ -110,7 +110,7 @@ func (c *checker) requested(k *campaign, verb string) {
 		k.second, k.requests = second, 0
 	}
 	k.requests++
-	limit := 30 + int(4*time.Second/k.renewInterval)
+	limit := (30 + int(4*time.Second/k.renewInterval)) * max(1, k.slots)
 	if k.requests == limit+1 {
 		c.violationLocked("%s: more than %d requests within a second", k.label, limit)
 	}
@@ -118,7 +118,7 @@ func (c *checker) requested(k *campaign, verb string) {
 		c.violationLocked("%s: %s after the loop was left", k.label, verb)
 	}
 	tooMany := k.requests > limit
-	c.oracle.Look()
+	c.lookLocked()
 	c.mu.Unlock()
 	if tooMany {
 		time.Sleep(time.Second) // else the world would never end
@@ -182,7 +182,7 @@ func (c *checker) lookForTwinsLocked() {
 }
 
 // patches checks that k sends a renewal or a release.
-func (c *checker) patches(k *campaign, data []byte) {
+func (c *checker) patches(k *campaign, lease string, data []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var patch struct {
@@ -213,7 +213,7 @@ func (c *checker) patches(k *campaign, data []byte) {
 	if renews {
 		k.sent[oracle.Micros(patch.Spec.RenewTime)] = sendTime{k.clock.Now(), c.world.now()}
 	}
-	t := c.termOf(c.oracle.At(version))
+	t := c.termOf(c.oracles[lease].At(version))
 	if t == nil || t.campaign != k {
 		c.violationLocked("%s: writes about a term that is not its own: %s", k.label, data)
 		return
@@ -231,7 +231,7 @@ func (c *checker) patches(k *campaign, data []byte) {
 }
 
 // deletesLease checks that k sends a deletion: of a Lease that nobody holds, as k itself left it.
-func (c *checker) deletesLease(k *campaign, only *metav1.Preconditions) {
+func (c *checker) deletesLease(k *campaign, lease string, only *metav1.Preconditions) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if only == nil || only.UID == nil || only.ResourceVersion == nil {
@@ -239,7 +239,7 @@ func (c *checker) deletesLease(k *campaign, only *metav1.Preconditions) {
 		return
 	}
 	version, _ := strconv.ParseUint(*only.ResourceVersion, 10, 64)
-	if !c.oracle.Known(version) || c.oracle.At(version) != nil {
+	if o := c.oracles[lease]; !o.Known(version) || o.At(version) != nil {
 		c.violationLocked("%s: deletes version %d of the Lease, which is held", k.label, version)
 	}
 }

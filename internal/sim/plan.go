@@ -14,6 +14,7 @@ import (
 
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/internal/annotation"
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -48,6 +49,7 @@ func newWorld(hooks Hooks, seed uint64) *World {
 		length = 10 * time.Minute
 	}
 	w.faultsEnd = length - 4*w.longestDuration() - time.Minute
+	w.planSlots(newRNG(seed, 23))
 	w.planFaults(r)
 	w.planCalls()
 	w.planLinks(newRNG(seed, 20))
@@ -254,6 +256,7 @@ func (w *World) planFinalizers(r rng) {
 		return
 	}
 	for range 1 + r.IntN(4) {
+		name := w.aLease(r)
 		at := r.uniform(0, w.faultsEnd-1)
 		until := min(w.faultsEnd-1, at+r.logUniform(time.Second, 20*w.longestDuration()))
 		w.plan(at, "controller", "adds a finalizer", func() {
@@ -268,10 +271,42 @@ func (w *World) planFinalizers(r rng) {
 	}
 }
 
+// planSlots makes a semaphore of the lease, in some worlds. Candidates may disagree about how many slots there are.
+func (w *World) planSlots(r rng) {
+	if len(w.electors) > 0 || !r.chance(0.25) {
+		return
+	}
+	w.slots = 1 + r.IntN(4)
+	disagree := r.chance(0.3)
+	for i, c := range w.candidates {
+		c.slots = w.slots
+		if i > 0 && disagree {
+			c.slots = 1 + r.IntN(w.slots)
+		}
+		if c.mode == leasehold.CreateNew {
+			c.mode = leasehold.AutoCreate
+		}
+	}
+	w.checker.oracles = map[string]*oracle.Oracle{}
+	for _, lease := range w.leases() {
+		w.checker.follow(lease)
+	}
+	w.checker.oracle = w.checker.oracles[w.leases()[0]]
+}
+
+// aLease returns the name of the Lease that an operator does something to.
+func (w *World) aLease(r rng) string {
+	leases := w.leases()
+	if len(leases) == 1 {
+		return leases[0]
+	}
+	return leases[r.IntN(len(leases))]
+}
+
 // planPriorities gives candidates priorities, in some worlds, in which an operator asks holders to hand the lease over
 // and writes annotations about candidates that do not exist.
 func (w *World) planPriorities(r rng) {
-	if !r.chance(0.4) {
+	if w.slots > 0 || !r.chance(0.4) {
 		return
 	}
 	w.prioritized = true
@@ -379,6 +414,7 @@ func (w *World) planNetwork(r rng, at, longest time.Duration) {
 
 // planOperator plans one action of an operator on the Lease.
 func (w *World) planOperator(r rng, at, longest time.Duration) {
+	name := w.aLease(r)
 	lease := func(holder string) *coordinationv1.Lease {
 		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 		if holder != "" {
@@ -438,7 +474,10 @@ func (w *World) planCalls() {
 			c.call = call(1 + r.IntN(3))
 		}
 		c.deletes = deletes && r.chance(0.7)
-		c.reclaims = c.identity != "" && identities[c.identity] == 1 && r.chance(0.3)
+		c.reclaims = c.identity != "" && identities[c.identity] == 1 && r.chance(0.3) && w.slots == 0
+	}
+	if w.slots > 0 {
+		return // those that follow are about one Lease
 	}
 	r := newRNG(w.seed, 12)
 	if r.chance(0.3) {

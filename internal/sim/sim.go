@@ -10,6 +10,7 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math"
 	"sync"
@@ -70,7 +71,9 @@ type World struct {
 	checker    *checker
 
 	holderLink atomic.Pointer[link] // of the process that holds the lease
+	lastBegan  atomic.Int64         // when a campaign last began
 
+	slots       int  // that a candidate knows, at most; 0 where the lease has none
 	prioritized bool // some candidates have priorities
 
 	latency   time.Duration // the longest way of a message in one direction where nothing is wrong
@@ -186,27 +189,59 @@ func (w *World) endFaults() {
 		slowest = min(slowest, c.rate)
 	}
 	limit := time.Duration(float64(w.longestDuration()+time.Second) / slowest)
-	if !w.wantLeader(settled + limit) {
+	if !w.wantLeader(settled+limit, limit) {
 		return
 	}
 	w.checker.note("all", "%s leads", w.checker.leader())
 	if w.sleepUntil(settled + 2*limit) {
-		w.wantLeader(settled + 3*limit) // still, or again
+		w.wantLeader(settled+3*limit, limit) // still, or again
 	}
 }
 
-// wantLeader returns once there is a leader. It is a violation if there is none before the deadline.
-func (w *World) wantLeader(deadline time.Duration) bool {
+// wantLeader returns once there is a leader or, with slots, as many as there can be at least. It is a violation if that
+// is not before the deadline. A candidate that begins meanwhile has to see a slot whose holder is gone for the limit.
+func (w *World) wantLeader(deadline, limit time.Duration) bool {
 	began := w.now()
-	for w.checker.leader() == "" {
+	for !w.led() {
+		if w.slots > 0 {
+			deadline = max(deadline, time.Duration(w.lastBegan.Load())+limit)
+		}
 		if w.now() > deadline {
-			w.checker.violation("no leader %v after the last fault", w.now()-began)
+			w.checker.violation("no leader, or too few, %v after the last fault", w.now()-began)
 		}
 		if !w.sleepUntil(w.now() + 20*time.Millisecond) {
 			return false
 		}
 	}
 	return true
+}
+
+// led reports whether somebody leads or, with slots, whether none that all candidates know is free while one that
+// waits goes without.
+func (w *World) led() bool {
+	if w.slots == 0 {
+		return w.checker.leader() != ""
+	}
+	slots, waiting := w.slots, 0
+	for _, c := range w.candidates {
+		slots = min(slots, c.slots)
+		if c.call == sessions && c.mode == leasehold.AutoCreate {
+			waiting++
+		}
+	}
+	return w.checker.leaders() >= min(slots, waiting)
+}
+
+// leases returns the names of the Leases.
+func (w *World) leases() []string {
+	if w.slots == 0 {
+		return []string{name}
+	}
+	var names []string
+	for slot := range w.slots {
+		names = append(names, fmt.Sprintf("%s-%d", name, slot))
+	}
+	return names
 }
 
 // settled reports whether the last fault is over: all messages that were sent, delayed or asked for before have
