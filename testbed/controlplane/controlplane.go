@@ -35,6 +35,8 @@ type Options struct {
 	// NoFsync lets etcd answer a write before it is on the disk. Data survive Kill all the same, but not a crash of the
 	// machine.
 	NoFsync bool
+	// CoordinatedLeaderElection turns that feature on (KEP-4355), without which Leases keep no strategy.
+	CoordinatedLeaderElection bool
 }
 
 // Server is a control plane. Its methods are safe for concurrent use; one that changes the process waits for another
@@ -67,6 +69,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.args = []string{
 		"-dir=" + path, "-port=" + strconv.Itoa(o.Port), "-fsync=" + strconv.FormatBool(!o.NoFsync),
+		"-coordinated=" + strconv.FormatBool(o.CoordinatedLeaderElection),
 		"-until-eof", "-discard=" + strconv.FormatBool(s.tempDir != ""),
 	}
 	defer func() {

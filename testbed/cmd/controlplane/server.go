@@ -12,6 +12,8 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/features"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -35,7 +37,7 @@ type server struct {
 }
 
 // start returns when the API server is ready and its kubeconfig is written. The working directory is dir.
-func start(ctx context.Context, dir *datadir.Dir, l net.Listener, fsync bool) (*server, error) {
+func start(ctx context.Context, dir *datadir.Dir, l net.Listener, fsync, coordinated bool) (*server, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not ready within %v", patience))
 	defer cancel()
 	etcd, err := startEtcd(ctx, fsync)
@@ -44,7 +46,7 @@ func start(ctx context.Context, dir *datadir.Dir, l net.Listener, fsync bool) (*
 	}
 	run, stop := context.WithCancel(context.Background())
 	failed := make(chan error, 1)
-	go func() { failed <- runAPIServer(run, l) }()
+	go func() { failed <- runAPIServer(run, l, coordinated) }()
 	s := &server{failed: failed, cancel: stop, etcd: etcd}
 
 	admin, err := dir.UserConfig("https://"+l.Addr().String(), "admin", datadir.AdminGroup)
@@ -97,7 +99,7 @@ func startEtcd(ctx context.Context, fsync bool) (*embed.Etcd, error) {
 }
 
 // runAPIServer returns when ctx ends or the API server cannot go on.
-func runAPIServer(ctx context.Context, l net.Listener) error {
+func runAPIServer(ctx context.Context, l net.Listener, coordinated bool) error {
 	o := kubeoptions.NewServerRunOptions()
 	o.Etcd.StorageConfig.Transport.ServerList = []string{etcdSocket.String()}
 	o.SecureServing.Listener = l
@@ -111,6 +113,15 @@ func runAPIServer(ctx context.Context, l net.Listener) error {
 	o.Authentication.ServiceAccounts.KeyFiles = []string{datadir.ServiceAccountKey}
 	o.ServiceAccountSigningKeyFile = datadir.ServiceAccountKey
 	o.Authorization.Modes = []string{"RBAC"}
+	if coordinated {
+		gates := map[string]bool{string(features.CoordinatedLeaderElection): true}
+		if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(gates); err != nil {
+			return err
+		}
+		if err := o.APIEnablement.RuntimeConfig.Set("coordination.k8s.io/v1beta1=true"); err != nil {
+			return err
+		}
+	}
 	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return err
 	}
