@@ -8,8 +8,8 @@
 // Requests are counted by a RoundTripper, bytes by the connections, the API server's CPU time by /proc: the server is
 // a process of its own, and bench runs on Linux only.
 //
-// What is measured, and how, is said where it is: handover.go, failover.go, herd.go, race.go, faults.go, roundtrip.go,
-// renewal.go, steady.go, fanout.go, program.go, many.go.
+// What is measured, and how, is said where it is: handover.go, failover.go, herd.go, rollout.go, race.go, faults.go,
+// roundtrip.go, renewal.go, steady.go, fanout.go, program.go, many.go.
 package main
 
 import (
@@ -41,6 +41,7 @@ var experiments = []struct {
 	{"handover", (*bench).handover},
 	{"failover", (*bench).failover},
 	{"herd", (*bench).herd},
+	{"rollout", (*bench).rollout},
 	{"race", (*bench).race},
 	{"blackhole", (*bench).blackHole},
 	{"takeover", (*bench).takeover},
@@ -151,6 +152,8 @@ type size struct {
 	herds       int           // handovers of a fleet in a row
 	polledHerds int           // the same by client-go
 	expiries    int           // of a fleet's lease, on each side
+	rollouts    []int         // the numbers of replicas of rolling updates
+	rolls       int           // of each number, for each kind of candidates
 	victims     int           // leaders that meet with a fault, on each side
 	hole        time.Duration // how long everything is cut off
 	links       []link        // with a long round trip
@@ -178,8 +181,8 @@ var farLinks = []link{
 
 var full = size{
 	timing: defaults, handovers: 100, polled: 30, pairs: 20, crashes: 2, standbys: 99, herds: 25, polledHerds: 8,
-	expiries: 2,
-	victims:  10, hole: 8 * time.Second, links: farLinks, linked: 70 * time.Second, window: time.Minute,
+	expiries: 2, rollouts: []int{3, 10}, rolls: 4,
+	victims: 10, hole: 8 * time.Second, links: farLinks, linked: 70 * time.Second, window: time.Minute,
 	idle:   12 * time.Second,
 	racers: 300, learning: 20, terms: 100, solos: 8, renewing: 90 * time.Second, watchers: 900, fanouts: 3,
 	fanning: 30 * time.Second, weighing: 15 * time.Second,
@@ -198,6 +201,7 @@ var full = size{
 var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
+	rollouts: []int{2}, rolls: 1,
 	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[2:], linked: 5 * time.Second, window: 3 * time.Second,
 	idle:   time.Second,
 	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1,
