@@ -39,17 +39,24 @@ func (p *Pool) pingAfter() time.Duration { return p.interval / 10 * 11 }
 
 // silenceLocked returns for how long nothing is heard over a connection before it is suspect.
 func (p *Pool) silenceLocked() time.Duration {
-	// A busy server takes a quarter of a second at times.
-	return p.pingAfter() + max(250*time.Millisecond, min(p.interval/2, 5*time.Second), p.grace)
+	return p.pingAfter() + max(p.patience(), p.grace)
+}
+
+// patience returns for how long an answer to a ping is waited for at least. A busy server takes a quarter of a second
+// at times.
+func (p *Pool) patience() time.Duration {
+	return max(250*time.Millisecond, min(p.interval/2, 5*time.Second))
 }
 
 // watchLocked begins to look for silence, where there are pings.
 func (c *conn) watchLocked() {
 	c.pings = c.Available() > 1
 	c.watchdog = time.AfterFunc(c.pool.silenceLocked(), c.check)
+	c.link.watchdog.Store(c.watchdog)
 }
 
-// check looks whether the connection has been silent for too long.
+// check looks whether the connection has been silent for too long. Once something was heard it is called again only
+// when a ping is sent: each timer that fires wakes the process.
 func (c *conn) check() {
 	c.pool.mu.Lock()
 	defer c.pool.mu.Unlock()
@@ -63,19 +70,24 @@ func (c *conn) check() {
 		return
 	}
 	limit := c.pool.silenceLocked()
-	c.link.alert.Store(true) // before the silence is measured: what is heard from now on calls heard
-	if silence := c.link.silence(); silence < limit {
-		c.link.alert.Store(false)
-		c.watchdog.Reset(limit - silence)
+	c.link.checking.Store(false) // before the silence is measured: a ping that is sent from now on calls check
+	c.link.alert.Store(true)     // likewise: what is heard from now on calls heard
+	silence := c.link.silence()
+	if silence >= limit {
+		c.silent = true
+		c.doubtLocked()
 		return
 	}
-	c.silent = true
-	c.doubtLocked()
+	c.link.alert.Store(false)
+	if silence >= c.pool.pingAfter() && c.link.checking.CompareAndSwap(false, true) {
+		c.watchdog.Reset(limit - silence)
+	}
 }
 
 // doubtLocked begins the race of a connection that has just become suspect.
 func (c *conn) doubtLocked() {
 	c.doubted = time.Now()
+	c.link.checking.Store(true) // the watchdog is that of the race now
 	c.pool.dialLocked(c.to)
 }
 
@@ -175,14 +187,27 @@ func (p *Pool) replace(c *conn, resp *http.Response) {
 // A link is the network connection below a conn. It knows when it was last heard.
 type link struct {
 	net.Conn
+	pool    *Pool
 	began   time.Time
 	last    atomic.Int64          // when something was last read, in nanoseconds since began
 	alert   atomic.Bool           // whether heard is called for what is read
 	heard   func()                // called with no lock held
 	failure atomic.Pointer[error] // why the connection was given up
+
+	watchdog atomic.Pointer[time.Timer] // calls the conn's check; nil before it is in the pool
+	checking atomic.Bool                // check is scheduled
 }
 
 func (l *link) open(nc net.Conn, heard func()) { l.Conn, l.began, l.heard = nc, time.Now(), heard }
+
+// Write schedules check when b is a ping, or a request that comes as late as one. It takes no lock, because a
+// connection may be closed, which writes, while the pool's mu is held.
+func (l *link) Write(b []byte) (int, error) {
+	if w := l.watchdog.Load(); w != nil && l.silence() >= l.pool.pingAfter() && l.checking.CompareAndSwap(false, true) {
+		w.Reset(l.pool.patience())
+	}
+	return l.Conn.Write(b)
+}
 
 func (l *link) Read(b []byte) (int, error) {
 	n, err := l.Conn.Read(b)

@@ -274,7 +274,7 @@ func (p *Pool) dialOne(ctx context.Context, to url.URL) (*conn, error) {
 			return proxy(req)
 		}
 	}
-	c := &conn{pool: p, to: to, link: &link{}}
+	c := &conn{pool: p, to: to, link: &link{pool: p}}
 	dial := transport.DialContext
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		nc, err := dial(ctx, network, address)

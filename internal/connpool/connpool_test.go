@@ -184,7 +184,7 @@ func TestFewConnections(t *testing.T) {
 	}
 }
 
-// While answers come at their usual rate, nothing is sent to find out whether the connection lives.
+// While answers come at their usual rate, nothing is sent to find out whether the connection lives, and no timer runs.
 func TestNoPingWhileAnswersCome(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -210,6 +210,9 @@ func TestNoPingWhileAnswersCome(t *testing.T) {
 					t.Errorf("%d pings, want %d", n, tt.pings)
 				}
 				w.wantDials(1)
+				if w.pool.conns[0].watchdog.Stop() && tt.pings == 0 {
+					t.Error("the watchdog runs")
+				}
 			})
 		})
 	}

@@ -10,7 +10,7 @@
 // # Liveness
 //
 // Everything that is heard over a connection shows that it lives: while answers and watch events come, nothing is sent
-// for this purpose. A connection becomes suspect in one of two ways:
+// for this purpose, and no timer of the pool runs. A connection becomes suspect in one of two ways:
 //
 //   - It was silent. Nothing was heard for 1.1 times the interval at which something usually is; an HTTP/2 ping was
 //     sent then; and nothing, not even the answer to the ping, was heard for half an interval or, if that took longer,
