@@ -86,7 +86,7 @@ func (r *renewer) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	timer := time.NewTimer(0)
-	defer timer.Stop()
+	defer func() { timer.Stop() }()
 	s := r.session
 	stop, stopping := s.stop, false
 	for {
@@ -121,6 +121,7 @@ func (r *renewer) run(ctx context.Context) {
 			r.inFlight = false
 			s.checkTrust()
 			r.handleReply(reply)
+			timer = renewTimer(timer)
 		case <-s.lost:
 		case <-r.request:
 			r.wanted = true

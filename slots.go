@@ -150,7 +150,7 @@ type chance struct {
 // error is what ends the campaigns.
 func (k *candidates) await(ctx context.Context) (*session, error) {
 	timer := time.NewTimer(0)
-	defer timer.Stop()
+	defer func() { timer.Stop() }()
 	for ctx.Err() == nil {
 		chances, wake, err := k.look(ctx)
 		if err != nil {
@@ -167,6 +167,7 @@ func (k *candidates) await(ctx context.Context) (*session, error) {
 			continue
 		}
 		c := k.campaigns[0]
+		timer = renewTimer(timer)
 		timer.Reset(c.clock.wait(wake))
 		rested := c.clock.now().add(c.options.renewInterval / 2)
 		select {
