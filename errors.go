@@ -77,8 +77,11 @@ func outcomeUnknown(err error) bool {
 
 // answered reports whether err, nil included, is the reply of a server. A write may take effect later all the same.
 func answered(err error) bool {
+	if err == nil {
+		return true
+	}
 	var status apierrors.APIStatus
-	return err == nil || errors.As(err, &status)
+	return errors.As(err, &status)
 }
 
 // conflicts reports whether a write failed with err because the Lease is not as it was any more.

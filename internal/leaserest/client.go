@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -68,13 +69,15 @@ func New(config *rest.Config, next http.RoundTripper) (*Client, error) {
 }
 
 // Leases returns the Leases of a namespace, of all namespaces for List and Watch if it is empty.
-func (c *Client) Leases(namespace string) *Leases { return &Leases{c, namespace} }
+func (c *Client) Leases(namespace string) *Leases { return &Leases{client: c, namespace: namespace} }
 
 // Leases are those of a namespace. The methods are as those of a typed client; the errors are API errors where the
 // server answered with one, and tell how long it asked to wait (apierrors.SuggestsClientDelay).
 type Leases struct {
 	client    *Client
 	namespace string
+	watches   atomic.Int32         // that are open
+	written   atomic.Pointer[echo] // by the last patch, until a watch brings it
 }
 
 // Get reads a Lease.
@@ -122,7 +125,8 @@ func (l *Leases) Delete(ctx context.Context, name string, opts metav1.DeleteOpti
 	return l.do(ctx, http.MethodDelete, name, &metav1.GetOptions{}, contentJSON, body, nil)
 }
 
-// Watch watches the Leases that opts select. The watch ends with ctx.
+// Watch watches the Leases that opts select. The watch ends with ctx. The object of an event may be the one that an
+// earlier call has returned: nobody may change it.
 func (l *Leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 	opts.Watch = true
 	ctx, cancel := context.WithCancel(ctx)
@@ -131,7 +135,8 @@ func (l *Leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Inte
 		cancel()
 		return nil, err
 	}
-	w := &watcher{events: make(chan watch.Event), cancel: cancel}
+	w := &watcher{leases: l, events: make(chan watch.Event), cancel: cancel}
+	l.watches.Add(1)
 	go w.run(ctx, resp)
 	return w, nil
 }
@@ -159,7 +164,13 @@ func (l *Leases) do(
 	if err != nil || answer == nil {
 		return err
 	}
-	return decode(resp.Header.Get("Content-Type"), data, answer)
+	if err := decode(resp.Header.Get("Content-Type"), data, answer); err != nil {
+		return err
+	}
+	if lease, ok := answer.(*coordinationv1.Lease); ok && method == http.MethodPatch && l.watches.Load() > 0 {
+		l.written.Store(&echo{data, lease})
+	}
+	return nil
 }
 
 // send makes a request. An answer that is no success is an error.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -292,5 +293,47 @@ func TestWatchStops(t *testing.T) {
 			for range w.ResultChan() { // an event may have come before
 			}
 		})
+	}
+}
+
+// The event of a write has the object that the answer had: it is not decoded a second time. One that differs is.
+func TestWatchEcho(t *testing.T) {
+	e := encodings[1]
+	written, other := e.object("Lease", testLease()), testLease()
+	other.ResourceVersion = "8"
+	patched := make(chan struct{})
+	l := serve(t, func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Content-Type", e.content)
+		if req.Method == http.MethodPatch {
+			w.Write(written)
+			return
+		}
+		w.(http.Flusher).Flush()
+		<-patched
+		for _, object := range [][]byte{written, e.object("Lease", other), written} {
+			w.Write(e.event(watch.Modified, object))
+		}
+	})
+	w, err := l.Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := l.Patch(t.Context(), "x", types.MergePatchType, nil, metav1.PatchOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(patched)
+	var same []bool
+	for event := range w.ResultChan() {
+		same = append(same, event.Object.(*coordinationv1.Lease) == answer)
+	}
+	if want := []bool{true, false, false}; !slices.Equal(same, want) {
+		t.Errorf("the object of the answer: %v, want %v", same, want)
+	}
+	if _, err := l.Patch(t.Context(), "x", types.MergePatchType, nil, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if l.written.Load() != nil {
+		t.Error("an answer is kept although no watch is open")
 	}
 }

@@ -1,6 +1,7 @@
 package leaserest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 // A watcher is an open watch.
 type watcher struct {
+	leases *Leases
 	events chan watch.Event
 	cancel context.CancelFunc
 }
@@ -28,6 +30,7 @@ func (w *watcher) Stop() { w.cancel() }
 func (w *watcher) run(ctx context.Context, resp *http.Response) {
 	defer close(w.events)
 	defer w.cancel()
+	defer w.leases.watches.Add(-1)
 	defer resp.Body.Close()
 	err := w.pass(ctx, resp)
 	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || ctx.Err() != nil {
@@ -51,7 +54,7 @@ func (w *watcher) pass(ctx context.Context, resp *http.Response) error {
 			return err
 		}
 		event := watch.Event{Type: watch.EventType(kind)}
-		if event.Object, err = decodeObject(content, data, event.Type); err != nil {
+		if event.Object, err = w.decode(content, data, event.Type); err != nil {
 			return fmt.Errorf("%s event: %w", kind, err)
 		}
 		if !w.send(ctx, event) {
@@ -70,8 +73,18 @@ func (w *watcher) send(ctx context.Context, event watch.Event) bool {
 	}
 }
 
-// decodeObject reads the object of an event: a Status in one that is an error, else a Lease.
-func decodeObject(content string, data []byte, kind watch.EventType) (runtime.Object, error) {
+// An echo is the answer to a write, as it came and decoded. The event of that write has the same object.
+type echo struct {
+	data  []byte
+	lease *coordinationv1.Lease
+}
+
+// decode reads the object of an event: a Status in one that is an error, else a Lease.
+func (w *watcher) decode(content string, data []byte, kind watch.EventType) (runtime.Object, error) {
+	if e := w.leases.written.Load(); e != nil && bytes.Equal(e.data, data) {
+		w.leases.written.CompareAndSwap(e, nil)
+		return e.lease, nil
+	}
 	if kind == watch.Error {
 		status := &metav1.Status{}
 		return status, decode(content, data, status)
