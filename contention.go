@@ -12,7 +12,7 @@ import (
 // Nothing in a Lease says how many candidates follow it, and asking would cost a request. So a candidate starts
 // without a window and learns from races: each race that it loses widens the window, each that it wins narrows
 // it. The first release that a hundred new candidates see costs a hundred writes, and the third about as many;
-// the fourth costs a few. To spare the first ones, each candidate would have to wait without cause, a lone
+// the fourth costs ten or so. To spare the first ones, each candidate would have to wait without cause, a lone
 // standby too.
 //
 // If another candidate takes the lease before the own try, the window narrows a little. Otherwise a candidate that
@@ -33,14 +33,19 @@ type rivals struct {
 func (r *rivals) delay(o *options, now time.Time) time.Duration {
 	delay := r.window.delay(o.fraction())
 	if left := o.duration - now.Sub(r.led); o.slots > 1 && !r.led.IsZero() && left > 0 {
-		longest := min(time.Duration(longestWindow), o.renewInterval/2)
+		longest := min(longestTurn, o.renewInterval/2)
 		delay += time.Duration(float64(longest) * left.Seconds() / o.duration.Seconds())
 	}
 	return delay
 }
 
-// longestWindow is enough for hundreds of candidates: the first of a hundred writes after some 27 ms.
-const longestWindow = contentionWindow(100 * time.Millisecond)
+// longestWindow is enough for hundreds of candidates: of three hundred with such a window, the first writes after some
+// 40 ms, and five before they can have seen that. With a third of it, three hundred all wrote again and again, because
+// that is shorter than the time that the server takes to refuse so many.
+const longestWindow = contentionWindow(300 * time.Millisecond)
+
+// longestTurn is for how long a candidate leaves free slots to others at most.
+const longestTurn = 100 * time.Millisecond
 
 // lost returns the window after a race was lost.
 func (w contentionWindow) lost(interval time.Duration) contentionWindow {

@@ -16,8 +16,9 @@ func TestContentionWindow(t *testing.T) {
 	}{
 		{"one race lost", contentionWindow(0).lost(I), 5 * ms},
 		{"two races lost", contentionWindow(0).lost(I).lost(I), 25 * ms},
-		{"three races lost", contentionWindow(0).lost(I).lost(I).lost(I), 100 * ms},
-		{"more races lost", (100 * ms).lost(I), 100 * ms},
+		{"three races lost", contentionWindow(0).lost(I).lost(I).lost(I), 105 * ms},
+		{"four races lost", contentionWindow(0).lost(I).lost(I).lost(I).lost(I), 300 * ms},
+		{"more races lost", (300 * ms).lost(I), 300 * ms},
 		{"a short renew interval", (25 * ms).lost(100 * time.Millisecond), 50 * ms},
 		{"won", (100 * ms).won(), 50 * ms},
 		{"won at last", (ms * 3 / 2).won(), 0},
@@ -47,9 +48,9 @@ func TestContentionDelay(t *testing.T) {
 			t.Errorf("contentionWindow %v: delay %v at most", time.Duration(s), last)
 		}
 	}
-	// 27 in 10,000 draw one of the first 12 ms.
-	if got := longestWindow.delay(0.0027); got < 11*time.Millisecond || got > 13*time.Millisecond {
-		t.Errorf("wide contentionWindow: delay %v with luck 0.0027, want about 12ms", got)
+	// 27 in 10,000 draw one of the first 37 ms.
+	if got := longestWindow.delay(0.0027); got < 35*time.Millisecond || got > 39*time.Millisecond {
+		t.Errorf("wide contentionWindow: delay %v with luck 0.0027, want about 37ms", got)
 	}
 	if got := contentionWindow(5 * time.Millisecond).delay(0.5); got < 2400*time.Microsecond ||
 		got > 2600*time.Microsecond {
@@ -58,17 +59,19 @@ func TestContentionDelay(t *testing.T) {
 }
 
 // A fleetModel is a lease that is released again and again, and its candidates. It takes 1 ms from the
-// release until they see it, with some chance, 2 ms until a write has taken the lease, and then again
-// 1 ms until the others see that; each write that the server must refuse delays that by 400 µs.
+// release until they see it, with some chance, a while until a write has taken the lease, and then again
+// 1 ms until the others see that; each write that the server must refuse delays that.
 type fleetModel struct {
 	*rand.Rand
-	spreads []contentionWindow
-	wins    []int
-	leader  int
+	write, refuse time.Duration
+	spreads       []contentionWindow
+	wins          []int
+	leader        int
 }
 
 func newFleetModel(candidates int) *fleetModel {
-	return &fleetModel{Rand: rand.New(rand.NewPCG(1, 2)), spreads: make([]contentionWindow, candidates),
+	return &fleetModel{Rand: rand.New(rand.NewPCG(1, 2)), write: 2 * time.Millisecond,
+		refuse: 400 * time.Microsecond, spreads: make([]contentionWindow, candidates),
 		wins: make([]int, candidates)}
 }
 
@@ -88,14 +91,14 @@ func (f *fleetModel) release() (writes int, led time.Duration) {
 		}
 	}
 	first := slices.MinFunc(tries, func(a, b try) int { return cmp.Compare(a.at, b.at) })
-	led = first.at + 2*time.Millisecond
+	led = first.at + f.write
 	for _, try := range tries {
 		s := &f.spreads[try.candidate]
 		switch {
 		case try == first:
 			writes++
 			*s = s.won()
-		case try.at < led+heard()+time.Duration(writes)*400*time.Microsecond:
+		case try.at < led+heard()+time.Duration(writes)*f.refuse:
 			writes++
 			*s = s.lost(I)
 		default:
@@ -154,10 +157,31 @@ func TestNobodyStarvesModel(t *testing.T) {
 func TestLoneStandbyModel(t *testing.T) {
 	f := newFleetModel(2)
 	f.spreads[1] = longestWindow
-	for range 15 {
+	for range 18 {
 		f.release()
 	}
 	if f.spreads[0] != 0 || f.spreads[1] != 0 {
 		t.Errorf("two candidates still wait: %v", f.spreads)
+	}
+}
+
+// Three hundred candidates on a server that takes a while to refuse a write do not all write again and again.
+func TestLargeHerdModel(t *testing.T) {
+	f := newFleetModel(300)
+	f.write, f.refuse = 20*time.Millisecond, 800*time.Microsecond // a busy server
+	all, led := 0, []time.Duration(nil)
+	for i := range 500 {
+		n, at := f.release()
+		if i >= 20 {
+			led = append(led, at)
+			if n > 100 {
+				all++
+			}
+		}
+	}
+	slices.Sort(led)
+	t.Logf("led after: p50 %v, p90 %v", led[len(led)/2], led[len(led)*9/10])
+	if all > 0 {
+		t.Errorf("more than 100 candidates wrote in %d of 480 terms", all)
 	}
 }
