@@ -83,6 +83,10 @@ func WithNamespace(namespace string) Option {
 // is better where there is a choice: a client that is shared can keep renewals waiting. One client for
 // all campaigns of a process lets those with the same renew interval share a watch.
 //
+// A client of client-go sends at most 5 requests a second unless its configuration says otherwise (QPS), and each
+// leader sends one about every fifth of the lease's duration: 5.3 a second at a duration of 1 s. Set QPS to -1, or to
+// what all leases of the client need.
+//
 // Every client of client-go with a method Leases is one, as what clientset.CoordinationV1() returns.
 func WithClient[L Leases](client interface{ Leases(namespace string) L }) Option {
 	return func(o *options) {
