@@ -265,10 +265,14 @@ func TestDocumentedAlerts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	there := string(golden)
+	collector, err := os.ReadFile(filepath.Join(root, "leaseprom/leaseprom.go")) // those of groups are not in the golden file
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, text := range read(t, isDoc) {
 		for _, metric := range regexp.MustCompile(`\bleasehold_[a-z_]+`).FindAllString(text, -1) {
-			if !strings.Contains(there, "# TYPE "+strings.TrimSuffix(metric, "_bucket")+" ") {
+			if !strings.Contains(string(golden), "# TYPE "+strings.TrimSuffix(metric, "_bucket")+" ") &&
+				!strings.Contains(string(collector), `desc("`+strings.TrimPrefix(metric, "leasehold_")+`"`) {
 				t.Errorf("%s: there is no metric %s", name, metric)
 			}
 		}
