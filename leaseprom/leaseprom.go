@@ -36,7 +36,7 @@ import (
 //	leasehold_keys_owned                    gauge      keys that this process owns
 //	leasehold_keys_unowned                  gauge      keys that nobody owns
 //	leasehold_keys_moving                   gauge      keys that are asked back from their owners
-//	leasehold_keys_overdue                  gauge      keys whose work has not returned long after its session ended; 10 at most
+//	leasehold_keys_overdue                  gauge      keys whose work goes on long after its session ended; 10 at most
 //	leasehold_key_sessions_total            counter    sessions of keys that this process began
 //	leasehold_key_sessions_ended_total{why} counter    those that ended: moved, lost, returned, failed, left
 //
