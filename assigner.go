@@ -32,6 +32,7 @@ type assigner struct {
 	selected string                 // the Lease that is followed; "" for all
 	reselect context.CancelFunc     // follows another selection
 	dirty    bool                   // something changed that matters for the table
+	ghosts   time.Time              // until when holders may live whose Leases were seen to be gone
 
 	// Owned by run:
 	wrote      uint64 // the version of the table that we wrote
@@ -39,7 +40,8 @@ type assigner struct {
 	wroteAt    time.Time
 	begun      uint64                    // the epoch that we began without a trace of an earlier table
 	beginAt    time.Time                 // when to begin an epoch, because there is no table; zero while there is
-	closed     map[uint64]time.Time      // by epoch: since when its table is known
+	epoch      uint64                    // of the table that was last looked at
+	closed     time.Time                 // since when that epoch, and all members, are known
 	hold       time.Time                 // until when a group that has just begun gives nothing
 	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
 	first      map[shards.Term]time.Time // when a term was first seen to report the epoch
@@ -75,7 +77,6 @@ func newAssigner(m *membership) *assigner {
 		clock:      c.clock,
 		news:       make(chan struct{}, 1),
 		members:    map[string]*memberView{},
-		closed:     map[uint64]time.Time{},
 		missing:    map[shards.Term]time.Time{},
 		first:      map[shards.Term]time.Time{},
 		rests:      map[string]keyRest{},
@@ -157,12 +158,7 @@ func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
 		for _, l := range leases {
 			present[l.Name] = true
 		}
-		for name, v := range a.members {
-			if !present[name] && v.seen.version <= version {
-				delete(a.members, name)
-			}
-		}
-		a.listed = max(a.listed, version)
+		a.keepLocked(present, version)
 	}
 	for _, l := range leases {
 		a.setLocked(l)
@@ -185,13 +181,37 @@ func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
 	case !deleted:
 		a.setLocked(lease)
 	case known != nil && known.seen.version <= r.version:
-		delete(a.members, lease.Name)
-		a.dirty = true
+		a.forgetLocked(lease.Name)
 	}
 	if a.selected == "" && a.listed > 0 {
 		a.listed = max(a.listed, r.version) // events come in order
 	}
 	signal(a.news)
+}
+
+// keepLocked forgets the Leases that are not present as of version, when all of them were listed. The caller holds mu.
+func (a *assigner) keepLocked(present map[string]bool, version uint64) {
+	for name, v := range a.members {
+		if !present[name] && v.seen.version <= version {
+			a.forgetLocked(name)
+		}
+	}
+	a.listed = max(a.listed, version)
+}
+
+// forgetLocked forgets a Lease that is gone. The caller holds mu.
+func (a *assigner) forgetLocked(name string) {
+	a.goneLocked(a.members[name])
+	delete(a.members, name)
+	a.dirty = true
+}
+
+// goneLocked records that the Lease of v does not exist any more. Its holder may not have heard. The caller holds mu.
+func (a *assigner) goneLocked(v *memberView) {
+	if v.seen.held() {
+		duration := max(v.seen.wait, a.group.campaign.options.duration)
+		a.ghosts = later(a.ghosts, a.clock.now().mono.Add(duration))
+	}
 }
 
 // setLocked records what a Lease of the group is. The caller holds mu.
@@ -210,6 +230,9 @@ func (a *assigner) setLocked(lease *coordinationv1.Lease) {
 	}
 	if v.seen.known && r.version <= v.seen.version {
 		return
+	}
+	if v.seen.known && v.seen.uid != r.uid {
+		a.goneLocked(v)
 	}
 	now := a.clock.now().mono
 	if text := lease.Annotations[memberAnnotation]; text != v.text || v.seen.term() != r.term() {
@@ -275,6 +298,7 @@ type view struct {
 	waiting bool // the table does not answer what we asked of it
 	members map[string]memberView
 	listed  uint64
+	ghosts  time.Time
 }
 
 func (a *assigner) view() view {
@@ -293,7 +317,7 @@ func (a *assigner) view() view {
 	for name, member := range a.members {
 		v.members[name] = *member
 	}
-	v.listed = a.listed
+	v.listed, v.ghosts = a.listed, a.ghosts
 	a.dirty = false
 	return v
 }
@@ -315,10 +339,6 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		return a.awaitOtherKeys(ctx, v)
 	}
 	a.beginAt = time.Time{}
-	if _, known := a.closed[t.table.Epoch]; !known {
-		clear(a.closed) // of epochs that are over
-		a.closed[t.table.Epoch] = v.now
-	}
 	if t.table.Assigner != v.me.Term {
 		wait, err := a.standBy(ctx, v)
 		if wait > 0 || err != nil {
@@ -581,12 +601,7 @@ func (a *assigner) listMembers(ctx context.Context) error {
 		present[items[i].Name] = true
 		a.setLocked(&items[i])
 	}
-	for name, v := range a.members {
-		if !present[name] && v.seen.version <= version {
-			delete(a.members, name)
-		}
-	}
-	a.listed = max(a.listed, version)
+	a.keepLocked(present, version)
 	a.dirty = true
 	return nil
 }
@@ -601,6 +616,9 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	if (a.wrote != v.table.record.version || !t.Open) && v.listed < v.table.record.version {
 		// Somebody else wrote it, or it is new: what members reported has to be compared with it.
 		return 0, a.listMembers(ctx)
+	}
+	if t.Epoch != a.epoch {
+		a.epoch, a.closed = t.Epoch, v.now
 	}
 	wait := maxDuration
 	ready := true
@@ -636,8 +654,13 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		if !ready {
 			return wait, nil
 		}
-		if over := a.closed[t.Epoch].Add(c.options.duration); a.begun != t.Epoch && v.now.Before(over) {
-			return min(wait, over.Sub(v.now)), nil // members may live whose Leases were deleted
+		// Members may live whose Leases were deleted: before they could be listed, or since.
+		ghosts := v.ghosts
+		if a.begun != t.Epoch {
+			ghosts = later(ghosts, a.closed.Add(c.options.duration))
+		}
+		if left := ghosts.Sub(v.now); left > 0 {
+			return min(wait, left), nil
 		}
 	}
 	members, later, err := a.sharers(ctx, v)

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -537,4 +540,54 @@ func TestSpreadMoves(t *testing.T) {
 		a.quit()
 		b.quit()
 	})
+}
+
+// A member that did not hear of a new epoch, and whose Lease is deleted just before that opens, is waited out.
+func TestGroupGhost_G1(t *testing.T) {
+	for _, early := range []time.Duration{time.Second, 5 * time.Second, D - time.Second} {
+		t.Run(early.String(), func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				a := f.spread("a", Keys(numbered(4)...))
+				f.sleep(3 * time.Second)
+				next := f.spread("next", Keys(numbered(4)...))
+				f.sleep(2 * I)
+				b := f.spread("b", Keys(numbered(4)...)) // follows the assigner alone
+				f.sleep(2 * I)
+				f.wantShape("a b next[2 1 1]")
+				deaf := f.srv.Client("b")
+				deaf.OnEvent(func(watch.Event) time.Duration { return time.Hour })
+				f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = "rubbish" })
+				f.sleep(D - early)
+				deaf.Partition(true)
+				for _, l := range f.memberLeases() {
+					if *l.Spec.HolderIdentity == "b" {
+						f.srv.Delete(ns, l.Name)
+					}
+				}
+				f.sleep(D - 2*time.Second)
+				f.wantShape("[]")
+				f.sleep(D)
+				f.wantShape("a next[2 2]")
+				deaf.OnEvent(nil)
+				deaf.Partition(false)
+				a.quit()
+				b.quit()
+				next.quit()
+			})
+		})
+	}
+}
+
+// memberLeases returns the Leases of members.
+func (f *fleet) memberLeases() (leases []coordinationv1.Lease) {
+	list, err := f.srv.Client("operator").Leases(ns).List(f.Context(), metav1.ListOptions{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, l := range list.Items {
+		if strings.HasPrefix(l.Name, name+"-m-") {
+			leases = append(leases, l)
+		}
+	}
+	return leases
 }
