@@ -814,3 +814,35 @@ func (h countingHandler) Handle(_ context.Context, r slog.Record) error {
 	h.handle(r.Message)
 	return nil
 }
+
+// A Lease that has not changed for longer than the server remembers is followed without a request (G12).
+func TestQuietAfterCompaction_G12(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.run("a", func(s Session) { <-s.Done() }).quit() // the Lease is free
+		ctx, cancel := context.WithCancel(w.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range Holders(ctx, w.options("watcher")...) {
+			}
+		}()
+		w.sleep(time.Minute)
+		other := w.srv.Client("other")
+		for _, holder := range []string{"x", "y"} { // what others do moves the server's window
+			if s, err := Acquire(w.Context(), w.options(holder, WithLease("other"), WithClient(other))...); err == nil {
+				s.Release()
+			}
+		}
+		w.srv.Compact()
+		watcher := w.srv.Client("watcher")
+		watcher.CloseWatches(nil)
+		w.sleep(time.Minute)
+		before := watcher.Requests()
+		w.sleep(time.Minute)
+		if n := watcher.Requests() - before; n > 0 {
+			w.Errorf("%d requests in a minute in which nothing changed", n)
+		}
+		cancel()
+		<-done
+	})
+}

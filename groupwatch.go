@@ -153,8 +153,8 @@ func (g *groupClient) follow(ctx context.Context, kind, name string, a audience)
 	}
 }
 
-// read reads the selection, tells a of it, and goes on with the version from which on it is to be watched; 0 if nothing
-// is there.
+// read reads the selection, tells a of it, and goes on with the version from which on it is to be watched; 0 if the watch
+// is to begin with what is there.
 func (g *groupClient) read(ctx context.Context, kind, name string, a audience, goOn func(from uint64) error) error {
 	if name == "" {
 		items, version, err := g.list(ctx)
@@ -181,7 +181,8 @@ func (g *groupClient) read(ctx context.Context, kind, name string, a audience, g
 		return err
 	}
 	a.replace([]*coordinationv1.Lease{lease}, r.version)
-	return goOn(r.version)
+	// The server may not know any more what happened since the Lease changed: the watch begins with what it is.
+	return goOn(0)
 }
 
 // watch tells a of events until the watch ends.

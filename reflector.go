@@ -31,6 +31,7 @@ type reflector struct {
 	group        errgroup.Group // run
 	delays       *delays        // owned by run
 	pollUntil    time.Time      // no watch is tried before; owned by run
+	anyState     bool           // the next watch begins with what there is; owned by run
 	alarm        chan struct{}  // has room for one: there is something for run to look at
 
 	mu        sync.Mutex // protects following
@@ -259,6 +260,7 @@ func (r *reflector) followByOwnWatch(ctx context.Context, now time.Time, read bo
 	r.lease.failures.record("watch", err)
 	if err != nil {
 		r.setFollowing("")
+		r.anyState = versionExpired(err)
 		if refused(err) {
 			r.pollUntil = now.Add(refusedWatchPause(r.interval))
 		}
@@ -266,7 +268,9 @@ func (r *reflector) followByOwnWatch(ctx context.Context, now time.Time, read bo
 	}
 	defer w.Stop()
 	r.setFollowing("watch")
-	return r.receive(ctx, w)
+	err = r.receive(ctx, w)
+	r.anyState = versionExpired(err)
+	return err
 }
 
 // refusedWatchPause returns for how long a watch is not tried again that was refused.
@@ -283,6 +287,9 @@ func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 	defer done()
 	return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(),
 		func(ctx context.Context) (watch.Interface, error) {
+			if r.anyState { // the server does not know any more what happened since the Lease changed
+				return r.lease.watch(ctx, record{})
+			}
 			return r.lease.watch(ctx, r.store.latest().record)
 		})
 }

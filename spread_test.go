@@ -591,3 +591,26 @@ func (f *fleet) memberLeases() (leases []coordinationv1.Lease) {
 	}
 	return leases
 }
+
+// A table that has not changed for longer than the server remembers is followed without a request.
+func TestGroupQuietAfterCompaction_S1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(time.Minute)
+		f.srv.Compact()
+		for _, member := range []string{"a", "b"} {
+			f.srv.Client(member).CloseWatches(nil)
+		}
+		f.sleep(time.Minute)
+		before := f.srv.Client("a").Requests() + f.srv.Client("b").Requests()
+		f.sleep(time.Minute)
+		sent := f.srv.Client("a").Requests() + f.srv.Client("b").Requests() - before
+		if most := int(2 * time.Minute / (I * 9 / 10)); sent > most {
+			f.Errorf("%d requests in a minute, want the renewals of 2 members, at most %d", sent, most)
+		}
+		f.wantShape("a b[2 2]")
+		a.quit()
+		b.quit()
+	})
+}
