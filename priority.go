@@ -37,7 +37,7 @@ func (s Session) HandOver(identity string) error {
 	if !ok {
 		return s.Release()
 	}
-	one.successor.CompareAndSwap(nil, &identity)
+	one.successor.Store(&identity)
 	return one.end()
 }
 
