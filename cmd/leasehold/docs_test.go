@@ -75,6 +75,7 @@ func TestDocumentedCode(t *testing.T) {
 		"resourcelock":   "k8s.io/client-go/tools/leaderelection/resourcelock",
 		"rest":           "k8s.io/client-go/rest",
 		"signal":         "os/signal",
+		"strconv":        "strconv",
 		"strings":        "strings",
 		"syscall":        "syscall",
 		"time":           "time",
@@ -85,7 +86,8 @@ func TestDocumentedCode(t *testing.T) {
 func snippet(
 	ctx context.Context, restConfig, cfg *rest.Config, clientset *kubernetes.Clientset, recorder record.EventRecorder,
 	hostname string, opts []leasehold.Option, reconcile func(context.Context), migrate func(context.Context) error,
-	setUp func(ctrl.Manager, leasehold.Session) error, ended error,
+	setUp func(ctrl.Manager, leasehold.Session) error, ended error, campaign func(leasehold.Option),
+	importAs func(context.Context, int),
 ) error {
 %s
 	return nil
@@ -265,7 +267,7 @@ func TestDocumentedAlerts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	collector, err := os.ReadFile(filepath.Join(root, "leaseprom/leaseprom.go")) // those of groups are not in the golden file
+	collector, err := os.ReadFile(filepath.Join(root, "leaseprom/leaseprom.go")) // with those of groups
 	if err != nil {
 		t.Fatal(err)
 	}
