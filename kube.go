@@ -258,8 +258,8 @@ func (l *leaseClient) describe(verb string, err error) error {
 	}
 	if missingRight(err, verb) {
 		names := fmt.Sprintf(" resourceNames: [%q],", l.name)
-		if verb == "create" {
-			names = "" // RBAC cannot restrict create to a name
+		if verb == "create" || l.report != nil {
+			names = "" // RBAC cannot restrict create to a name, and each member of a group has a new one
 		}
 		err = missingRule(err, l.namespace, names, verb)
 	}
