@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -376,6 +377,47 @@ func TestShares(t *testing.T) {
 	<-done
 	if end != context.Canceled {
 		t.Errorf("ended: %v", end)
+	}
+}
+
+// The tool shows who owns what.
+func TestSharesCommand(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	f := newKeyFleet(c.fleet)
+	none := c.start("shares", group)
+	none.wantCode(1)
+	if !strings.Contains(none.stderr.String(), "no lease "+c.ns+"/"+group) {
+		t.Errorf("without a group: %s", none.stderr.String())
+	}
+	watching := c.start("shares", group, "-w", "-o", "json")
+	f.spread("a", keys(4))
+	f.awaitShape("map[a:4]")
+	f.spread("b", keys(4))
+	f.awaitShape("map[a:2 b:2]")
+	table := c.start("shares", group)
+	table.wantCode(0)
+	if got := strings.Fields(table.stdout.String()); len(got) != 12 ||
+		!slices.Equal(got[:7], []string{"MEMBER", "WEIGHT", "KEYS", "SINCE", "a", "1", "2"}) ||
+		!slices.Equal(got[8:11], []string{"b", "1", "2"}) {
+		t.Errorf("table:\n%s", table.stdout.String())
+	}
+	owned := c.start("shares", group, "--keys")
+	owned.wantCode(0)
+	if n := strings.Count(owned.stdout.String(), "tenant-"); n != 4 {
+		t.Errorf("with %d keys:\n%s", n, owned.stdout.String())
+	}
+	f.await("watched", func() bool {
+		lines := strings.Split(strings.TrimSpace(watching.stdout.String()), "\n")
+		return strings.Contains(lines[0], `"members":[]`) && strings.Contains(lines[len(lines)-1], `"identity":"b"`)
+	})
+	watching.signal(syscall.SIGINT)
+	watching.wantCode(0)
+	c.start("create", "other").wantCode(0)
+	other := c.start("shares", "other")
+	other.wantCode(1)
+	if !strings.Contains(other.stderr.String(), "other is not a group that can be read") {
+		t.Errorf("of a Lease that is no group's table: %s", other.stderr.String())
 	}
 }
 

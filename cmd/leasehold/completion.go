@@ -211,7 +211,7 @@ func (t *tool) flagValues(ctx context.Context, c *command, f *pflag.Flag) (value
 		switch c.name {
 		case "get", "create":
 			return slices.Clone(outputs), noFiles
-		case "explain":
+		case "explain", "shares":
 			return []string{"table", "json", "yaml"}, noFiles
 		}
 		return []string{"table", "json", "yaml", "name"}, noFiles
@@ -247,7 +247,7 @@ func (t *tool) arguments(ctx context.Context, c *command, flags *pflag.FlagSet) 
 	switch c.name {
 	case "completion":
 		return slices.Clone(shells)
-	case "run", "claim", "release":
+	case "run", "claim", "release", "shares":
 		if len(given) > 0 {
 			return nil
 		}

@@ -10,6 +10,7 @@
 //	claim       Take a lease and hold it until interrupted
 //	release     Release a lease that another process left behind
 //	create      Create a Lease that nobody holds
+//	shares      Show who owns the keys of a group
 //	explain     Explain the times of a lease
 //	report      Render who held leases as an HTML page
 //	completion  Print a completion script for a shell

@@ -86,7 +86,7 @@ type command struct {
 func commands() []*command {
 	return []*command{
 		runCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), handoverCommand(),
-		createCommand(), explainCommand(), reportCommand(), completionCommand(),
+		createCommand(), sharesCommand(), explainCommand(), reportCommand(), completionCommand(),
 	}
 }
 

@@ -104,6 +104,10 @@ func TestUsage(t *testing.T) {
 		{"get --log-level loud", 2, "--log-level"},
 		{"get", 1, "no API server: not in a cluster, and no kubeconfig"},
 		{"watch --for -1s", 2, "want a positive time"},
+		{"shares", 2, "missing GROUP"},
+		{"shares a b", 2, "want one lease, not 2: a b"},
+		{"shares a -o name", 2, "want table, json or yaml"},
+		{"shares a", 1, "no API server"},
 		{"watch --timeline -o json", 2, "--timeline and --output json are mutually exclusive"},
 		{"claim", 2, "missing LEASE"},
 		{"claim a b", 2, "want one lease, not 2: a b"},
@@ -304,7 +308,7 @@ func TestComplete(t *testing.T) {
 		words []string
 		want  string
 	}{
-		{[]string{""}, "run get watch claim release handover create explain report completion help version :4"},
+		{[]string{""}, "run get watch claim release handover create shares explain report completion help version :4"},
 		{[]string{"re"}, "release report :4"},
 		{[]string{"-n", "web", "cl"}, "claim :4"},
 		{[]string{"help", "ex"}, "explain :4"},
@@ -321,6 +325,7 @@ func TestComplete(t *testing.T) {
 				"custom-columns= custom-columns-file= :6"},
 		{[]string{"watch", "-o", ""}, "table json yaml name :4"},
 		{[]string{"explain", "-o", ""}, "table json yaml :4"},
+		{[]string{"shares", "-o", ""}, "table json yaml :4"},
 		{[]string{"claim", "--create", ""}, "auto new never :4"},
 		{[]string{"get", "--log-level=d"}, "--log-level=debug :4"},
 		{[]string{"report", "--html", ""}, ":0"},
