@@ -9,7 +9,7 @@
 // a process of its own, and bench runs on Linux only.
 //
 // What is measured, and how, is said where it is: handover.go, failover.go, herd.go, rollout.go, race.go, faults.go,
-// roundtrip.go, renewal.go, steady.go, fanout.go, program.go, many.go.
+// roundtrip.go, renewal.go, steady.go, fanout.go, program.go, many.go, groups.go.
 package main
 
 import (
@@ -51,6 +51,7 @@ var experiments = []struct {
 	{"fanout", (*bench).fanout},
 	{"program", (*bench).program},
 	{"many", (*bench).many},
+	{"groups", (*bench).groups},
 }
 
 func names() []string {
@@ -171,6 +172,7 @@ type size struct {
 	weighing    time.Duration // how long a program leads before its memory is measured
 	crowds      []crowd       // of leases that one process leads
 	crowding    time.Duration // how long to measure one
+	sharing     sharing       // of members of groups
 }
 
 // farLinks are links over which leadership is hard to keep; the second is a satellite's.
@@ -194,6 +196,7 @@ var full = size{
 		{count: 20000, duration: 16 * defaults.duration},
 	},
 	crowding: 15 * time.Second,
+	sharing:  sharing{steady: []int{1000, 10000}, buckets: 65536, keys: 10000},
 }
 
 // quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
@@ -207,6 +210,7 @@ var quick = size{
 	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1,
 	fanning: time.Second, weighing: time.Second,
 	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true, raw: true}}, crowding: time.Second,
+	sharing: sharing{steady: []int{10, 100}, buckets: 64, keys: 100},
 }
 
 // A bench runs experiments.
