@@ -235,7 +235,7 @@ func (t *tool) flagValues(ctx context.Context, c *command, f *pflag.Flag) (value
 			return slices.Sorted(maps.Keys(config.Clusters)), noFiles
 		}
 		return slices.Sorted(maps.Keys(config.AuthInfos)), noFiles
-	case "kubeconfig", "certificate-authority", "client-certificate", "client-key", "html", "record", "from":
+	case "kubeconfig", "certificate-authority", "client-certificate", "client-key", "html", "record", "from", "keys-from":
 		return nil, 0 // a file
 	}
 	return nil, noFiles
@@ -247,7 +247,7 @@ func (t *tool) arguments(ctx context.Context, c *command, flags *pflag.FlagSet) 
 	switch c.name {
 	case "completion":
 		return slices.Clone(shells)
-	case "run", "claim", "release", "shares":
+	case "run", "spread", "claim", "release", "shares":
 		if len(given) > 0 {
 			return nil
 		}

@@ -5,6 +5,7 @@
 // It finds the API server as kubectl does. Its commands:
 //
 //	run         Run a command only while holding a lease
+//	spread      Run a command for each key of this process's share
 //	get         Show who holds leases
 //	watch       Follow who holds leases
 //	claim       Take a lease and hold it until interrupted
@@ -23,7 +24,7 @@
 //	123  the lease was lost (run, claim)
 //	124  the lease was not acquired in time (run, claim); --held-exit-code replaces it if another holds the lease
 //
-// run also has those of timeout(1) and of shells:
+// run and spread also have those of timeout(1) and of shells:
 //
 //	125       leasehold itself failed, wrong usage included
 //	126       the command cannot be executed

@@ -29,6 +29,15 @@ func (*runner) term(leasehold.Session) outcome { return outcome{} }
 
 func isWatchdog() bool { return false }
 
+func isKeeper() bool { return false }
+
+func keeperMain() {}
+
+func (t *tool) spread(*spreadOptions, string, []string, []string) error {
+	_, err := newHost(t.log)
+	return err
+}
+
 func watchdogMain() {}
 
 // terminalSize finds no terminal: a timeline is shown once, at its end.

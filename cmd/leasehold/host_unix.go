@@ -39,7 +39,8 @@ var (
 	passSignals = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}
 )
 
-func newHost(log *slog.Logger) (*host, error) {
+// newHost returns a host. Its watchdog keeps the given files open.
+func newHost(log *slog.Logger, kept ...*os.File) (*host, error) {
 	h := &host{
 		log:      log,
 		signals:  make(chan os.Signal, 16),
@@ -51,7 +52,7 @@ func newHost(log *slog.Logger) (*host, error) {
 	signal.Notify(h.pipe, syscall.SIGPIPE)
 	var err error
 	if err = adopt(); err == nil {
-		h.watchdog, err = startWatchdog()
+		h.watchdog, err = startWatchdog(kept...)
 	}
 	if err != nil {
 		h.close()

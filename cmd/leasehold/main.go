@@ -42,6 +42,10 @@ func main() {
 		watchdogMain()
 		return
 	}
+	if isKeeper() {
+		keeperMain()
+		return
+	}
 	args := os.Args[1:]
 	if calledForCompletion() {
 		args = append([]string{completeArg}, args...)
@@ -85,7 +89,7 @@ type command struct {
 // commands returns the commands in the order in which help shows them, with their flags at the defaults.
 func commands() []*command {
 	return []*command{
-		runCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), handoverCommand(),
+		runCommand(), spreadCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), handoverCommand(),
 		createCommand(), sharesCommand(), explainCommand(), reportCommand(), completionCommand(),
 	}
 }
@@ -186,7 +190,7 @@ func (c *command) exit(err error) error {
 	switch {
 	case err == nil || errors.As(err, &exit):
 		return err
-	case c.name == "run":
+	case c.name == "run" || c.name == "spread":
 		return exitWith(exitRunFailed, err)
 	case errors.As(err, &usage):
 		return exitWith(exitUsage, err)

@@ -105,6 +105,15 @@ func TestUsage(t *testing.T) {
 		{"get", 1, "no API server: not in a cluster, and no kubeconfig"},
 		{"watch --for -1s", 2, "want a positive time"},
 		{"shares", 2, "missing GROUP"},
+		{"spread g", 125, `missing "--" before COMMAND`},
+		{"spread g --", 125, `missing COMMAND after "--"`},
+		{"spread -- true", 125, "missing GROUP"},
+		{"spread g -- true", 125, "want one of --keys, --keys-from and --buckets"},
+		{"spread g --keys a --buckets 2 -- true", 125, "want one of --keys, --keys-from and --buckets"},
+		{"spread g --buckets 0 -- true", 125, "--buckets 0: want 1 to 65536"},
+		{"spread g --keys-from missing -- true", 125, "no such file"},
+		{"spread g --keys a --stop-timeout 3s -- true", 125, "want 0 <= stop timeout"},
+		{"spread g --keys a -- true", 125, "no API server"},
 		{"shares a b", 2, "want one lease, not 2: a b"},
 		{"shares a -o name", 2, "want table, json or yaml"},
 		{"shares a", 1, "no API server"},
@@ -308,7 +317,7 @@ func TestComplete(t *testing.T) {
 		words []string
 		want  string
 	}{
-		{[]string{""}, "run get watch claim release handover create shares explain report completion help version :4"},
+		{[]string{""}, "run spread get watch claim release handover create shares explain report completion help version :4"},
 		{[]string{"re"}, "release report :4"},
 		{[]string{"-n", "web", "cl"}, "claim :4"},
 		{[]string{"help", "ex"}, "explain :4"},

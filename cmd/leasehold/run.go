@@ -85,43 +85,59 @@ leasehold run migrate --wait 30s --duration 30s --stop-timeout 5s -- ./migrate`,
 
 type runOptions struct {
 	holding
-	once, restart            bool
+	once, restart bool
+	stopping
+}
+
+// stopping holds the times that processes have to end.
+type stopping struct {
 	stopTimeout, gracePeriod time.Duration
 
 	changed func(flag string) bool
 }
 
+func (s *stopping) flags(flags *pflag.FlagSet) {
+	s.changed = flags.Changed
+	flags.DurationVar(&s.stopTimeout, "stop-timeout", 0,
+		"time from SIGTERM to SIGKILL when the lease was not renewed (default half of duration - renew deadline)")
+	flags.DurationVar(&s.gracePeriod, "grace-period", 25*time.Second, "time from a signal that asks to stop to SIGKILL")
+}
+
+// complete sets the defaults, and refuses times with which a command could outlive the lease.
+func (s *stopping) complete(t timing) error {
+	room := t.duration - t.renewDeadline
+	if !s.changed("stop-timeout") {
+		s.stopTimeout = room / 2
+	}
+	switch {
+	case s.gracePeriod < 0:
+		return usagef("--grace-period %v: want 0s or more", s.gracePeriod)
+	case s.stopTimeout < 0 || s.stopTimeout >= room:
+		return usagef("want 0 <= stop timeout (%v) < duration (%v) - renew deadline (%v) = %v, "+
+			"after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room",
+			s.stopTimeout, t.duration, t.renewDeadline, room)
+	}
+	return nil
+}
+
 func (o *runOptions) flags(flags *pflag.FlagSet) {
-	o.changed = flags.Changed
 	flags.BoolVar(&o.once, "once", false, "exit when the command ends or the lease is lost (the default)")
 	flags.BoolVar(&o.restart, "restart", false,
 		"campaign again when the command ends or the lease is lost, until asked to stop")
-	flags.DurationVar(&o.stopTimeout, "stop-timeout", 0,
-		"time from SIGTERM to SIGKILL when the lease was not renewed (default half of duration - renew deadline)")
-	flags.DurationVar(&o.gracePeriod, "grace-period", 25*time.Second, "time from a signal that asks to stop to SIGKILL")
+	o.stopping.flags(flags)
 	o.holding.flags(flags)
 }
 
-// complete sets the defaults, and refuses times with which the command could outlive the lease.
+// complete sets the defaults, and refuses what excludes each other.
 func (o *runOptions) complete() error {
 	o.timing.complete()
-	room := o.duration - o.renewDeadline
-	if !o.changed("stop-timeout") {
-		o.stopTimeout = room / 2
-	}
 	switch {
 	case o.once && o.restart:
 		return usagef("--once and --restart are mutually exclusive")
 	case o.restart && (o.noWait || o.wait > 0):
 		return usagef("--restart waits for the lease again and again: it excludes --wait and --no-wait")
-	case o.gracePeriod < 0:
-		return usagef("--grace-period %v: want 0s or more", o.gracePeriod)
-	case o.stopTimeout < 0 || o.stopTimeout >= room:
-		return usagef("want 0 <= stop timeout (%v) < duration (%v) - renew deadline (%v) = %v, "+
-			"after which another can hold the lease; a longer --duration or an earlier --renew-deadline makes room",
-			o.stopTimeout, o.duration, o.renewDeadline, room)
 	}
-	return nil
+	return o.stopping.complete(o.timing)
 }
 
 // A runner runs a command while it holds the lease.

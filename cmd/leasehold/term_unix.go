@@ -16,7 +16,7 @@ import (
 // first and logs afterwards.
 type supervisor struct {
 	*runner
-	session leasehold.Session
+	session tenure
 	group   *group
 	began   time.Duration // by clock(), as all times here
 	trusted time.Duration // the lease is certainly ours until then, at least
@@ -31,6 +31,13 @@ type supervisor struct {
 	watchdogLost bool // the end of the watchdog was logged
 }
 
+// A tenure is how long a command may run: that of a leasehold.Session, or what another process says of it.
+type tenure interface {
+	ValidFor() time.Duration
+	Err() error
+	Done() <-chan struct{}
+}
+
 const (
 	never = math.MaxInt64
 	// look is how often to look at the clock: timers stand still while the machine sleeps.
@@ -40,18 +47,23 @@ const (
 )
 
 // term runs the command as long as session s lasts, and returns when all its processes are gone.
-func (r *runner) term(s leasehold.Session) (end outcome) {
+func (r *runner) term(s leasehold.Session) outcome {
+	return r.supervise(s, environ(s, r.slotted(), r.host.watchdog.mark), s.FencingToken())
+}
+
+// supervise runs the command with an environment for as long as s lasts.
+func (r *runner) supervise(s tenure, env []string, token uint64) (end outcome) {
 	sv := &supervisor{runner: r, session: s, killAt: never, began: clock()}
 	if sv.check(); sv.lost != nil {
 		return outcome{lost: sv.lost}
 	}
-	group, err := r.host.start(r.path, r.argv, environ(s, r.slotted(), r.host.watchdog.mark))
+	group, err := r.host.start(r.path, r.argv, env)
 	if err != nil {
 		return outcome{code: exitNotRunnable, err: err}
 	}
 	sv.group = group
 	sv.guard()
-	r.tool.log.Info("command started", "pid", group.id, "fencingToken", s.FencingToken())
+	r.tool.log.Info("command started", "pid", group.id, "fencingToken", token)
 	ran := sv.follow()
 	r.host.watchdog.idle()
 	if group.foreground {
@@ -149,7 +161,7 @@ func (sv *supervisor) check() {
 // meanwhile.
 func (sv *supervisor) makeWay() {
 	err := sv.session.Err()
-	if !errors.Is(err, leasehold.ErrYielded) || sv.group.status != nil {
+	if !errors.Is(err, leasehold.ErrYielded) && !errors.Is(err, errAskedBack) || sv.group.status != nil {
 		return
 	}
 	sv.yielded = err

@@ -34,7 +34,7 @@ const (
 // isWatchdog reports whether this process is a watchdog.
 func isWatchdog() bool { return len(os.Args) == 4 && os.Args[1] == watchdogArg }
 
-func startWatchdog() (*watchdog, error) {
+func startWatchdog(kept ...*os.File) (*watchdog, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func startWatchdog() (*watchdog, error) {
 	defer r.Close()
 	mark := markName + "=" + rand.Text()
 	d := &watchdog{cmd: exec.Command(self, watchdogArg, strconv.Itoa(os.Getpid()), mark), pipe: w, mark: mark}
-	d.cmd.Stdin, d.cmd.Stderr = r, os.Stderr
+	d.cmd.Stdin, d.cmd.Stderr, d.cmd.ExtraFiles = r, os.Stderr, kept
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // out of reach of a terminal's signals
 	if err := d.cmd.Start(); err != nil {
 		w.Close()
