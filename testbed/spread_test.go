@@ -141,4 +141,3 @@ func TestSpreadCommandFails(t *testing.T) {
 	missing := c.start("spread", group, "--keys=a", "--", "./missing")
 	missing.wantCode(127)
 }
-
