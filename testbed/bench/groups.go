@@ -319,11 +319,10 @@ func (b *bench) roundTrips() (trips []float64, err error) {
 
 // A writeLog is what a watch brings of the Leases of a group.
 type writeLog struct {
-	group  string
-	client coordinationv1client.CoordinationV1Interface
-	meter  *meter
-	watch  watch.Interface
-	done   chan struct{}
+	group string
+	meter *meter
+	watch watch.Interface
+	done  chan struct{}
 
 	mu      sync.Mutex // protects following
 	table   int
