@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -264,6 +265,11 @@ func (a *assigner) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait, err := a.step(ctx)
 		if err != nil {
+			var fault groupFault
+			if errors.As(err, &fault) && a.group.once(fault.Error()) {
+				a.group.campaign.log.error("this member cannot assign the group's keys",
+					"group", a.group.client.group, "error", err)
+			}
 			sleep(ctx, a.clock, a.delays.next(err, a.group.campaign.options.renewInterval))
 			continue
 		}
@@ -379,8 +385,12 @@ func (a *assigner) listen(v view) time.Duration {
 func (a *assigner) catchUp(v view) time.Duration {
 	o := a.group.campaign.options
 	newest := uint64(0)
-	for _, m := range v.members {
-		newest = max(newest, m.report.Version)
+	for name, m := range v.members {
+		// A report is older than the Lease that has it, or was made up.
+		if term, held := termOf(name, m.seen.record); held && m.report.Acquired == term.Acquired &&
+			m.report.Version < m.seen.version {
+			newest = max(newest, m.report.Version)
+		}
 	}
 	if newest <= v.table.record.version {
 		a.behind = time.Time{}
@@ -583,7 +593,14 @@ func (a *assigner) fence(ctx context.Context, name string, m memberView) error {
 	case conflicts(err):
 		// Something happened that was not seen.
 		a.membership.readAfresh()
-		return a.listMembers(ctx)
+		if err := a.listMembers(ctx); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if now := a.members[name]; now == nil || now.seen.version != m.seen.version {
+			return nil
+		}
 	}
 	return err
 }
@@ -758,6 +775,10 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 	}
 	seen := map[shards.Term]bool{}
 	used := map[string]bool{t.Keys: true}
+	// What we own is to be known by what others can read: one of them may begin a new epoch.
+	if stored := v.members[v.me.Lease].report; stored.Acquired != v.me.Acquired || stored.Epoch != t.Epoch {
+		delete(all, v.me.Lease)
+	}
 	for name, m := range all {
 		term, report, row := v.me.Term, v.report, v.me
 		if name != v.me.Lease {
@@ -813,7 +834,8 @@ func (a *assigner) resumes(v view, term shards.Term) bool {
 		return false
 	}
 	now, _ := termOf(term.Lease, m.seen.record)
-	return now != term && a.reportOf(v, now, m).Epoch == 0 && v.now.Sub(m.live) < a.group.campaign.options.renewInterval
+	reported := m.report.Acquired == now.Acquired && m.report.Epoch != 0
+	return now != term && !reported && v.now.Sub(m.live) < a.group.campaign.options.renewInterval
 }
 
 // rest keeps key from being given out for a while, longer each time that its work fails.
@@ -854,8 +876,8 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool,
 	g := a.group
 	text := next.Encode()
 	if len(text) > maxAnnotation {
-		return false, fmt.Errorf("the table of group %s has %d bytes, want at most %d: too many keys in too many runs",
-			g.client.group, len(text), maxAnnotation)
+		return false, groupFault(fmt.Sprintf(
+			"the table has %d bytes, want at most %d: too many keys in too many runs", len(text), maxAnnotation))
 	}
 	a.wroteText, a.wroteAt = text, v.now
 	var lease *coordinationv1.Lease
@@ -879,7 +901,9 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool,
 		if lease, again := g.client.get(ctx, "get table", g.client.group); again == nil {
 			a.membership.setTable(ctx, lease)
 		}
-		if conflicts(err) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if conflicts(err) && a.membership.table.record.version != v.table.record.version {
 			return false, nil
 		}
 		return false, err
@@ -889,6 +913,11 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool,
 	}
 	return true, a.membership.setTable(ctx, lease)
 }
+
+// A groupFault is why keys cannot be assigned, which no further try mends.
+type groupFault string
+
+func (f groupFault) Error() string { return string(f) }
 
 // maxAnnotation is how long the text of a table may be: all annotations of an object together have 256 KiB.
 const maxAnnotation = 250_000

@@ -216,11 +216,28 @@ func (g *group) publish(ctx context.Context, digest string, keys []string) error
 		_, err := g.client.create(ctx, "create keys", &coordinationv1.Lease{ObjectMeta: objectMeta(
 			g.pageName(digest, i), keysAnnotation, page,
 		)})
-		if err != nil && !conflicts(err) {
+		if err != nil && conflicts(err) {
+			err = g.mend(ctx, g.pageName(digest, i), page)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// mend makes a page of keys that exists what it is to be, if somebody changed it.
+func (g *group) mend(ctx context.Context, name, page string) error {
+	lease, err := g.client.get(ctx, "get keys", name)
+	if err != nil || lease == nil || lease.Annotations[keysAnnotation] == page {
+		return err
+	}
+	r, err := readRecord(lease)
+	if err != nil {
+		return err
+	}
+	_, err = g.client.patch(ctx, "write keys", name, r, map[string]*string{keysAnnotation: &page}, nil)
+	return err
 }
 
 func (g *group) pageName(digest string, page int) string {
@@ -235,18 +252,23 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	if ok || digest == shards.Digest(nil) {
 		return keys, nil
 	}
+	if !shards.IsDigest(digest) {
+		return nil, errKeysMissing
+	}
+	var failed error // of a request
 	keys, err := shards.ReadPages(digest, func(page int) (string, error) {
-		lease, err := g.client.get(ctx, "get keys", g.pageName(digest, page))
-		if err != nil {
-			return "", err
-		}
-		if lease == nil {
+		var lease *coordinationv1.Lease
+		if lease, failed = g.client.get(ctx, "get keys", g.pageName(digest, page)); failed != nil || lease == nil {
 			return "", errKeysMissing
 		}
 		return lease.Annotations[keysAnnotation], nil
 	})
+	if failed != nil {
+		return nil, failed
+	}
 	if err != nil {
-		return nil, err
+		g.campaign.log.debug("a set of keys cannot be read", "digest", digest, "error", err)
+		return nil, errKeysMissing
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -254,7 +276,7 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	return keys, nil
 }
 
-var errKeysMissing = errors.New("the Lease with the keys does not exist")
+var errKeysMissing = errors.New("the Leases with the keys do not exist, or cannot be read")
 
 // maxSets is how many sets of keys a member remembers.
 const maxSets = 32
@@ -288,7 +310,9 @@ func (g *group) acceptsLocked(key string) bool {
 // returned says that the work of s has returned.
 func (g *group) returned(s *keySession, failed bool) {
 	why := endOf(s, failed)
-	s.over.Store(true)
+	if s.over.Swap(true) {
+		return // it was told before
+	}
 	s.cancel(ErrReleased)
 	g.mu.Lock()
 	g.ended[why]++
@@ -552,6 +576,12 @@ func (m *membership) apply() time.Duration {
 		g.fail(fmt.Errorf("leasehold: lease %s/%s: %w", g.campaign.lease.namespace, g.client.group, errForeignTable))
 		return 0
 	}
+	if t.table != nil && t.table.Buckets != g.buckets && m.owner.Abandon() {
+		g.mu.Unlock()
+		m.endAll()
+		m.tell()
+		return g.campaign.options.renewInterval / 10
+	}
 	if t.table == nil || t.table.Buckets != g.buckets || m.version == t.record.version && !m.owner.Ending() {
 		g.mu.Unlock()
 		return 0
@@ -586,10 +616,7 @@ func (m *membership) apply() time.Duration {
 	}
 	g.mu.Unlock()
 	if change.End {
-		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group", g.client.group)
-		for _, s := range m.all() {
-			g.stop(s, errTableReplaced)
-		}
+		m.endAll()
 	}
 	for _, s := range stop {
 		g.stop(s, ErrMoved)
@@ -601,6 +628,21 @@ func (m *membership) apply() time.Duration {
 		m.tell()
 	}
 	return wait
+}
+
+// endAll ends all sessions because their table is gone.
+func (m *membership) endAll() {
+	g := m.group
+	ended := 0
+	for _, s := range m.all() {
+		if s.ctx.Context.Err() == nil {
+			ended++
+		}
+		g.stop(s, errTableReplaced)
+	}
+	if ended > 0 {
+		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group", g.client.group)
+	}
 }
 
 // untilGivenUpLocked returns how long to wait yet for work that is to end because the table was replaced. A member that
@@ -652,6 +694,9 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 	}
 	if v.exists && !v.foreign {
 		v.table, v.err = shards.DecodeTable(v.text)
+		if v.err == nil && v.table.NewestSeen() > v.record.version {
+			v.table, v.err = nil, errors.New("the table names versions that the API server has not reached: it is of another")
+		}
 		switch {
 		case v.err != nil:
 		case v.table.Buckets > 0:

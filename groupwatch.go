@@ -2,7 +2,6 @@ package leasehold
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -26,7 +25,7 @@ type lister interface {
 	List(ctx context.Context, opts metav1.ListOptions) (*coordinationv1.LeaseList, error)
 }
 
-var errNoList = errors.New("the client given by WithClient has no method List, so that this member cannot assign keys")
+const errNoList = groupFault("the client given by WithClient has no method List")
 
 // groupRequest makes one request, of a kind, in bounded time.
 func groupRequest[T any](

@@ -72,10 +72,9 @@ func Spread[K ~string](ctx context.Context, keys <-chan []K, work func(Session, 
 		})
 		defer receiver.Wait()
 		defer cancel()
+		defer w.running.Wait()
 		c.start()
-		err = g.run()
-		w.running.Wait()
-		return err
+		return g.run()
 	})
 }
 

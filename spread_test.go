@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/leasehold-go/leasehold/internal/shards"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -612,5 +613,120 @@ func TestGroupQuietAfterCompaction_S1(t *testing.T) {
 		f.wantShape("a b[2 2]")
 		a.quit()
 		b.quit()
+	})
+}
+
+// The assigner gives itself nothing that others could not find out of its Lease: one of them may find no table, and
+// begin a new one.
+func TestGroupAssignerReports_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		client := f.srv.Client("a")
+		client.OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "patch" && strings.HasPrefix(r.Name, name+"-m-") {
+				return leasetest.Fault{Drop: leasetest.TheRequest}
+			}
+			return leasetest.Fault{}
+		})
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(3 * time.Second)
+		f.wantShape("[]")
+		client.OnRequest(nil)
+		f.sleep(2 * I)
+		f.wantShape("a[4]")
+		a.quit()
+	})
+}
+
+// Tables, keys and reports that cannot be are made anew, or do nothing.
+func TestGroupRubbish(t *testing.T) {
+	edit := func(f *fleet, lease, annotation, text string) {
+		f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) { l.Annotations[annotation] = text })
+	}
+	for _, c := range []struct {
+		name string
+		do   func(f *fleet)
+	}{
+		{"an empty table", func(f *fleet) { edit(f, name, tableAnnotation, "") }},
+		{"a table of another cluster", func(f *fleet) {
+			table, err := shards.DecodeTable(f.lease().Annotations[tableAnnotation])
+			if err != nil {
+				f.Fatal(err)
+			}
+			for i := range table.Rows {
+				table.Rows[i].Seen, table.Rows[i].UID = 500_000_000, "another"
+			}
+			table.Assigner = table.Rows[0].Term
+			edit(f, name, tableAnnotation, table.Encode())
+		}},
+		{"a page of keys without keys, and members that start anew", func(f *fleet) {
+			table, err := shards.DecodeTable(f.lease().Annotations[tableAnnotation])
+			if err != nil {
+				f.Fatal(err)
+			}
+			edit(f, name+"-k-"+table.Keys+"-0", keysAnnotation, "")
+			for _, l := range f.memberLeases() {
+				f.srv.Delete(ns, l.Name)
+			}
+		}},
+		{"a report from nowhere", func(f *fleet) {
+			f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+				Namespace: ns, Name: name + "-m-ghost", Labels: map[string]string{groupLabel: name},
+				Annotations: map[string]string{memberAnnotation: `{"v":1,"n":18446744073709551615,"e":77}`},
+			}})
+		}},
+		{"a report that cannot be read", func(f *fleet) {
+			for _, l := range f.memberLeases() {
+				edit(f, l.Name, memberAnnotation, "rubbish")
+			}
+		}},
+		{"a report that names keys that cannot be", func(f *fleet) {
+			for _, l := range f.memberLeases() {
+				edit(f, l.Name, memberAnnotation, fmt.Sprintf(
+					`{"v":1,"t":%d,"o":"../x","r":[[-1,5]],"w":1}`, l.Spec.AcquireTime.UnixMicro()))
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				a := f.spread("a", Keys(numbered(4)...))
+				b := f.spread("b", Keys(numbered(4)...))
+				f.sleep(time.Minute)
+				f.wantShape("a b[2 2]")
+				c.do(f)
+				f.sleep(3 * D)
+				f.wantShape("a b[2 2]")
+				lost := f.logged("lease lost")
+				f.sleep(2 * D)
+				f.wantShape("a b[2 2]")
+				if f.logged("lease lost") != lost {
+					f.Error("the members lose their leases again and again")
+				}
+				a.quit()
+				b.quit()
+			})
+		})
+	}
+}
+
+// Members with another number of buckets wait for the others to go, and keep nobody from going on.
+func TestRingOtherBuckets(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		old := f.join("old", 4)
+		f.sleep(2 * time.Second)
+		fresh := f.join("fresh", 8)
+		f.sleep(D)
+		f.wantShape("old[4]")
+		if f.logged("this member does not join") != 1 {
+			f.Error("no line, or several, about the other number of buckets")
+		}
+		f.srv.Delete(ns, name) // either begins the new table
+		f.sleep(3 * D)
+		if shape := f.shape(); shape != "old[4]" && shape != "fresh[8]" {
+			f.Errorf("members have %q", shape)
+		}
+		old.quit()
+		f.sleep(3 * D)
+		f.wantShape("fresh[8]")
+		fresh.quit()
 	})
 }

@@ -51,6 +51,12 @@ func Digest(keys []string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// IsDigest reports whether text may be a digest.
+func IsDigest(text string) bool {
+	b, err := hex.DecodeString(text)
+	return err == nil && len(b) == 16
+}
+
 // A page is a part of a set of keys.
 type page struct {
 	Pages int      `json:"pages"`

@@ -139,6 +139,24 @@ func (o *Owner) compare(t *Table, names []string) Change {
 	return c
 }
 
+// Abandon leaves the epoch because the table is one that the member cannot go by. It reports whether work is to end
+// before that; Abandon is to be called again then.
+func (o *Owner) Abandon() (waits bool) {
+	if o.epoch == 0 {
+		return false
+	}
+	if !o.ending {
+		o.ending = true
+		o.past.add(o.epoch)
+	}
+	if o.running() {
+		return true
+	}
+	o.epoch, o.gen, o.mark, o.bad, o.ending = 0, 0, 0, 0, false
+	clear(o.grants)
+	return false
+}
+
 // Returned says that the work on key has returned, or that it is given back.
 func (o *Owner) Returned(key string, failed bool) {
 	if g := o.grants[key]; g != nil && g.running {

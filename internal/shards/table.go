@@ -90,14 +90,12 @@ func (t *Table) row(term Term) int {
 // Lists reports whether the table has a row for a term.
 func (t *Table) Lists(term Term) bool { return t.row(term) >= 0 }
 
-// Free reports how many entries nobody owns.
-func (t *Table) Free() (n int) {
-	for _, e := range t.Entries {
-		if e.Owner == nobody {
-			n++
-		}
+// NewestSeen returns the newest version that the table names.
+func (t *Table) NewestSeen() (newest uint64) {
+	for _, r := range t.Rows {
+		newest = max(newest, r.Seen)
 	}
-	return n
+	return newest
 }
 
 // encodedTable is how a table is written, as JSON that is compressed. Neighbouring entries that are equal are one run.
