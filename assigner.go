@@ -336,6 +336,12 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 	switch {
 	case !t.known || t.foreign && t.exists:
 		return maxDuration, nil
+	case errors.As(t.err, new(shards.FormatError)):
+		if g.once(t.err.Error()) {
+			g.campaign.log.error("this member does not join: another version of the program shares out the keys",
+				"group", g.client.group, "error", t.err)
+		}
+		return maxDuration, nil
 	case !t.exists || t.table == nil:
 		if v.listed == 0 {
 			return maxDuration, nil // its members are about to be listed
@@ -491,7 +497,8 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 		what = "keys with names"
 	}
 	if g.once(what) {
-		g.campaign.log.error("this member does not join: the group shares out "+what+"; waiting until its members are gone",
+		g.campaign.log.error(
+			"this member does not join: the group shares out "+what+"; waiting until its members are gone",
 			"group", g.client.group, "buckets", g.buckets)
 	}
 	if v.listed < v.table.record.version {
@@ -545,6 +552,9 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 			return wait, nil
 		}
 		patience := a.unanswered.Add(o.duration + turn).Sub(v.now)
+		if !t.Open {
+			patience += o.duration // it waits for as long before the table opens
+		}
 		if patience <= 0 {
 			a.group.campaign.log.warn("the member that assigns the group's keys does not answer; taking over",
 				"group", a.group.client.group, "assigner", t.Assigner.Lease)
@@ -650,7 +660,8 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		report := a.reportOf(v, term, m)
 		if t.Contradicts(report) {
 			return 0, a.writeNew(ctx, v, t,
-				"the group's table is not the one that its members went by: it was restored or edited; beginning a new one",
+				"the group's table is not the one that its members went by: it was restored or edited; beginning "+
+					"a new one",
 				"member", m.seen.identity)
 		}
 		// In epoch 0 a term has read no table, and owns nothing.
@@ -888,8 +899,9 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool,
 			ObjectMeta: objectMeta(g.client.group, tableAnnotation, text),
 			// No candidate takes it for a lease that is free.
 			Spec: coordinationv1.LeaseSpec{
-				HolderIdentity: new("leasehold group " + g.client.group), LeaseDurationSeconds: new(int32(maxTransitions)),
-				AcquireTime: &now, RenewTime: &now, LeaseTransitions: new(int32(0)),
+				HolderIdentity:       new("leasehold group " + g.client.group),
+				LeaseDurationSeconds: new(int32(maxTransitions)),
+				AcquireTime:          &now, RenewTime: &now, LeaseTransitions: new(int32(0)),
 			},
 		})
 	} else {

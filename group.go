@@ -50,8 +50,7 @@ type group struct {
 	buckets  int      // 0 where keys have names
 	numbers  []string // the buckets, as keys
 
-	// Protects following. A worker's mutex may be taken with it held, never the other way round.
-	mu       sync.Mutex
+	mu       sync.Mutex                      // protects following; no other is taken with it held
 	keys     []string                        // those with names that the member knows, sorted
 	digest   string                          // of keys, once they are published
 	sets     map[string][]string             // sets of keys by digest
@@ -385,15 +384,15 @@ type tableView struct {
 }
 
 func newMembership(g *group, s *session) *membership {
+	m := &membership{group: g, session: s, news: make(chan struct{}, 1)}
+	m.assigner = newAssigner(m) // without the lock: it calls the function of WithBackOff
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	m := &membership{group: g, session: s, news: make(chan struct{}, 1)}
 	weight := g.campaign.options.group.weight
 	if g.isLeaving() {
 		weight = 0
 	}
 	m.owner = shards.NewOwner(m.term(), weight, g.digest, g.buckets, &g.past, g.acceptsLocked)
-	m.assigner = newAssigner(m)
 	return m
 }
 
@@ -641,7 +640,8 @@ func (m *membership) endAll() {
 		g.stop(s, errTableReplaced)
 	}
 	if ended > 0 {
-		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group", g.client.group)
+		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group",
+			g.client.group)
 	}
 }
 
@@ -695,7 +695,8 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 	if v.exists && !v.foreign {
 		v.table, v.err = shards.DecodeTable(v.text)
 		if v.err == nil && v.table.NewestSeen() > v.record.version {
-			v.table, v.err = nil, errors.New("the table names versions that the API server has not reached: it is of another")
+			v.table, v.err = nil, errors.New(
+				"the table names versions that the API server has not reached: it is of another")
 		}
 		switch {
 		case v.err != nil:

@@ -81,6 +81,7 @@ func (o *options) validateGroup() {
 		{o.reclaim, "WithReclaim"},
 		{o.deleteOnRelease, "WithDeleteOnRelease"},
 		{o.beat != 0, "WithBeat"},
+		{o.overrun != nil, "WithOverrun"},
 		{o.slots != 0, "WithSlots"},
 		{o.prioritized, "WithPriority"},
 		{o.yield, "WithYield"},

@@ -29,8 +29,8 @@ type GroupStatus struct {
 	// Overdue are the first ten keys whose work has not returned for the duration of the lease after its session ended.
 	Overdue []string `json:"overdue,omitempty"`
 
-	// Sessions counts the sessions of keys that began, and Ended those that ended, by why: moved (asked back), lost (with
-	// the member's lease), returned, failed (the work returned an error), left (the process leaves).
+	// Sessions counts the sessions of keys that began, and Ended those that ended, by why: moved (asked back), lost
+	// (with the member's lease), returned, failed (the work returned an error), left (the process leaves).
 	Sessions uint64            `json:"sessions"`
 	Ended    map[string]uint64 `json:"ended"`
 }
@@ -132,7 +132,8 @@ func (g *group) reportOverdue() time.Duration {
 	g.mu.Unlock()
 	if late != nil {
 		slices.Sort(late)
-		c.log.error("work goes on although its session ended; its keys are not given on until it returns, or are another's",
+		c.log.error(
+			"work goes on although its session ended; its keys are not given on until it returns, or are another's",
 			"group", g.client.group, "keys", late[:min(len(late), maxNamed)], "count", len(late))
 	}
 	return next

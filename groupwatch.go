@@ -90,7 +90,8 @@ func (g *groupClient) create(
 	lease.Namespace = g.campaign.lease.namespace
 	lease.Labels = withGroupLabel(g.campaign.options.labels, g.group)
 	return groupRequest(ctx, g, kind, "create", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return g.campaign.lease.leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: g.campaign.lease.fieldManager})
+		return g.campaign.lease.leases.Create(ctx, lease,
+			metav1.CreateOptions{FieldManager: g.campaign.lease.fieldManager})
 	})
 }
 
@@ -152,8 +153,8 @@ func (g *groupClient) follow(ctx context.Context, kind, name string, a audience)
 	}
 }
 
-// read reads the selection, tells a of it, and goes on with the version from which on it is to be watched; 0 if the watch
-// is to begin with what is there.
+// read reads the selection, tells a of it, and goes on with the version from which on it is to be watched; 0 if the
+// watch is to begin with what is there.
 func (g *groupClient) read(ctx context.Context, kind, name string, a audience, goOn func(from uint64) error) error {
 	if name == "" {
 		items, version, err := g.list(ctx)

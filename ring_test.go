@@ -176,7 +176,8 @@ func TestShares(t *testing.T) {
 		if owned["a"] != 2 || owned["b"] != 1 || len(last.Unowned) != 0 {
 			f.Errorf("shares %+v", last)
 		}
-		if m := last.Members; len(m) != 2 || m[0].Identity != "a" || m[0].Weight != 2 || m[0].Keys != 2 || m[1].Keys != 1 ||
+		if m := last.Members; len(m) != 2 || m[0].Identity != "a" || m[0].Weight != 2 || m[0].Keys != 2 ||
+			m[1].Keys != 1 ||
 			m[0].Since.IsZero() {
 			f.Errorf("members %+v", m)
 		}
@@ -210,6 +211,7 @@ func TestGroupOptions(t *testing.T) {
 			{"WithReclaim: it is for leases, not for groups", refuse(WithReclaim())},
 			{"WithCreateMode: it is for leases", refuse(WithCreateMode(CreateNew))},
 			{"WithDeleteOnRelease: it is for leases", refuse(WithDeleteOnRelease())},
+			{"WithOverrun: it is for leases", refuse(WithOverrun(func(Session) {}))},
 			{"WithSlots: it is for leases", refuse(WithSlots(2))},
 			{"WithPriority: it is for leases", refuse(WithPriority(2))},
 			{"WithYield: it is for leases", refuse(WithYield())},
@@ -218,9 +220,11 @@ func TestGroupOptions(t *testing.T) {
 			{"the channel of keys is nil", Spread(f.Context(), nil, work, f.options("a")...)},
 			{"an empty key", Spread(f.Context(), Keys("x", ""), work, f.options("a")...)},
 			{`key "x" is there twice`, Spread(f.Context(), Keys("x", "x"), work, f.options("a")...)},
-			{"has 300 bytes, want at most 256", Spread(f.Context(), Keys(strings.Repeat("x", 300)), work, f.options("a")...)},
+			{"has 300 bytes, want at most 256",
+				Spread(f.Context(), Keys(strings.Repeat("x", 300)), work, f.options("a")...)},
 			{"want valid UTF-8", Spread(f.Context(), Keys("\xff"), work, f.options("a")...)},
-			{"the channel of keys ended before there was a set", Spread(f.Context(), closed(), work, f.options("a")...)},
+			{"the channel of keys ended before there was a set",
+				Spread(f.Context(), closed(), work, f.options("a")...)},
 			{"must be no more than 63 bytes", refuse(WithLease(strings.Repeat("x", 64)))},
 			{"Join: want 1 to 65536 buckets, not 0", second(Join(f.Context(), 0, f.options("a")...))},
 			{"Join: want 1 to 65536 buckets, not 65537", second(Join(f.Context(), 65537, f.options("a")...))},

@@ -317,7 +317,8 @@ func (g *groupWorld) describe() {
 			t, err := shards.DecodeTable(text)
 			g.Logf("%s: %+v %v", l.Name, t, err)
 		} else if l.Spec.HolderIdentity != nil {
-			g.Logf("%s of %s, renewed %v: %s", l.Name, *l.Spec.HolderIdentity, l.Spec.RenewTime, l.Annotations[memberAnnotation])
+			g.Logf("%s of %s, renewed %v: %s", l.Name, *l.Spec.HolderIdentity, l.Spec.RenewTime,
+				l.Annotations[memberAnnotation])
 		}
 	}
 }

@@ -1,7 +1,10 @@
 package leasehold
 
 import (
+	"bytes"
+	"compress/zlib"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -34,7 +37,8 @@ type fleet struct {
 func inFleet(t *testing.T, test func(f *fleet)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
-		f := &fleet{world: w, live: map[string]map[Session]string{}, tokens: map[string]uint64{}, starts: map[string]int{}}
+		f := &fleet{world: w, live: map[string]map[Session]string{}, tokens: map[string]uint64{},
+			starts: map[string]int{}}
 		w.srv.OnCommit(func(leasetest.Change) {})
 		test(f)
 	})
@@ -50,7 +54,8 @@ func (f *fleet) enterKey(s Session, key, member string) {
 		}
 	}
 	if s.FencingToken() <= f.tokens[key] {
-		f.Errorf("%v: %s begins %s with token %d, not above %d", time.Now(), member, key, s.FencingToken(), f.tokens[key])
+		f.Errorf("%v: %s begins %s with token %d, not above %d", time.Now(), member, key, s.FencingToken(),
+			f.tokens[key])
 	}
 	f.tokens[key] = s.FencingToken()
 	if f.live[key] == nil {
@@ -393,7 +398,8 @@ func TestSpreadDifferentKeys(t *testing.T) {
 		b := f.spread("b", Keys("z", "new"))
 		f.sleep(3 * I)
 		owners := f.owners()
-		if !slices.Contains(owners["b"], "new") || !slices.Contains(owners["a"], "x") || !slices.Contains(owners["a"], "y") {
+		if !slices.Contains(owners["b"], "new") || !slices.Contains(owners["a"], "x") ||
+			!slices.Contains(owners["a"], "y") {
 			f.Errorf("owners %v", owners)
 		}
 		f.wantShape("a b[2 2]")
@@ -534,8 +540,8 @@ func TestSpreadMoves(t *testing.T) {
 			f.sleep(100 * time.Millisecond)
 			least = min(least, f.owned())
 		}
-		if least != 18 {
-			f.Errorf("at one time %d of 20 keys were owned, want 18", least)
+		if least < 16 || least > 18 { // two that end, and two that have not begun
+			f.Errorf("at one time %d of 20 keys were owned, want 16 to 18", least)
 		}
 		f.wantShape("a b[10 10]")
 		a.quit()
@@ -728,5 +734,30 @@ func TestRingOtherBuckets(t *testing.T) {
 		f.sleep(3 * D)
 		f.wantShape("fresh[8]")
 		fresh.quit()
+	})
+}
+
+// A table of another format is left to those that wrote it.
+func TestGroupOfAnotherFormat(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(3 * time.Second)
+		f.wantShape("a[4]")
+		var b64 bytes.Buffer
+		w := zlib.NewWriter(&b64)
+		fmt.Fprint(w, `{"v":99}`)
+		w.Close()
+		text := base64.RawStdEncoding.EncodeToString(b64.Bytes())
+		f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = text })
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(3 * D)
+		if f.lease().Annotations[tableAnnotation] != text {
+			f.Error("the table was overwritten")
+		}
+		if n := f.logged("another version of the program shares out the keys"); n != 2 {
+			f.Errorf("%d lines about the other version, want one for each member", n)
+		}
+		a.quit()
+		b.quit()
 	})
 }

@@ -205,7 +205,8 @@ func TestSpreadSabotage(t *testing.T) {
 	f.awaitShape("map[a:4 b:4 c:4]")
 	patch := func(name, body string) {
 		t.Helper()
-		if _, err := f.admin.Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{}); err != nil {
+		if _, err := f.admin.Patch(t.Context(), name, types.MergePatchType, []byte(body),
+			metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -85,7 +85,8 @@ func TestSpreadCommand(t *testing.T) {
 	c.wantTokens()
 }
 
-// A member that is cut off, or stopped as a whole, kills commands that do not heed SIGTERM before others own their keys.
+// A member that is cut off, or stopped as a whole, kills commands that do not heed SIGTERM before others own their
+// keys.
 func TestSpreadCommandCutOff(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []string{"network", "stopped"} {
@@ -94,7 +95,8 @@ func TestSpreadCommandCutOff(t *testing.T) {
 			c := newCLI(t)
 			network := newProxy(t, c.server)
 			start := func(member string, args ...string) *call {
-				return c.start(append(append([]string{"spread", group, "--buckets=4", "--duration=5s", "-i", member}, args...),
+				return c.start(append(append([]string{"spread", group, "--buckets=4", "--duration=5s", "-i", member},
+					args...),
 					"--", "sh", "-c", stubborn+alone+"while :; do sleep 0.1; done")...)
 			}
 			x := start("x", "--server=https://"+network.Addr, "--tls-server-name=127.0.0.1")

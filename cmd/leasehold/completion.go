@@ -235,7 +235,8 @@ func (t *tool) flagValues(ctx context.Context, c *command, f *pflag.Flag) (value
 			return slices.Sorted(maps.Keys(config.Clusters)), noFiles
 		}
 		return slices.Sorted(maps.Keys(config.AuthInfos)), noFiles
-	case "kubeconfig", "certificate-authority", "client-certificate", "client-key", "html", "record", "from", "keys-from":
+	case "kubeconfig", "certificate-authority", "client-certificate", "client-key", "html", "record", "from",
+		"keys-from":
 		return nil, 0 // a file
 	}
 	return nil, noFiles

@@ -21,7 +21,8 @@ import (
 )
 
 // A keeper is a process between spread and the command of one key, which it runs as "leasehold run" does, with a
-// watchdog of its own: the descendants of each command have to be told from those of others. It reads lines from spread:
+// watchdog of its own: the descendants of each command have to be told from those of others. It reads lines from
+// spread:
 //
 //	trust UNTIL  the key is this process's until then by clock(), at least
 //	end          end the command in order

@@ -89,7 +89,8 @@ type command struct {
 // commands returns the commands in the order in which help shows them, with their flags at the defaults.
 func commands() []*command {
 	return []*command{
-		runCommand(), spreadCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(), handoverCommand(),
+		runCommand(), spreadCommand(), getCommand(), watchCommand(), claimCommand(), releaseCommand(),
+		handoverCommand(),
 		createCommand(), sharesCommand(), explainCommand(), reportCommand(), completionCommand(),
 	}
 }

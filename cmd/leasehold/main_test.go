@@ -317,7 +317,8 @@ func TestComplete(t *testing.T) {
 		words []string
 		want  string
 	}{
-		{[]string{""}, "run spread get watch claim release handover create shares explain report completion help version :4"},
+		{[]string{""}, "run spread get watch claim release handover create shares explain report completion help " +
+			"version :4"},
 		{[]string{"re"}, "release report :4"},
 		{[]string{"-n", "web", "cl"}, "claim :4"},
 		{[]string{"help", "ex"}, "explain :4"},

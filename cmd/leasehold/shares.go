@@ -37,8 +37,10 @@ leasehold shares tenants --keys
 # Each change, as one JSON object a line
 leasehold shares tenants -w -o json`,
 		flags: func(flags *pflag.FlagSet) {
-			flags.BoolVarP(&watch, "watch", "w", false, "show the present state, then each change, at most one a second")
-			flags.BoolVar(&keys, "keys", false, "show the owner of each key in the table; JSON and YAML always have them")
+			flags.BoolVarP(&watch, "watch", "w", false,
+				"show the present state, then each change, at most one a second")
+			flags.BoolVar(&keys, "keys", false,
+				"show the owner of each key in the table; JSON and YAML always have them")
 			flags.TextVarP(&out, "output", "o", out, "output `format`: table, json or yaml")
 		},
 		run: func(t *tool, args []string, _ int) error {
@@ -134,7 +136,8 @@ func (p sharesPrinter) printTable(w io.Writer, share leasehold.Share, now time.T
 	members := [][]string{{"MEMBER", "WEIGHT", "KEYS", "SINCE"}}
 	for _, m := range share.Members {
 		members = append(members, []string{
-			printable(m.Identity), strconv.Itoa(m.Weight), strconv.Itoa(m.Keys), age(&metav1.MicroTime{Time: m.Since}, now),
+			printable(m.Identity), strconv.Itoa(m.Weight), strconv.Itoa(m.Keys),
+			age(&metav1.MicroTime{Time: m.Since}, now),
 		})
 	}
 	if n := len(share.Unowned); n > 0 {

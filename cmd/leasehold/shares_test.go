@@ -21,7 +21,8 @@ func TestPrintShares(t *testing.T) {
 	}
 	var b bytes.Buffer
 	for _, p := range []sharesPrinter{
-		{"table", false, false}, {"table", true, true}, {"json", false, false}, {"json", true, false}, {"yaml", true, false},
+		{"table", false, false}, {"table", true, true}, {"json", false, false}, {"json", true, false},
+		{"yaml", true, false},
 	} {
 		if err := p.print(&b, "tenants", share, now); err != nil {
 			t.Fatal(err)

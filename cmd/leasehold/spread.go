@@ -32,9 +32,9 @@ pause, longer each time that the command fails. SIGTERM or SIGINT asks the tool 
 as for a move. What "leasehold run" says of descendants and of the watchdog holds here for each command; standard input
 is empty, and other signals are not passed on.
 
-The environment of a command has LEASEHOLD_KEY, LEASEHOLD_GROUP, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, LEASEHOLD_LEASE
-(that of this member), and LEASEHOLD_FENCING_TOKEN: a number that grows with every new owner of the key, by which a
-store can refuse late writes.
+The environment of a command has LEASEHOLD_KEY, LEASEHOLD_GROUP, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY,
+LEASEHOLD_LEASE (that of this member), and LEASEHOLD_FENCING_TOKEN: a number that grows with every new owner of the
+key, by which a store can refuse late writes.
 
 Exit codes: 0 asked to stop, and all keys were given back; 125 leasehold failed; 126 the command cannot be executed; 127
 it was not found.`,

@@ -51,7 +51,8 @@ func (p *Past) has(epoch uint64) bool { return slices.Contains(p.epochs, epoch) 
 // NewOwner returns the owner of a term that has read no table yet. A key that accepts refuses is given back at once.
 func NewOwner(term Term, weight int, own string, buckets int, past *Past, accepts func(key string) bool) *Owner {
 	return &Owner{
-		term: term, weight: weight, own: own, buckets: buckets, past: past, accepts: accepts, grants: map[string]*grant{},
+		term: term, weight: weight, own: own, buckets: buckets, past: past, accepts: accepts,
+		grants: map[string]*grant{},
 	}
 }
 

@@ -26,8 +26,8 @@ type Plan struct {
 
 	// Ended reports whether a term is certainly over.
 	Ended func(Term) bool
-	// Resumes reports whether the Lease of a term that has ended shows a live term that has not reported yet: the member
-	// resumes what it had.
+	// Resumes reports whether the Lease of a term that has ended shows a live term that has not reported yet: the
+	// member resumes what it had.
 	Resumes func(Term) bool
 	// Rests reports whether key is not given out yet; nil if none rests.
 	Rests func(key string) bool

@@ -132,7 +132,7 @@ func DecodeTable(text string) (*Table, error) {
 		return nil, fmt.Errorf("the table cannot be read: %w", err)
 	}
 	if e.Format != tableFormat {
-		return nil, fmt.Errorf("the table has format %d, want %d", e.Format, tableFormat)
+		return nil, FormatError(e.Format)
 	}
 	t := &Table{e.Epoch, e.Gen, e.Marks, e.Open, e.Assigner, e.Buckets, e.Keys, e.Rows, nil}
 	if t.Epoch == 0 || len(t.Marks) == 0 || len(t.Marks) > keptMarks || uint64(len(t.Marks)) > t.Gen {
@@ -160,6 +160,13 @@ func DecodeTable(text string) (*Table, error) {
 		return nil, fmt.Errorf("the table has %d entries for %d buckets", len(t.Entries), t.Buckets)
 	}
 	return t, nil
+}
+
+// A FormatError is the format of a table that another version of the program wrote.
+type FormatError int
+
+func (f FormatError) Error() string {
+	return fmt.Sprintf("the table has format %d, want %d", int(f), tableFormat)
 }
 
 // compress returns v as compressed JSON in base64.

@@ -21,7 +21,8 @@ import (
 type checker struct {
 	world *World
 
-	mu        sync.Mutex                // protects what follows; may be taken with the server locked, never the other way round
+	// protects what follows; may be taken with the server locked, never the other way round
+	mu        sync.Mutex
 	oracle    *oracle.Oracle            // of the Lease, or of the first slot's
 	oracles   map[string]*oracle.Oracle // one or, with slots, one for each, by the name of the Lease
 	terms     map[*oracle.Term]*term

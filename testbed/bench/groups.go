@@ -136,7 +136,8 @@ func (b *bench) awaitShares(keys int, members ...*groupMember) (time.Time, error
 			return now, nil
 		}
 		if now.After(end) {
-			return now, fmt.Errorf("%d keys are not shared out among %d members: %d are owned", keys, len(members), total)
+			return now, fmt.Errorf("%d keys are not shared out among %d members: %d are owned", keys,
+				len(members), total)
 		}
 		if err := b.sleep(time.Millisecond); err != nil {
 			return now, err
@@ -250,9 +251,10 @@ func (b *bench) groupMoves() (err error) {
 	}
 	expiry := log.lastRenewal("a").Add(b.duration)
 	took := all.Sub(expiry).Seconds()
-	b.report.add(row{What: fmt.Sprintf("group of four with %d keys, one crashes: until all are owned, past expiry", keys),
-		Unit: "s", Leasehold: summarize(took), Floor: summarize(trips...), Goal: "<= 10 x floor",
-		Reached: new(took <= 10*summarize(trips...).P50)}, nil)
+	b.report.add(
+		row{What: fmt.Sprintf("group of four with %d keys, one crashes: until all are owned, past expiry", keys),
+			Unit: "s", Leasehold: summarize(took), Floor: summarize(trips...), Goal: "<= 10 x floor",
+			Reached: new(took <= 10*summarize(trips...).P50)}, nil)
 	writes := float64(log.tables() + log.freed())
 	b.report.add(row{What: "group of four: writes of the table and to fence", Leasehold: summarize(writes),
 		Goal: "2 a dead member", Reached: new(writes <= 2)}, nil)
@@ -345,7 +347,8 @@ func (b *bench) logWrites(group string) (*writeLog, error) {
 	for i := range list.Items {
 		l.note(&list.Items[i])
 	}
-	l.watch, err = leases.Watch(b.ctx, metav1.ListOptions{LabelSelector: selector, ResourceVersion: list.ResourceVersion})
+	l.watch, err = leases.Watch(b.ctx,
+		metav1.ListOptions{LabelSelector: selector, ResourceVersion: list.ResourceVersion})
 	if err != nil {
 		return nil, err
 	}
