@@ -37,7 +37,7 @@ type assigner struct {
 
 	// Owned by run:
 	wrote      uint64 // the version of the table that we wrote
-	wroteText  string // what we wrote last, even if no answer came
+	wroteText  string // what we wrote last, if no answer came
 	wroteAt    time.Time
 	begun      uint64                    // the epoch that we began without a trace of an earlier table
 	beginAt    time.Time                 // when to begin an epoch, because there is no table; zero while there is
@@ -45,6 +45,7 @@ type assigner struct {
 	closed     time.Time                 // since when that epoch, and all members, are known
 	hold       time.Time                 // until when a group that has just begun gives nothing
 	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
+	unsure     []shards.Term             // whose Leases seem to be missing
 	first      map[shards.Term]time.Time // when a term was first seen to report the epoch
 	rests      map[string]keyRest
 	behind     time.Time            // since when the assigner goes by another table than ours; zero while it does not
@@ -264,6 +265,9 @@ func (a *assigner) run(ctx context.Context) {
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		wait, err := a.step(ctx)
+		if err == nil && len(a.unsure) > 0 {
+			wait, err = 0, a.readUnsure(ctx)
+		}
 		if err != nil {
 			var fault groupFault
 			if errors.As(err, &fault) && a.group.once(fault.Error()) {
@@ -351,6 +355,9 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		return a.awaitOtherKeys(ctx, v)
 	}
 	a.beginAt = time.Time{}
+	if a.begun != t.table.Epoch {
+		a.begun = 0 // should it be written late yet, there is a trace
+	}
 	if t.table.Assigner != v.me.Term {
 		wait, err := a.standBy(ctx, v)
 		if wait > 0 || err != nil {
@@ -437,11 +444,33 @@ func (a *assigner) ended(v view, r shards.Row) (ended bool, at time.Time) {
 	// Its Lease was deleted. It may not have heard, and trust it for as long as it may trust any.
 	since, ok := a.missing[r.Term]
 	if !ok {
-		since = v.now
-		a.missing[r.Term] = since
+		a.unsure = append(a.unsure, r.Term)
+		return false, time.Time{}
 	}
 	at = since.Add(max(a.group.campaign.options.duration, time.Duration(r.Seconds)*time.Second))
 	return !v.now.Before(at), at
+}
+
+// readUnsure reads the Leases that seem to be missing: one is not because its label was removed, or because a watch
+// left it out.
+func (a *assigner) readUnsure(ctx context.Context) error {
+	unsure := a.unsure
+	a.unsure = nil
+	for _, term := range unsure {
+		lease, err := a.group.client.get(ctx, "get member", term.Lease)
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		if lease != nil && string(lease.UID) == term.UID && a.group.isMember(term.Lease) {
+			a.setLocked(lease)
+		} else {
+			a.missing[term] = a.clock.now().mono
+		}
+		a.dirty = true
+		a.mu.Unlock()
+	}
+	return nil
 }
 
 // beginAnew writes a table that gives nothing, because there is none, or none that can be read.
@@ -459,7 +488,8 @@ func (a *assigner) beginAnew(ctx context.Context, v view) (time.Duration, error)
 	if wait := a.beginAt.Sub(v.now); wait > 0 {
 		return wait, nil
 	}
-	return 0, a.writeNew(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
+	return gathering(g.campaign.options), a.writeNew(ctx, v, nil,
+		"the group's table cannot be read; beginning a new one", "error", v.table.err)
 }
 
 // writeNew writes the first table of a new epoch, and says why where there was a table.
@@ -511,7 +541,7 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 			if left := m.seen.expiresAt().Sub(v.now); left > 0 {
 				wait = min(wait, left)
 			} else {
-				return 0, a.fence(ctx, r.Lease, m)
+				return shortestDelay, a.fence(ctx, r.Lease, m)
 			}
 			continue
 		}
@@ -522,7 +552,8 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 	if wait < maxDuration {
 		return wait, nil
 	}
-	return 0, a.writeNew(ctx, v, t, "the members that shared out other keys are gone; beginning a new table")
+	return gathering(g.campaign.options), a.writeNew(ctx, v, t,
+		"the members that shared out other keys are gone; beginning a new table")
 }
 
 // standBy watches the assigner. It returns 0 when this member is to take over.
@@ -638,7 +669,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	g, c := a.group, a.group.campaign
 	t := v.table.table
 	if v.table.text == a.wroteText {
-		a.wrote = v.table.record.version // even if no answer came
+		a.wrote, a.wroteText = v.table.record.version, ""
 	}
 	if (a.wrote != v.table.record.version || !t.Open) && v.listed < v.table.record.version {
 		// Somebody else wrote it, or it is new: what members reported has to be compared with it.
@@ -659,7 +690,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		}
 		report := a.reportOf(v, term, m)
 		if t.Contradicts(report) {
-			return 0, a.writeNew(ctx, v, t,
+			return gathering(c.options), a.writeNew(ctx, v, t,
 				"the group's table is not the one that its members went by: it was restored or edited; beginning "+
 					"a new one",
 				"member", m.seen.identity)
@@ -670,7 +701,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 			continue
 		}
 		if left := m.seen.expiresAt().Sub(v.now); left <= 0 {
-			return 0, a.fence(ctx, name, m)
+			return shortestDelay, a.fence(ctx, name, m)
 		} else {
 			wait = min(wait, left)
 		}
@@ -920,6 +951,7 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool,
 		}
 		return false, err
 	}
+	a.wroteText = ""
 	if r, err := readRecord(lease); err == nil {
 		a.wrote = r.version
 	}

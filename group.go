@@ -81,7 +81,7 @@ func newGroup(c *campaign, name string, buckets int) *group {
 		g.numbers = append(g.numbers, strconv.Itoa(bucket))
 	}
 	c.lease.labels = withGroupLabel(c.lease.labels, name)
-	c.lease.report = g.annotations
+	c.lease.kept, c.lease.report = withGroupLabel(nil, name), g.annotations
 	return g
 }
 
@@ -306,7 +306,8 @@ func (g *group) acceptsLocked(key string) bool {
 	return known
 }
 
-// returned says that the work of s has returned.
+// returned says that the work of s has returned. It counts once: when it is said again, the key may have been given
+// anew.
 func (g *group) returned(s *keySession, failed bool) {
 	why := endOf(s, failed)
 	if s.over.Swap(true) {
@@ -687,7 +688,7 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 			return err
 		}
 		v.exists, v.record, v.text = true, r, lease.Annotations[tableAnnotation]
-		v.foreign = lease.Labels[groupLabel] != m.group.client.group
+		v.foreign = lease.Labels[groupLabel] != m.group.client.group && v.text == ""
 	}
 	if !m.newer(v) {
 		return nil

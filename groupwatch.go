@@ -99,7 +99,7 @@ func (g *groupClient) create(
 func (g *groupClient) patch(
 	ctx context.Context, kind, name string, r record, annotations map[string]*string, spec any,
 ) (*coordinationv1.Lease, error) {
-	body, err := mergePatch(r, annotations, spec)
+	body, err := mergePatch(r, annotations, withGroupLabel(nil, g.group), spec)
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,7 @@ type leaseClient struct {
 	advertise    string
 	priority     *int // nil for none
 	owner        *metav1.OwnerReference
+	kept         map[string]string         // labels that each renewal sets again; nil for none
 	report       func() map[string]*string // returns the annotations that a renewal writes; nil for none
 	answers      *answerTimes              // how long the requests take
 
@@ -168,7 +169,7 @@ func (l *leaseClient) delete(ctx context.Context, r record) error {
 
 // patch changes annotations and, unless it is nil, spec, by a JSON merge patch (RFC 7386), if the Lease still is as r.
 func (l *leaseClient) patch(ctx context.Context, r record, annotations map[string]*string, spec any) (record, error) {
-	body, err := mergePatch(r, annotations, spec)
+	body, err := mergePatch(r, annotations, l.kept, spec)
 	if err != nil {
 		return record{}, err
 	}
@@ -178,16 +179,17 @@ func (l *leaseClient) patch(ctx context.Context, r record, annotations map[strin
 	})
 }
 
-// mergePatch returns the patch that changes annotations and, unless it is nil, spec of a Lease that still is as r.
-func mergePatch(r record, annotations map[string]*string, spec any) ([]byte, error) {
+// mergePatch returns the patch that changes annotations, labels and, unless it is nil, spec of a Lease that still is as r.
+func mergePatch(r record, annotations map[string]*string, labels map[string]string, spec any) ([]byte, error) {
 	type metadata struct {
 		ResourceVersion string             `json:"resourceVersion"`
 		Annotations     map[string]*string `json:"annotations,omitempty"`
+		Labels          map[string]string  `json:"labels,omitempty"`
 	}
 	return json.Marshal(struct {
 		Metadata metadata `json:"metadata"`
 		Spec     any      `json:"spec,omitempty"`
-	}{metadata{r.resourceVersion(), annotations}, spec})
+	}{metadata{r.resourceVersion(), annotations, labels}, spec})
 }
 
 // watch opens a watch of the Lease for what happens after r or, where there is no Lease, for all

@@ -46,7 +46,7 @@ func TestGroups(t *testing.T) {
 				newGroupWorld(f, seed).play()
 			})
 		})
-		if !ok && seeds > 1000 {
+		if !ok && *groupSeeds > 0 {
 			return
 		}
 	}
@@ -68,6 +68,7 @@ type groupWorld struct {
 type groupMember struct {
 	*runner
 	name   string
+	keys   chan []string
 	client *leasetest.Client
 	gone   atomic.Bool
 }
@@ -124,12 +125,22 @@ func (g *groupWorld) join() {
 		return
 	}
 	g.names++
-	m := &groupMember{name: fmt.Sprintf("m%d", g.names)}
+	m := &groupMember{name: fmt.Sprintf("m%d", g.names), keys: make(chan []string, 1)}
+	m.know(g.keys)
 	m.client = g.srv.Client(m.name)
 	m.client.OnRequest(g.requestFault(m.name))
 	seed := g.chance.Uint64()
-	m.runner = g.spreadWork(m.name, Keys(g.keys...), g.work(seed))
+	m.runner = g.spreadWork(m.name, m.keys, g.work(seed))
 	g.members = append(g.members, m)
+}
+
+// know gives the member other keys.
+func (m *groupMember) know(keys []string) {
+	select {
+	case <-m.keys: // it did not get these yet
+	default:
+	}
+	m.keys <- keys
 }
 
 func (g *groupWorld) count() int {
@@ -193,7 +204,7 @@ func (g *groupWorld) fault() {
 		g.join()
 		return
 	}
-	switch g.chance.IntN(11) {
+	switch g.chance.IntN(13) {
 	case 0: // leaves
 		m.gone.Store(true)
 		m.stop()
@@ -251,6 +262,21 @@ func (g *groupWorld) fault() {
 				return
 			}
 		}
+	case 11: // somebody removes the group's label from a member's Lease
+		for _, other := range g.leases() {
+			if g.chance.IntN(3) == 0 {
+				g.srv.Edit(ns, other, func(l *coordinationv1.Lease) { delete(l.Labels, groupLabel) })
+				return
+			}
+		}
+	case 12: // its keys change
+		var keys []string
+		for _, key := range g.keys {
+			if g.chance.IntN(4) > 0 {
+				keys = append(keys, key)
+			}
+		}
+		m.know(keys)
 	case 10: // its watches end
 		m.client.CloseWatches(nil)
 	}
@@ -277,6 +303,7 @@ func (g *groupWorld) calm() {
 	for _, m := range g.members {
 		m.client.OnEvent(nil)
 		m.client.CloseWatches(nil)
+		m.know(g.keys)
 		if !m.gone.Load() {
 			m.client.Partition(false)
 		}

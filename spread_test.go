@@ -44,13 +44,15 @@ func inFleet(t *testing.T, test func(f *fleet)) {
 	})
 }
 
-// enter notes a session of key that begins at a member.
+// enterKey notes a session of key that begins at a member.
 func (f *fleet) enterKey(s Session, key, member string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for other, who := range f.live[key] {
 		if other.Err() == nil {
 			f.Errorf("%v: %s begins %s while %s has a live session of it", time.Now(), member, key, who)
+		} else if other.ValidFor() > 0 {
+			f.Errorf("%v: %s begins %s while %s works on it, and may write", time.Now(), member, key, who)
 		}
 	}
 	if s.FencingToken() <= f.tokens[key] {
@@ -89,6 +91,20 @@ func (f *fleet) owners() map[string][]string {
 	return owners
 }
 
+// sessionsOf returns the live sessions of a member.
+func (f *fleet) sessionsOf(member string) (of []Session) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, sessions := range f.live {
+		for s, who := range sessions {
+			if who == member && s.Err() == nil {
+				of = append(of, s)
+			}
+		}
+	}
+	return of
+}
+
 // shape describes who has keys, and how many: the most first.
 func (f *fleet) shape() string {
 	owners := f.owners()
@@ -114,11 +130,16 @@ func (f *fleet) spreadWork(
 ) *runner {
 	ctx, cancel := context.WithCancel(f.Context())
 	c := &runner{stop: cancel, done: make(chan struct{})}
+	var working sync.Map // the keys that it works on
 	go func() {
 		defer close(c.done)
 		c.err = Spread(ctx, keys, func(s Session, key string) error {
+			if _, busy := working.LoadOrStore(key, true); busy {
+				f.Errorf("%v: %s begins %s beside its own work of earlier", time.Now(), member, key)
+			}
 			f.enterKey(s, key, member)
 			defer f.leaveKey(s, key)
+			defer working.Delete(key)
 			return work(s, key)
 		}, f.options(member, opts...)...)
 	}()

@@ -63,8 +63,8 @@ type Change struct {
 	End   bool     // all work is to end: the table that it relied on is gone
 }
 
-// Apply goes by table t, whose keys have names. The table was read in the term, and is not older than any that was
-// applied before.
+// Apply goes by table t, whose keys have names; it gives nothing if there is another number of them. The table was read
+// in the term, and is not older than any that was applied before.
 func (o *Owner) Apply(t *Table, names []string) Change {
 	if t.Epoch != o.epoch {
 		switch {
@@ -100,6 +100,9 @@ func (o *Owner) Apply(t *Table, names []string) Change {
 func (o *Owner) compare(t *Table, names []string) Change {
 	var c Change
 	row := t.row(o.term)
+	if len(names) != len(t.Entries) {
+		row = nobody // it shares out other keys
+	}
 	mine := map[string]bool{}
 	for i, e := range t.Entries {
 		if e.Owner != row || row == nobody {
@@ -119,7 +122,7 @@ func (o *Owner) compare(t *Table, names []string) Change {
 			}
 		}
 		g.index = i
-		if e.Asked != 0 && g.given == e.Given && g.asked == 0 {
+		if e.Asked != 0 && g.asked == 0 {
 			g.asked = e.Asked
 			if g.running {
 				c.Stop = append(c.Stop, name)

@@ -98,6 +98,11 @@ func DecodeReport(text string) (Report, error) {
 	if e.Format != tableFormat {
 		return Report{}, fmt.Errorf("the report has format %d, want %d", e.Format, tableFormat)
 	}
+	for _, digest := range []string{e.Keys, e.Own} {
+		if digest != "" && !IsDigest(digest) {
+			return Report{}, fmt.Errorf("the report names keys %.40q, want a digest", digest)
+		}
+	}
 	r := Report{
 		Acquired: e.Acquired, Epoch: e.Epoch, Gen: e.Gen, Mark: e.Mark, Version: e.Version, Bad: e.Bad,
 		Keys: e.Keys, Own: e.Own, Buckets: e.Buckets, Weight: max(0, min(e.Weight, MaxWeight)),

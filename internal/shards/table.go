@@ -141,6 +141,9 @@ func DecodeTable(text string) (*Table, error) {
 	if t.Buckets < 0 || t.Buckets > MaxBuckets {
 		return nil, fmt.Errorf("the table has %d buckets, want at most %d", t.Buckets, MaxBuckets)
 	}
+	if t.Buckets == 0 && !IsDigest(t.Keys) {
+		return nil, fmt.Errorf("the table names keys %.40q, want a digest", t.Keys)
+	}
 	seen := map[Term]bool{}
 	for _, r := range t.Rows {
 		if seen[r.Term] {

@@ -20,23 +20,32 @@ import (
 
 var (
 	runMutations = flag.Bool("mutations", false, "break the core in each of the ways in testdata, and want it found")
+	groupSeeds   = flag.Int("mutations.groups", 300, "in how many groups a mutation of groups has to be found")
 	mutantSeeds  = flag.Uint64("mutations.seeds", 5000, "in how many seeds the simulation has to find a mutation")
 )
 
-// coreDir is the directory of the package that is broken.
-var coreDir, _ = filepath.Abs("../..")
+// coreDir and shardsDir are the directories of the packages that are broken.
+var (
+	coreDir, _   = filepath.Abs("../..")
+	shardsDir, _ = filepath.Abs("../shards")
+)
 
 // Each list of mutations and the tests that have to find them.
 var mutations = []struct {
 	file string
+	dir  string // of the tests
 	args func() []string
 }{
-	{"simulation.mutations", func() []string {
+	{"simulation.mutations", coreDir, func() []string {
 		return []string{"-test.run=^TestSimulation$", "-test.timeout=10m", fmt.Sprint("-sim.seeds=", *mutantSeeds)}
 	}},
-	{"sharedwatch.mutations", func() []string {
+	{"sharedwatch.mutations", coreDir, func() []string {
 		return []string{"-test.run=^TestSharedWatch", "-test.timeout=2m"}
 	}},
+	{"groups.mutations", coreDir, func() []string {
+		return []string{"-test.run=^TestGroup|^TestRing", "-test.timeout=10m", fmt.Sprint("-group.seeds=", *groupSeeds)}
+	}},
+	{"shards.mutations", shardsDir, func() []string { return []string{"-test.timeout=2m"} }},
 }
 
 // A mutation replaces lines in functions of the core.
@@ -67,6 +76,7 @@ func TestMutationsApply(t *testing.T) {
 // compiler by -overlay. It takes minutes:
 //
 //	go test -v -run TestMutationsFound ./internal/sim -mutations
+//	go test -v -run TestMutationsFound/groups ./internal/sim -mutations
 func TestMutationsFound(t *testing.T) {
 	if !*runMutations {
 		t.Skip("without -mutations: builds the tests once for each mutation")
@@ -75,13 +85,13 @@ func TestMutationsFound(t *testing.T) {
 	found := "mutation | found by\n---|---"
 	for _, list := range mutations {
 		for _, m := range readMutations(t, list.file) {
-			t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			t.Run(list.file+": "+m.name, func(t *testing.T) {
 				broken, err := m.apply(core)
 				if err != nil {
 					t.Fatal(err)
 				}
-				cmd := exec.Command(build(t, broken), list.args()...)
-				cmd.Dir = coreDir
+				cmd := exec.Command(build(t, list.dir, broken), list.args()...)
+				cmd.Dir = list.dir
 				out, err := cmd.CombinedOutput()
 				if err == nil {
 					t.Fatal("not found")
@@ -98,8 +108,8 @@ func TestMutationsFound(t *testing.T) {
 }
 
 // verdict finds in the output of a test why it failed.
-var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestSharedWatch\S+)|panic: ` +
-	`([^\n]*)`)
+var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestSharedWatch\S+|Test(?:Owner|Plan|Contradicts)\S*)|` +
+	`--- FAIL: (TestGroups/\d+|TestGroup[^s]\S*|TestRing\S*)|panic: ([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.
 func readMutations(t *testing.T, file string) (all []*mutation) {
@@ -141,15 +151,19 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 	return all
 }
 
-// readCore returns the core's files.
+// readCore returns the files of the core, and of the part of it that shares out the keys of groups.
 func readCore(t *testing.T) map[string]string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(coreDir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	shards, err := filepath.Glob(filepath.Join(shardsDir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	files := map[string]string{}
-	for _, name := range names {
+	for _, name := range append(names, shards...) {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
@@ -235,13 +249,13 @@ func (e *edit) apply(files map[string]string) (file, code string, err error) {
 
 func sameButIndentation(a, b string) bool { return strings.TrimSpace(a) == strings.TrimSpace(b) }
 
-// build builds the core's tests with broken files in place of the core's.
-func build(t *testing.T, broken map[string]string) (exe string) {
+// build builds the tests in dir with broken files in place of the core's.
+func build(t *testing.T, dir string, broken map[string]string) (exe string) {
 	t.Helper()
-	dir := t.TempDir()
+	temp := t.TempDir()
 	replaced := map[string]string{}
 	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
+		path := filepath.Join(temp, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -254,10 +268,10 @@ func build(t *testing.T, broken map[string]string) (exe string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exe = filepath.Join(dir, "mutant.test")
+	exe = filepath.Join(temp, "mutant.test")
 	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", write("overlay.json", string(overlay)), "-o",
 		exe, ".")
-	cmd.Dir = coreDir
+	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -1,0 +1,141 @@
+package leasehold
+
+import (
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// deafen makes a client that hears of nothing, but whose writes are done.
+func deafen(c *leasetest.Client) {
+	c.SilenceWatches()
+	c.OnRequest(func(r leasetest.Request) leasetest.Fault {
+		if r.Verb == "get" || r.Verb == "list" || r.Verb == "watch" {
+			return leasetest.Fault{Drop: leasetest.TheRequest}
+		}
+		return leasetest.Fault{}
+	})
+}
+
+// A member that has not heard of a new epoch may live for R after its Lease was deleted, however long ago the epoch
+// began.
+func TestGroupGhostOfAnEpoch(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(2 * I)
+		f.wantShape("a b[2 2]")
+		var lease string // of a
+		for _, s := range f.sessionsOf("a") {
+			lease = s.Holder().Name
+		}
+		deafen(f.srv.Client("a"))
+		f.srv.Delete(ns, name)
+		f.sleep(D - time.Second)
+		f.srv.Delete(ns, lease)
+		f.sleep(3 * D)
+		if owners := f.owners(); len(owners["b"]) != 4 {
+			f.Errorf("owners %v, want b of all", owners)
+		}
+		f.srv.Client("a").OnRequest(nil)
+		f.srv.Client("a").CloseWatches(nil)
+		f.sleep(2 * D)
+		f.wantShape("a b[2 2]")
+		a.quit()
+		b.quit()
+	})
+}
+
+// Leases that have lost the group's label stay in the group, and get it back.
+func TestGroupLabelRemoved(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(time.Second)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(2 * I)
+		f.wantShape("a b[2 2]")
+		for _, lease := range []string{name, f.sessionsOf("b")[0].Holder().Name} {
+			f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) { delete(l.Labels, groupLabel) })
+		}
+		f.sleep(2 * D)
+		f.wantShape("a b[2 2]")
+		b.quit()
+		f.sleep(time.Second)
+		f.wantShape("a[4]")
+		if f.srv.Lease(ns, name).Labels[groupLabel] != name {
+			f.Error("the table did not get its label back")
+		}
+		a.quit()
+	})
+}
+
+// Keys that somebody has edited do not keep the members from sharing theirs out.
+func TestGroupKeysEdited(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys("k1", "k2"))
+		f.sleep(time.Second)
+		page := name + "-k-" + shards.Digest([]string{"k2", "k3"}) + "-0"
+		f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+			Namespace: ns, Name: page, Labels: map[string]string{groupLabel: name},
+			Annotations: map[string]string{keysAnnotation: shards.Pages([]string{"k9"})[0]},
+		}})
+		b := f.spread("b", Keys("k2", "k3"))
+		f.sleep(2 * I)
+		c := f.spread("c", Keys("k1", "k2"))
+		f.sleep(2 * I)
+		f.wantShape("a b c[1 1 1]")
+		for _, r := range []*runner{a, b, c} {
+			r.quit()
+		}
+	})
+}
+
+// A member of a ring gives up what it has when a table with another number of buckets has taken the place of its own.
+func TestGroupOtherBuckets(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.join("a", 2)
+		f.sleep(time.Second)
+		b := f.join("b", 4)
+		f.sleep(2 * I)
+		f.wantShape("a[2]")
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "create" {
+				fault.Err = leasetest.ServiceUnavailable()
+			}
+			return fault
+		})
+		f.srv.Delete(ns, name)
+		f.sleep(2 * D)
+		f.wantShape("b[4]")
+		a.quit()
+		b.quit()
+	})
+}
+
+// A bucket's work may be said to be over twice, by the last that leaves and by the ring. The second time may come late,
+// when the bucket was gained again.
+func TestRingReturnedTwice(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.join("a", 1, WithSettle(time.Hour))
+		f.sleep(2 * time.Second)
+		first := f.sessionsOf("a")[0].state.(*keySession)
+		a.Ring.stop(first)
+		f.sleep(2 * I)
+		again := f.sessionsOf("a")
+		if len(again) != 1 || again[0].state == first {
+			f.Fatalf("sessions %v, want the bucket gained again", again)
+		}
+		b := f.join("b", 1, WithWeight(10)) // that is to have what is free
+		f.sleep(time.Second)
+		a.group.returned(first, false)
+		f.sleep(2 * I)
+		f.wantShape("a[1]")
+		a.quit()
+		b.quit()
+	})
+}

@@ -1,0 +1,266 @@
+package shards
+
+import (
+	"fmt"
+	"reflect"
+	"testing"
+)
+
+func newOwner(term Term) *Owner {
+	return NewOwner(term, 1, "", 0, &Past{}, func(string) bool { return true })
+}
+
+// planOf returns a plan of A for table, where no term has ended.
+func planOf(table *Table, members ...Member) *Plan {
+	return &Plan{
+		Table: table, Assigner: rowA, Members: members, Mark: 1, Moves: Unlimited, Open: true,
+		Ended:   func(Term) bool { return false },
+		Resumes: func(Term) bool { return false },
+	}
+}
+
+// An owner's work of key "0" is told by a script: tables that are applied, and "returned".
+func TestOwner(t *testing.T) {
+	table := func(gen uint64, entry Entry) *Table { return tableOf(gen, entry) }
+	mine := func(given, asked uint64) Entry { return Entry{ofA, given, asked} }
+	other := Entry{ofB, 9, 0}
+	epoch := func(e uint64, t *Table) *Table { t.Epoch = e; return t }
+	marked := func(mark uint64, t *Table) *Table { t.Marks[len(t.Marks)-1] = mark; return t }
+	const returned = "returned"
+	start, stop, end := Change{Start: []string{"0"}}, Change{Stop: []string{"0"}}, Change{End: true}
+	for _, c := range []struct {
+		name     string
+		steps    []any // a *Table or returned
+		want     Change
+		running  bool // is reported: its generation is not over
+		gen      uint64
+		bad      bool
+		epoch    uint64
+		returned uint64 // the generation given back; 0 for none
+	}{
+		{"a grant", []any{table(5, mine(5, 0))}, start, false, 5, false, 7, 0},
+		{"another's grant", []any{table(5, other)}, Change{}, false, 5, false, 7, 0},
+		{"the same grant again", []any{table(5, mine(5, 0)), table(6, mine(5, 0))}, Change{}, false, 6, false, 7, 0},
+		{"asked back", []any{table(5, mine(5, 0)), table(6, mine(5, 6))}, stop, true, 6, false, 7, 0},
+		{"asked back, cancelled, not returned", []any{table(5, mine(5, 0)), table(6, mine(5, 6)), table(7, mine(5, 6))},
+			Change{}, true, 7, false, 7, 0},
+		{"asked back and over", []any{table(5, mine(5, 0)), table(6, mine(5, 6)), returned},
+			Change{}, false, 6, false, 7, 0},
+		{"asked back before it was seen", []any{table(6, mine(5, 6))}, Change{}, false, 6, false, 7, 0},
+		{"given back", []any{table(5, mine(5, 0)), returned}, Change{}, false, 5, false, 7, 5},
+		{"given back, not heard yet", []any{table(5, mine(5, 0)), returned, table(6, mine(5, 0))},
+			Change{}, false, 6, false, 7, 5},
+		{"given back and given anew", []any{table(5, mine(5, 0)), returned, table(8, mine(8, 0))},
+			start, false, 8, false, 7, 0},
+		{"given anew before it returned", []any{table(5, mine(5, 0)), table(8, mine(8, 0))},
+			Change{}, false, 8, false, 7, 0},
+		{"that, and asked back", []any{table(5, mine(5, 0)), table(9, mine(8, 9))}, stop, true, 9, false, 7, 0},
+		{"taken away by hand", []any{table(5, mine(5, 0)), table(6, other)}, stop, true, 6, false, 7, 0},
+		{"an older generation", []any{table(5, mine(5, 0)), table(4, mine(4, 0))}, Change{}, false, 5, true, 7, 0},
+		{"another table of the same generation", []any{table(5, mine(5, 0)), marked(1, table(5, other))},
+			Change{}, false, 5, true, 7, 0},
+		{"a table that does not follow", []any{table(5, mine(5, 0)), func() *Table {
+			next := table(6, other)
+			next.Marks[len(next.Marks)-2] = 1
+			return next
+		}()}, Change{}, false, 5, true, 7, 0},
+		{"what follows a table that does not", []any{table(5, mine(5, 0)), table(4, other), table(40, other)},
+			Change{}, false, 5, true, 7, 0},
+		{"a new epoch", []any{table(5, mine(5, 0)), epoch(8, table(6, other))}, end, false, 5, false, 7, 0},
+		{"a new epoch, work goes on", []any{table(5, mine(5, 0)), epoch(8, table(6, other)), epoch(8, table(7, other))},
+			Change{}, false, 5, false, 7, 0},
+		{"a new epoch, work is over", []any{table(5, mine(5, 0)), epoch(8, table(6, other)), returned, epoch(8, table(7, other))},
+			Change{}, false, 7, false, 8, 0},
+		{"a new epoch that gives at once", []any{table(5, other), epoch(8, table(6, mine(6, 0)))},
+			start, false, 6, false, 8, 0},
+		{"back to an epoch that was left", []any{table(5, other), epoch(8, table(6, other)), table(7, mine(7, 0))},
+			Change{}, false, 6, true, 8, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := newOwner(termA)
+			var got Change
+			for _, step := range c.steps {
+				if step == returned {
+					o.Returned("0", false)
+					got = Change{}
+				} else {
+					got = o.Apply(step.(*Table), []string{"0"})
+				}
+			}
+			if !reflect.DeepEqual(got, c.want) {
+				t.Errorf("change %+v, want %+v", got, c.want)
+			}
+			r := o.Report(nil)
+			gave := uint64(0)
+			for _, u := range r.Returned {
+				gave = u.Given
+			}
+			if (len(r.Running) > 0) != c.running || r.Gen != c.gen || r.Epoch != c.epoch || (r.Bad != 0) != c.bad ||
+				gave != c.returned {
+				t.Errorf("report %+v", r)
+			}
+		})
+	}
+}
+
+// Work of an earlier term refuses the key: it is given back at once.
+func TestOwnerRefuses(t *testing.T) {
+	o := NewOwner(termA, 1, "", 0, &Past{}, func(string) bool { return false })
+	if c := o.Apply(tableOf(5, Entry{ofA, 5, 0}), []string{"0"}); len(c.Start) > 0 {
+		t.Errorf("change %+v", c)
+	}
+	if r := o.Report([]int{0}); len(r.Returned) != 1 || r.Returned[0] != (Return{0, 5, false}) {
+		t.Errorf("report %+v", r)
+	}
+}
+
+// What becomes of an entry follows from what is known of its owner, B. A, which has the greater share, is to get what is
+// free.
+func TestPlan(t *testing.T) {
+	const gen = 40
+	newB := rowB
+	newB.Acquired, newB.Seen = 3, 50
+	fresh := Report{Acquired: 2, Epoch: 7, Gen: gen, Mark: 1000 + gen, Weight: 1}
+	report := func(change func(*Report)) *Report {
+		r := fresh
+		change(&r)
+		return &r
+	}
+	kept, free := "kept", "free"
+	for _, c := range []struct {
+		name           string
+		entry          Entry
+		report         *Report // of B's term
+		ended, resumes bool
+		heir           *Report // of B's new term
+		want           string
+	}{
+		{"nothing is known", Entry{ofB, 30, 35}, nil, false, false, nil, kept},
+		{"asked back and acknowledged", Entry{ofB, 30, 35}, report(func(*Report) {}), false, false, nil, free},
+		{"acknowledged before it was asked back", Entry{ofB, 30, 35},
+			report(func(r *Report) { r.Gen, r.Mark = 34, 1034 }),
+			false, false, nil, kept},
+		{"acknowledged in the generation that asked", Entry{ofB, 30, 35},
+			report(func(r *Report) { r.Gen, r.Mark = 35, 1035 }),
+			false, false, nil, free},
+		{"work goes on", Entry{ofB, 30, 35}, report(func(r *Report) { r.Running = []int{0} }),
+			false, false, nil, kept},
+		{"acknowledged another table", Entry{ofB, 30, 35}, report(func(r *Report) { r.Mark = 1 }),
+			false, false, nil, kept},
+		{"acknowledged too long ago to tell", Entry{ofB, 2, 3}, report(func(r *Report) { r.Gen, r.Mark = 20, 1020 }),
+			false, false, nil, kept},
+		{"acknowledged another epoch", Entry{ofB, 30, 35}, report(func(r *Report) { r.Epoch = 6 }),
+			false, false, nil, kept},
+		{"acknowledged other keys", Entry{ofB, 30, 35}, report(func(r *Report) { r.Keys = Digest(nil) }),
+			false, false, nil, kept},
+		{"not asked back", Entry{ofB, 30, 0}, report(func(*Report) {}), false, false, nil, kept},
+		{"returned", Entry{ofB, 30, 0}, report(func(r *Report) { r.Returned = []Return{{0, 30, false}} }),
+			false, false, nil, free},
+		{"returned what was given before", Entry{ofB, 30, 0},
+			report(func(r *Report) { r.Returned = []Return{{0, 29, false}} }),
+			false, false, nil, kept},
+		{"returned another key", Entry{ofB, 30, 0}, report(func(r *Report) { r.Returned = []Return{{1, 30, false}} }),
+			false, false, nil, kept},
+		{"its term ended", Entry{ofB, 30, 0}, nil, true, false, nil, free},
+		{"its term ended, and the member is about to resume", Entry{ofB, 30, 0}, nil, true, true, nil, kept},
+		{"its term ended, and the member resumes", Entry{ofB, 30, 0}, nil, true, false,
+			report(func(*Report) {}), "heir"},
+		{"that, and it was asked back", Entry{ofB, 30, 35}, nil, true, false, report(func(*Report) {}), free},
+		{"a later term is no end", Entry{ofB, 30, 0}, nil, false, false, report(func(*Report) {}), kept},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			big := rowA
+			big.Weight = 100
+			members := []Member{{Row: big, Report: fresh}}
+			if c.report != nil {
+				members = append(members, Member{Row: rowB, Report: *c.report})
+			}
+			if c.heir != nil {
+				members = append(members, Member{Row: newB, Report: *c.heir})
+			}
+			p := planOf(tableOf(gen, c.entry), members...)
+			p.Moves = 0
+			p.Ended = func(term Term) bool { return c.ended && term == termB }
+			p.Resumes = func(Term) bool { return c.resumes }
+			next, _, _ := p.Next()
+			got := "free"
+			switch e := next.Entries[0]; {
+			case next.Rows[e.Owner].Term == newB.Term:
+				got = "heir"
+				if e.Given != next.Gen || e.Asked != 0 {
+					t.Errorf("entry %+v of generation %d", e, next.Gen)
+				}
+			case next.Rows[e.Owner].Term == termB:
+				got = "kept"
+				if e.Given != c.entry.Given || e.Asked != c.entry.Asked {
+					t.Errorf("entry %+v, was %+v", e, c.entry)
+				}
+			case e.Given != next.Gen || e.Asked != 0:
+				t.Errorf("entry %+v of generation %d", e, next.Gen)
+			}
+			if got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// A table that gives nothing yet gives nothing, and asks nothing back.
+func TestPlanNotOpen(t *testing.T) {
+	table := tableOf(2, Entry{nobody, 0, 0})
+	table.Open = false
+	p := planOf(table, Member{Row: rowA, Report: Report{Epoch: 7, Weight: 1}})
+	p.Open = false
+	if next, _, _ := p.Next(); next.Open || next.Entries[0].Owner != nobody {
+		t.Errorf("next %+v", next)
+	}
+}
+
+// The indexes of reports are of the order of the table that they were made for, also where the keys change.
+func TestPlanNames(t *testing.T) {
+	old := []string{"b", "c"}
+	table := tableOf(20, Entry{ofB, 3, 15}, Entry{ofB, 3, 15})
+	table.Buckets, table.Keys = 0, Digest(old)
+	report := Report{
+		Acquired: 2, Epoch: 7, Gen: 20, Mark: 1020, Keys: Digest(old), Own: Digest(old), Weight: 1, Running: []int{1},
+	}
+	p := planOf(table,
+		Member{Row: rowA, Report: Report{Acquired: 1, Epoch: 7, Keys: Digest(old), Weight: 1}, Knows: []string{"a", "b"}},
+		Member{Row: rowB, Report: report, Knows: []string{"a"}})
+	p.Names = old
+	next, names, changed := p.Next()
+	got := ""
+	for i, e := range next.Entries {
+		got += fmt.Sprint(names[i], "=", next.Rows[e.Owner].Identity, " ")
+	}
+	if got != "a=b b=a c=b " || !changed || next.Keys != Digest(names) {
+		t.Errorf("next is %s, changed %v", got, changed)
+	}
+}
+
+func TestContradicts(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		report Report
+		closed bool
+		want   bool
+	}{
+		{"it read no table", Report{}, false, false},
+		{"the same generation", Report{Epoch: 7, Gen: 40, Mark: 1040}, false, false},
+		{"an earlier generation", Report{Epoch: 7, Gen: 30, Mark: 1030}, false, false},
+		{"one too early to tell", Report{Epoch: 7, Gen: 10, Mark: 5}, false, false},
+		{"a later generation", Report{Epoch: 7, Gen: 41, Mark: 1041}, false, true},
+		{"another table", Report{Epoch: 7, Gen: 40, Mark: 5}, false, true},
+		{"another table before", Report{Epoch: 7, Gen: 39, Mark: 5}, false, true},
+		{"another epoch", Report{Epoch: 6, Gen: 40, Mark: 1040}, false, true},
+		{"another epoch, before this one gives", Report{Epoch: 6, Gen: 40, Mark: 1040}, true, false},
+		{"it says so", Report{Epoch: 6, Bad: 7}, true, true},
+		{"it says so of another", Report{Epoch: 7, Gen: 40, Mark: 1040, Bad: 6}, false, false},
+	} {
+		table := tableOf(40, Entry{nobody, 0, 0})
+		table.Open = !c.closed
+		if got := table.Contradicts(c.report); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
