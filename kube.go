@@ -179,7 +179,8 @@ func (l *leaseClient) patch(ctx context.Context, r record, annotations map[strin
 	})
 }
 
-// mergePatch returns the patch that changes annotations, labels and, unless it is nil, spec of a Lease that still is as r.
+// mergePatch returns the patch that changes annotations, labels and, unless it is nil, spec of a Lease that still is as
+// r.
 func mergePatch(r record, annotations map[string]*string, labels map[string]string, spec any) ([]byte, error) {
 	type metadata struct {
 		ResourceVersion string             `json:"resourceVersion"`

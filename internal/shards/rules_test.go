@@ -69,7 +69,8 @@ func TestOwner(t *testing.T) {
 		{"a new epoch", []any{table(5, mine(5, 0)), epoch(8, table(6, other))}, end, false, 5, false, 7, 0},
 		{"a new epoch, work goes on", []any{table(5, mine(5, 0)), epoch(8, table(6, other)), epoch(8, table(7, other))},
 			Change{}, false, 5, false, 7, 0},
-		{"a new epoch, work is over", []any{table(5, mine(5, 0)), epoch(8, table(6, other)), returned, epoch(8, table(7, other))},
+		{"a new epoch, work is over",
+			[]any{table(5, mine(5, 0)), epoch(8, table(6, other)), returned, epoch(8, table(7, other))},
 			Change{}, false, 7, false, 8, 0},
 		{"a new epoch that gives at once", []any{table(5, other), epoch(8, table(6, mine(6, 0)))},
 			start, false, 6, false, 8, 0},
@@ -114,8 +115,8 @@ func TestOwnerRefuses(t *testing.T) {
 	}
 }
 
-// What becomes of an entry follows from what is known of its owner, B. A, which has the greater share, is to get what is
-// free.
+// What becomes of an entry follows from what is known of its owner, B. A, which has the greater share, is to get what
+// is free.
 func TestPlan(t *testing.T) {
 	const gen = 40
 	newB := rowB
@@ -225,7 +226,8 @@ func TestPlanNames(t *testing.T) {
 		Acquired: 2, Epoch: 7, Gen: 20, Mark: 1020, Keys: Digest(old), Own: Digest(old), Weight: 1, Running: []int{1},
 	}
 	p := planOf(table,
-		Member{Row: rowA, Report: Report{Acquired: 1, Epoch: 7, Keys: Digest(old), Weight: 1}, Knows: []string{"a", "b"}},
+		Member{Row: rowA, Report: Report{Acquired: 1, Epoch: 7, Keys: Digest(old), Weight: 1},
+			Knows: []string{"a", "b"}},
 		Member{Row: rowB, Report: report, Knows: []string{"a"}})
 	p.Names = old
 	next, names, changed := p.Next()

@@ -17,7 +17,8 @@ var (
 // tableOf returns a table of generation gen, in epoch 7, of a ring: A and B are its rows.
 func tableOf(gen uint64, entries ...Entry) *Table {
 	t := &Table{
-		Epoch: 7, Gen: gen, Open: true, Assigner: termA, Buckets: len(entries), Rows: []Row{rowA, rowB}, Entries: entries,
+		Epoch: 7, Gen: gen, Open: true, Assigner: termA, Buckets: len(entries), Rows: []Row{rowA, rowB},
+		Entries: entries,
 	}
 	for g := max(gen, keptMarks) - keptMarks + 1; g <= gen; g++ {
 		t.Marks = append(t.Marks, 1000+g)
@@ -99,9 +100,10 @@ func TestDecodeHostile(t *testing.T) {
 	for _, text := range []string{
 		`null`, `[]`, `{}`, `{"v":1,"e":1}`,
 		`{"v":2,"e":1,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`,
-		`{"v":1,"e":0,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`,                               // no epoch
-		`{"v":1,"e":1,"g":1,"m":[],"b":1,"n":[[1,0,0,0]]}`,                                // no mark
-		`{"v":1,"e":1,"g":1,"m":[1,2],"b":1,"n":[[1,0,0,0]]}`,                             // more marks than generations
+		`{"v":1,"e":0,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`, // no epoch
+		`{"v":1,"e":1,"g":1,"m":[],"b":1,"n":[[1,0,0,0]]}`,  // no mark
+		// more marks than generations
+		`{"v":1,"e":1,"g":1,"m":[1,2],"b":1,"n":[[1,0,0,0]]}`,
 		`{"v":1,"e":1,"g":1,"m":[1],"b":-1}`,                                              // buckets
 		`{"v":1,"e":1,"g":1,"m":[1],"b":65537,"n":[[65537,0,0,0]]}`,                       //
 		`{"v":1,"e":1,"g":1,"m":[1],"b":2,"n":[[1,0,0,0]]}`,                               // too few entries
@@ -145,7 +147,8 @@ func (r rawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 // FuzzDecodeTable shows that whatever an annotation says is an error or a table that can be gone by.
 func FuzzDecodeTable(f *testing.F) {
 	f.Add(`{"v":1,"e":1,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`)
-	f.Add(`{"v":1,"e":7,"g":3,"m":[1,2,3],"o":true,"b":2,"a":{"Lease":"l"},"r":[{"Lease":"l","UID":"u"}],"n":[[2,1,2,3]]}`)
+	f.Add(`{"v":1,"e":7,"g":3,"m":[1,2,3],"o":true,"b":2,"a":{"Lease":"l"},"r":[{"Lease":"l","UID":"u"}],"n":[[2,` +
+		`1,2,3]]}`)
 	f.Add(`{"v":1,"e":1,"g":1,"m":[1],"k":"e3b0c44298fc1c149afbf4c8996fb924"}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		DecodeTable(text)
@@ -167,7 +170,8 @@ func FuzzDecodeTable(f *testing.F) {
 			o.Unanswered(table)
 			o.Report(nil)
 		}
-		report := Report{Acquired: 1, Epoch: table.Epoch, Gen: table.Gen, Mark: table.Mark(), Keys: table.Keys, Weight: 1}
+		report := Report{Acquired: 1, Epoch: table.Epoch, Gen: table.Gen, Mark: table.Mark(), Keys: table.Keys,
+			Weight: 1}
 		p := planOf(table, Member{Row: rowA, Report: report})
 		if table.Buckets == 0 {
 			p.Names = names

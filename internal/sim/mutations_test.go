@@ -108,7 +108,8 @@ func TestMutationsFound(t *testing.T) {
 }
 
 // verdict finds in the output of a test why it failed.
-var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: (TestSharedWatch\S+|Test(?:Owner|Plan|Contradicts)\S*)|` +
+var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: ` +
+	`(TestSharedWatch\S+|Test(?:Owner|Plan|Contradicts)\S*)|` +
 	`--- FAIL: (TestGroups/\d+|TestGroup[^s]\S*|TestRing\S*)|panic: ([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.

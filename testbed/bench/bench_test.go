@@ -293,7 +293,7 @@ func TestQuick(t *testing.T) {
 	}
 	groups := [][]string{
 		{"handover", "failover", "herd"}, {"race", "blackhole", "takeover", "roundtrip"},
-		{"renewal", "steady", "program"},
+		{"renewal", "steady", "program", "rollout"},
 		{"fanout", "many", "groups"},
 	}
 	if got := slices.Sorted(slices.Values(slices.Concat(groups...))); !slices.Equal(got,
