@@ -56,10 +56,13 @@ func successorGrace(o *options) time.Duration { return min(o.renewInterval/2, ti
 // ended.
 func (s *session) heed(r record) {
 	identity, why := s.askedBy(r)
-	if why == "" || s.ctx.Context.Err() != nil {
+	if why == "" {
 		return
 	}
 	s.successor.CompareAndSwap(nil, &identity)
+	if s.ctx.Context.Err() != nil {
+		return // the work winds down as it is
+	}
 	s.cancel(fmt.Errorf("%w: %s", ErrYielded, why))
 	s.campaign.stats.yielded()
 	s.campaign.log.info("lease is to be released once the work has ended",
@@ -130,8 +133,11 @@ func (c *candidate) register(ctx context.Context, o observation) {
 	})
 	err = c.campaign.standBy(ctx, o, &value)
 	switch {
+	case err == nil, outcomeUnknown(err):
+		c.campaign.registered = true // perhaps: what the Lease says decides when it is to be removed
+	}
+	switch {
 	case err == nil:
-		c.campaign.registered = true
 	case !conflicts(err):
 		c.attempt.register = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
 	}

@@ -531,3 +531,50 @@ func TestYieldAfterCtx(t *testing.T) {
 		w.wantLeader("b")
 	})
 }
+
+// A request to hand over that comes while the work winds down already still says who is next.
+func TestAskedToHandOverAfterCtx(t *testing.T) {
+	inPriorityWorld(t, func(w *world) {
+		a := w.run("a", func(s Session) {
+			<-s.Done()
+			time.Sleep(10 * time.Second)
+		})
+		w.sleep(time.Second)
+		for _, identity := range []string{"c", "b", "d"} {
+			w.run(identity, nil)
+		}
+		w.run("best", nil, WithPriority(1))
+		w.sleep(time.Second)
+		a.stop()
+		w.sleep(time.Second)
+		w.askToHandOver(w.acquired(), "b")
+		<-a.done
+		w.sleep(eps)
+		w.wantLeader("b")
+	})
+}
+
+// A standby whose registration was not answered is removed all the same when it leaves.
+func TestRegistrationUnanswered(t *testing.T) {
+	inPriorityWorld(t, func(w *world) {
+		w.run("a", nil)
+		w.sleep(time.Second)
+		w.srv.Client("best").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "patch" {
+				return leasetest.Fault{Drop: leasetest.TheReply}
+			}
+			return leasetest.Fault{}
+		})
+		best := w.run("best", nil, WithPriority(1))
+		w.sleep(time.Minute)
+		if got := w.lease().Annotations[annotation.Standby]; !strings.HasSuffix(got, " 1 best") {
+			t.Fatalf("stands by: %q", got)
+		}
+		w.srv.Client("best").OnRequest(nil)
+		best.quit()
+		w.sleep(time.Second)
+		if got, ok := w.lease().Annotations[annotation.Standby]; ok {
+			t.Errorf("it has left, and stands by: %q", got)
+		}
+	})
+}
