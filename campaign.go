@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A campaign is what one loop, or one call of Acquire, needs to compete for one lease: its parts, and how they
-// begin and end together. Its fields do not change after newCampaign, so that all its goroutines read them.
+// A campaign is what one loop, or one call of Acquire, needs to compete for one lease: its parts, and how they begin
+// and end together. All its goroutines read its fields, which do not change after newCampaign but for those that say
+// who changes them.
 //
 //	candidate  waits for the lease and decides when to claim it, on the caller's goroutine
 //	session    is one term: its renewer keeps it, on a goroutine of its own
@@ -33,13 +34,13 @@ type campaign struct {
 	claims    *claims
 	clock     clock
 
-	renewTimeout   requestTimeout // of a write that keeps or frees the lease; three fit before the deadline
+	renewTimeout   requestTimeout // of a write that keeps or frees the lease; three of the usual ones fit
 	acquireTimeout requestTimeout // of a read, or a write that acquires the lease
 	renewDelays    *delays        // of the renewer
 	releaseDelays  *delays        // of the release
 
 	started time.Time
-	current atomic.Pointer[session] // the session whose body runs; nil between them
+	current atomic.Pointer[session] // from when it was acquired until it has ended; nil between them
 	closed  atomic.Bool             // its user of the client is gone
 
 	registered bool // this candidate stands by on the Lease, or did; on the caller's goroutine

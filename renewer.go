@@ -8,7 +8,7 @@ import (
 )
 
 // A renewer keeps the term of a session: it renews the lease until the body has returned, and finds out when it is
-// lost. Its goroutine, run, owns all of it but the group and the two channels that others wait on.
+// lost. Its goroutine, run, owns its fields; others only wait for ended and flight, ask by request, and reply.
 type renewer struct {
 	session   *session
 	clock     clock
@@ -20,7 +20,7 @@ type renewer struct {
 	due      instant   // when to renew next
 	last     instant   // when the last write was sent
 	wanted   bool      // the next renewal is to come sooner, because there is something to tell by it
-	pending  []renewal // those that may have taken effect after the last one known to have
+	pending  []renewal // those sent after the last one that is known to have taken effect
 	inFlight bool      // a renewal is under way
 	beat     beatCheck
 	altered  bool // the last renewal succeeded, but the server stored another time
@@ -189,11 +189,11 @@ func (r *renewer) handleReply(reply reply) {
 		r.reportAltered()
 	}
 	now := r.clock.now()
-	// Leaves room for one more try, and for a few once there is none.
+	// The delay leaves time for one more try before trust ends; where there is none, the tries are close together.
 	timeout := s.campaign.renewTimeout
 	limit := max(s.until.Load().left(now)-timeout.current(), timeout.least/4)
-	if next := now.add(r.delays.next(reply.err, limit)); r.due.left(next) < 0 {
-		r.due = next
+	if delay := r.delays.next(reply.err, limit); r.due.left(now) < delay {
+		r.due = now.add(delay)
 	}
 }
 

@@ -51,8 +51,8 @@ var ended = func() context.Context {
 // Done returns a channel that is closed when leadership ends.
 func (s Session) Done() <-chan struct{} { return s.Context().Done() }
 
-// Err returns nil while the lease is held, else why the session ended: ErrLost, ErrReleased, or the
-// cause of the campaign's context. It is judged by the clock when it is called.
+// Err returns nil while the work may go on, else why the session ended: ErrLost, ErrReleased, ErrYielded, for a key of
+// a group ErrMoved, or the cause of the campaign's context. It is judged by the clock when it is called.
 func (s Session) Err() error {
 	if s.state == nil {
 		return ErrReleased
@@ -300,7 +300,8 @@ func (s *session) Err() error {
 	return context.Cause(s.ctx)
 }
 
-// invalid returns why the lease is not ours any more, or nil, whether or not the work should go on.
+// invalid returns why the lease is not ours any more, or nil. It is nil also while work winds down that should not go
+// on.
 func (s *session) invalid() error {
 	s.checkTrust()
 	if err := s.loss(); err != nil {

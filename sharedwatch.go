@@ -26,10 +26,10 @@ import (
 // goroutine.
 //
 // A watch that ends is opened again after version, the newest that it brought, so that it misses nothing, and no
-// subscriber is told. Where that cannot be, because the server has forgotten that version (410), the watch is
-// opened afresh, at any state: an epoch begins. In it each subscriber reads its Lease once, after the watch was
-// opened: what came before is in the answer, and what came after is on its way. So a subscriber knows all from
-// its read on,
+// subscriber is told. Where that cannot be, because the server has forgotten that version (410) or the watch brings an
+// error before anything else, the watch is opened afresh, at any state: an epoch begins. In it each subscriber reads
+// its Lease once, after the watch was opened: what came before is in the answer, and what came after is on its way. So
+// a subscriber knows all from its read on,
 //
 //   - however old the state is at which the watch was opened: versions that the reflector knows are old news;
 //   - also if the watch ends while it still lists what exists: the version to go on from is then one
@@ -339,7 +339,7 @@ func (w *sharedWatch) follow(ctx context.Context) (opened bool, err error) {
 			if err := w.handOut(event); err != nil {
 				w.log.debug("the shared watch ended", "error", err)
 				if !progress {
-					w.forgetVersion() // it would fail there again
+					w.forgetVersion() // another one from there would bring the same error
 				}
 				return true, err
 			}

@@ -176,8 +176,8 @@ func (k *candidates) await(ctx context.Context) (*session, error) {
 		case <-ctx.Done():
 		}
 		if rested.left(c.clock.now()) <= 0 {
-			for _, k := range k.all {
-				k.delays.reset() // what failed before is long ago
+			for _, one := range k.all {
+				one.delays.reset() // what failed before is long ago
 			}
 		}
 	}
@@ -189,13 +189,13 @@ func (k *candidates) await(ctx context.Context) (*session, error) {
 func (k *candidates) look(ctx context.Context) (chances []chance, wake time.Duration, err error) {
 	wake = maxDuration
 	allKnown := true
-	for _, k := range k.all {
-		o, wait, err := k.look(ctx)
+	for _, one := range k.all {
+		o, wait, err := one.look(ctx)
 		if err != nil {
 			return nil, 0, err
 		}
 		if wait <= 0 {
-			chances = append(chances, chance{k, o})
+			chances = append(chances, chance{one, o})
 		}
 		wake, allKnown = min(wake, wait), allKnown && o.known
 	}
@@ -274,15 +274,15 @@ func (k *candidates) pause(ctx context.Context, s *session) {
 // try acquires one of the leases, if any is free now.
 func (k *candidates) try(ctx context.Context) (*session, error) {
 	var holders []string
-	for _, k := range k.all {
-		s, err := k.try(ctx)
+	for _, one := range k.all {
+		s, err := one.try(ctx)
 		if !errors.Is(err, ErrHeld) {
 			return s, err
 		}
-		if len(holders) == 0 && k.campaign.options.slots <= 1 {
+		if len(holders) == 0 && one.campaign.options.slots <= 1 {
 			return nil, err
 		}
-		holders = append(holders, strconv.Quote(k.campaign.store.latest().identity))
+		holders = append(holders, strconv.Quote(one.campaign.store.latest().identity))
 	}
 	return nil, fmt.Errorf("leasehold: %w: all %d slots, by %s", ErrHeld, len(holders), strings.Join(holders, ", "))
 }
