@@ -20,7 +20,7 @@ import (
 
 var (
 	runMutations = flag.Bool("mutations", false, "break the core in each of the ways in testdata, and want it found")
-	groupSeeds   = flag.Int("mutations.groups", 300, "in how many groups a mutation of groups has to be found")
+	groupSeeds   = flag.Int("mutations.groups", 100, "in how many groups a mutation of groups has to be found")
 	mutantSeeds  = flag.Uint64("mutations.seeds", 5000, "in how many seeds the simulation has to find a mutation")
 )
 
@@ -43,7 +43,10 @@ var mutations = []struct {
 		return []string{"-test.run=^TestSharedWatch", "-test.timeout=2m"}
 	}},
 	{"groups.mutations", coreDir, func() []string {
-		return []string{"-test.run=^TestGroup|^TestRing", "-test.timeout=10m", fmt.Sprint("-group.seeds=", *groupSeeds)}
+		return []string{
+			"-test.run=^TestGroup|^TestRing|^TestSpread", "-test.failfast", "-test.timeout=10m",
+			fmt.Sprint("-group.seeds=", *groupSeeds),
+		}
 	}},
 	{"shards.mutations", shardsDir, func() []string { return []string{"-test.timeout=2m"} }},
 }
@@ -110,7 +113,7 @@ func TestMutationsFound(t *testing.T) {
 // verdict finds in the output of a test why it failed.
 var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: ` +
 	`(TestSharedWatch\S+|Test(?:Owner|Plan|Contradicts)\S*)|` +
-	`--- FAIL: (TestGroups/\d+|TestGroup[^s]\S*|TestRing\S*)|panic: ([^\n]*)`)
+	`--- FAIL: (TestGroups/\d+|TestGroup[^s]\S*|TestRing\S*|TestSpread\S*)|panic: ([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.
 func readMutations(t *testing.T, file string) (all []*mutation) {

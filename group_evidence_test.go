@@ -1,0 +1,149 @@
+package leasehold
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// A term is over only by what was seen later than it, or after its Lease was missing for its duration.
+func TestGroupEnded(t *testing.T) {
+	now := time.Now()
+	row := shards.Row{Term: shards.Term{Lease: "g-m-b", UID: "u", Acquired: 5}, Seen: 100, Seconds: 15}
+	held := record{uid: "u", version: 120, identity: "b", acquired: time.UnixMicro(5)}
+	with := func(change func(r *record)) *record {
+		r := held
+		change(&r)
+		return &r
+	}
+	for _, c := range []struct {
+		name    string
+		lease   *record // nil if the Lease is missing
+		listed  uint64
+		missing time.Duration // for how long it is known to be; 0 if it is not known yet
+		want    bool
+		unsure  bool
+	}{
+		{"it is shown", &held, 200, 0, false, false},
+		{"it is shown, by a version before the table's", with(func(r *record) { r.version = 90 }), 200, 0, false, false},
+		{"another term, seen later", with(func(r *record) { r.acquired = time.UnixMicro(9) }), 200, 0, true, false},
+		{"nobody, seen later", with(func(r *record) { r.identity = "" }), 200, 0, true, false},
+		{"nobody, seen before", with(func(r *record) { r.identity, r.version = "", 90 }), 200, 0, false, false},
+		{"an earlier term", with(func(r *record) { r.acquired, r.version = time.UnixMicro(3), 100 }), 200, 0, false, false},
+		{"missing of a list before it", nil, 90, 0, false, false},
+		{"missing, while not all are followed", nil, 0, 0, false, false},
+		{"missing, but not read yet", nil, 200, 0, false, true},
+		{"missing for less than its duration", nil, 200, D - 1, false, false},
+		{"missing for its duration", nil, 200, D, true, false},
+		{"another Lease of its name", with(func(r *record) { r.uid = "w" }), 200, 0, false, true},
+	} {
+		a := &assigner{
+			group:   &group{campaign: &campaign{options: &options{duration: D}}},
+			missing: map[shards.Term]time.Time{},
+		}
+		v := view{now: now, listed: c.listed, members: map[string]memberView{}}
+		if c.lease != nil {
+			v.members[row.Lease] = memberView{seen: observation{record: *c.lease, known: true}}
+		}
+		if c.missing > 0 {
+			a.missing[row.Term] = now.Add(-c.missing)
+		}
+		got, _ := a.ended(v, row)
+		if got != c.want || (len(a.unsure) > 0) != c.unsure {
+			t.Errorf("%s: ended %v, unsure %v; want %v, %v", c.name, got, a.unsure, c.want, c.unsure)
+		}
+	}
+}
+
+// A report counts in the term that wrote it only.
+func TestGroupReportOfAnEarlierTerm(t *testing.T) {
+	a, v := &assigner{}, view{}
+	m := memberView{report: shards.Report{Acquired: 5, Epoch: 7, Gen: 3}}
+	if r := a.reportOf(v, shards.Term{Lease: "g-m-b", UID: "u", Acquired: 5}, m); r.Epoch != 7 {
+		t.Errorf("in its term: %+v", r)
+	}
+	if r := a.reportOf(v, shards.Term{Lease: "g-m-b", UID: "u", Acquired: 9}, m); r.Epoch != 0 {
+		t.Errorf("in a later term: %+v", r)
+	}
+}
+
+// A member that renews, and does not hear of a new table, keeps the others from its keys for as long.
+func TestGroupLagging_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(3 * time.Second)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(3 * I)
+		f.wantShape("a b[2 2]")
+		deafen(f.srv.Client("b"))
+		f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = "rubbish" })
+		f.sleep(3 * D)
+		f.wantShape("b[2]")
+		f.srv.Client("b").OnRequest(nil)
+		f.sleep(3 * D)
+		f.wantShape("a b[2 2]")
+		a.quit()
+		b.quit()
+	})
+}
+
+// A member that was cut off, and whose Lease was deleted with the table, is waited out by a new one that finds a trace
+// of the group.
+func TestGroupTrace_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(3 * time.Second)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(3 * I)
+		f.wantShape("a b[2 2]")
+		f.srv.Client("b").Partition(true)
+		a.quit()
+		for _, l := range f.memberLeases() {
+			if l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity == "b" {
+				f.srv.Delete(ns, l.Name)
+			}
+		}
+		f.srv.Delete(ns, name)
+		c := f.spread("c", Keys(numbered(4)...))
+		f.sleep(5 * time.Second)
+		f.wantShape("b[2]")
+		f.sleep(2 * D)
+		f.wantShape("c[4]")
+		f.srv.Client("b").Partition(false)
+		b.quit()
+		c.quit()
+	})
+}
+
+// The context of a key tells the truth by the clock, as that of a lease (G3).
+func TestGroupTruthfulContext_G3(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var slept atomic.Int64
+		sessions := make(chan Session, 1)
+		a := f.spreadWork("a", Keys("x"), func(s Session, key string) error {
+			select {
+			case sessions <- s:
+			default:
+			}
+			<-s.Done()
+			return nil
+		}, withClock(sleepyClock{&slept}))
+		f.sleep(time.Minute)
+		s := <-sessions
+		if s.Err() != nil || s.ValidFor() <= 0 {
+			f.Fatalf("before: %v, valid for %v", s.Err(), s.ValidFor())
+		}
+		slept.Add(int64(R + eps))
+		if s.ValidFor() != 0 || s.Context().Err() == nil || !errors.Is(s.Err(), ErrLost) ||
+			!strings.Contains(s.Err().Error(), "the machine slept") {
+			f.Errorf("after the machine slept: %v, valid for %v", s.Err(), s.ValidFor())
+		}
+		a.quit()
+	})
+}
