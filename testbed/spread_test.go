@@ -127,7 +127,7 @@ func TestSpreadCommandFails(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	x := c.start("spread", group, "--keys=a", "--duration=5s", "-i", "x", "--", "sh", "-c",
-		alone+"echo $PPID >keeper.new; mv keeper.new keeper; [ -e once ] || { touch once; exit 7; }; "+
+		alone+"[ -e once ] || { touch once; exit 7; }; echo $PPID >keeper.new; mv keeper.new keeper; "+
 			"while :; do sleep 0.1; done")
 	c.await("told why", func() bool { return strings.Contains(x.stderr.String(), "the command failed: exit status 7") })
 	c.awaitRunning(1, "x")
