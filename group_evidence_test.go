@@ -31,11 +31,13 @@ func TestGroupEnded(t *testing.T) {
 		unsure  bool
 	}{
 		{"it is shown", &held, 200, 0, false, false},
-		{"it is shown, by a version before the table's", with(func(r *record) { r.version = 90 }), 200, 0, false, false},
+		{"it is shown, by a version before the table's", with(func(r *record) { r.version = 90 }), 200, 0,
+			false, false},
 		{"another term, seen later", with(func(r *record) { r.acquired = time.UnixMicro(9) }), 200, 0, true, false},
 		{"nobody, seen later", with(func(r *record) { r.identity = "" }), 200, 0, true, false},
 		{"nobody, seen before", with(func(r *record) { r.identity, r.version = "", 90 }), 200, 0, false, false},
-		{"an earlier term", with(func(r *record) { r.acquired, r.version = time.UnixMicro(3), 100 }), 200, 0, false, false},
+		{"an earlier term", with(func(r *record) { r.acquired, r.version = time.UnixMicro(3), 100 }), 200, 0,
+			false, false},
 		{"missing of a list before it", nil, 90, 0, false, false},
 		{"missing, while not all are followed", nil, 0, 0, false, false},
 		{"missing, but not read yet", nil, 200, 0, false, true},
