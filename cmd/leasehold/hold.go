@@ -252,6 +252,9 @@ func (h *holding) awaitExpiry(ctx context.Context) {
 	for ctx.Err() == nil && time.Now().Before(end) {
 		for _, s := range h.monitor.Leases() {
 			read := s.ResourceVersion != "" && s.Name == l.Name // by the campaign
+			if s.Holder != nil && s.Holder.Identity == s.Identity {
+				continue // acquired just now
+			}
 			if read && (s.Holder == nil || !s.Holder.RenewTime.Equal(valueOf(l.Spec.RenewTime).Time)) {
 				return
 			}
