@@ -547,6 +547,10 @@ func (m *membership) idle() bool {
 
 // stopAll tells the worker that all sessions of the term have ended.
 func (m *membership) stopAll() {
+	cause := m.session.loss()
+	if cause == nil {
+		cause = orReleased(context.Cause(m.session.ctx))
+	}
 	m.group.mu.Lock()
 	var all []*keySession
 	for _, sessions := range m.group.sessions {
@@ -558,7 +562,7 @@ func (m *membership) stopAll() {
 	}
 	m.group.mu.Unlock()
 	for _, s := range all {
-		m.group.stop(s, ErrReleased) // unless its context ended with the term's
+		m.group.stop(s, cause) // unless its context ended with the term's
 	}
 }
 
