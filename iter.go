@@ -49,6 +49,16 @@ func (s *session) lead(yield func(Session) bool) bool {
 // the loop was left, else why the sequence ended.
 func sequence[T any](ctx context.Context, opts []Option, walk func(campaigns, func(T) bool) error) iter.Seq[T] {
 	o, invalid := newOptions(ctx, opts)
+	return sequenceOf(ctx, o, invalid, func(cs campaigns, yield func(T) bool) error {
+		cs.start()
+		return walk(cs, yield)
+	})
+}
+
+// sequenceOf is sequence for options, and what is wrong with them, whose walk begins to follow what it needs.
+func sequenceOf[T any](
+	ctx context.Context, o *options, invalid error, walk func(campaigns, func(T) bool) error,
+) iter.Seq[T] {
 	if invalid != nil && o.err == nil {
 		panic(invalid)
 	}
@@ -65,7 +75,6 @@ func sequence[T any](ctx context.Context, opts []Option, walk func(campaigns, fu
 		defer cs.repanic()
 		defer cs.close()
 		defer func() { o.reportEnd(cs.ctx(), cs[0], err) }() // nil if the body panics
-		cs.start()
 		err = walk(cs, yield)
 	}
 }

@@ -40,23 +40,8 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 	if invalid == nil && o.group.given != nil {
 		invalid = errors.New("leasehold: Shares: " + o.group.given[0] + " is for Spread and Join")
 	}
-	if invalid != nil && o.err == nil {
-		panic(invalid)
-	}
-	return func(yield func(Share) bool) {
-		if invalid != nil {
-			o.reportEnd(ctx, nil, invalid)
-			return
-		}
-		cs, err := newCampaigns(ctx, o)
-		if err != nil {
-			o.reportEnd(ctx, nil, err)
-			return
-		}
-		defer cs.repanic()
-		defer cs.close()
+	return sequenceOf(ctx, o, invalid, func(cs campaigns, yield func(Share) bool) error {
 		c := cs[0]
-		defer func() { o.reportEnd(c.ctx, c, err) }()
 		w := &shareWatch{group: newGroup(c, o.name, 0), news: make(chan struct{}, 1)}
 		w.ctx = c.ctx
 		var following errgroup.Group
@@ -71,15 +56,14 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 			select {
 			case <-w.news:
 			case <-c.ctx.Done():
-				err = context.Cause(c.ctx)
-				return
+				return context.Cause(c.ctx)
 			}
 			if !yield(w.latest()) {
-				return
+				return nil
 			}
 			sleep(c.ctx, c.clock, time.Second)
 		}
-	}
+	})
 }
 
 // A shareWatch keeps the newest Share.
