@@ -474,7 +474,7 @@ func (m *membership) run() {
 		if again > 0 {
 			timer.Reset(c.clock.wait(again))
 		}
-		if m.group.isLeaving() && m.idle() {
+		if m.group.isLeaving() && len(m.all()) == 0 {
 			return
 		}
 		select {
@@ -531,37 +531,13 @@ func orReleased(err error) error {
 	return err
 }
 
-// idle reports whether all work of the term has returned.
-func (m *membership) idle() bool {
-	m.group.mu.Lock()
-	defer m.group.mu.Unlock()
-	for _, sessions := range m.group.sessions {
-		for s := range sessions {
-			if s.member == m.session {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 // stopAll tells the worker that all sessions of the term have ended.
 func (m *membership) stopAll() {
 	cause := m.session.loss()
 	if cause == nil {
 		cause = orReleased(context.Cause(m.session.ctx))
 	}
-	m.group.mu.Lock()
-	var all []*keySession
-	for _, sessions := range m.group.sessions {
-		for s := range sessions {
-			if s.member == m.session {
-				all = append(all, s)
-			}
-		}
-	}
-	m.group.mu.Unlock()
-	for _, s := range all {
+	for _, s := range m.all() {
 		m.group.stop(s, cause) // unless its context ended with the term's
 	}
 }
