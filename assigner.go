@@ -384,13 +384,18 @@ func (a *assigner) listen(v view) time.Duration {
 	case a.unheard.IsZero():
 		a.unheard = v.now
 	}
-	wait := later(a.unheard.Add(o.renewInterval/3), a.afresh.Add(o.renewInterval)).Sub(v.now)
-	if wait > 0 {
+	return a.readAfresh(v, a.unheard.Add(o.renewInterval/3))
+}
+
+// readAfresh reads everything afresh from at on, at most once in each renew interval. It returns when to look again.
+func (a *assigner) readAfresh(v view, at time.Time) time.Duration {
+	interval := a.group.campaign.options.renewInterval
+	if wait := later(at, a.afresh.Add(interval)).Sub(v.now); wait > 0 {
 		return wait
 	}
 	a.afresh = v.now
 	a.membership.readAfresh()
-	return o.renewInterval
+	return interval
 }
 
 // catchUp reads the table afresh if others have seen a newer one for longer than a watch takes. It returns when
@@ -416,13 +421,7 @@ func (a *assigner) catchUp(v view) time.Duration {
 		a.membership.session.lose(lostBecause(expired, "the group's table was not read for %v", o.renewDeadline))
 		return maxDuration
 	}
-	wait := later(a.behind.Add(min(o.renewInterval/3, time.Second)), a.afresh.Add(o.renewInterval)).Sub(v.now)
-	if wait > 0 {
-		return wait
-	}
-	a.afresh = v.now
-	a.membership.readAfresh()
-	return o.renewInterval
+	return a.readAfresh(v, a.behind.Add(min(o.renewInterval/3, time.Second)))
 }
 
 // ended reports whether a term is certainly over; since says from when on that is known if nothing happens, zero if it
