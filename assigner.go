@@ -87,7 +87,7 @@ func newAssigner(m *membership) *assigner {
 	}
 }
 
-// look makes run decide anew.
+// look wakes run to decide again.
 func (a *assigner) look() {
 	a.mu.Lock()
 	a.dirty = true
@@ -95,7 +95,7 @@ func (a *assigner) look() {
 	signal(a.news)
 }
 
-// tableChanged makes run decide anew, and follows those whom the table makes interesting.
+// tableChanged wakes run to decide again, and follows the members that the new table makes it necessary to follow.
 func (a *assigner) tableChanged() {
 	a.look()
 	selected := a.selection()
@@ -156,11 +156,7 @@ func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.selected == "" {
-		present := map[string]bool{}
-		for _, l := range leases {
-			present[l.Name] = true
-		}
-		a.keepLocked(present, version)
+		a.keepLocked(leases, version)
 	}
 	for _, l := range leases {
 		a.setLocked(l)
@@ -191,8 +187,12 @@ func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
 	signal(a.news)
 }
 
-// keepLocked forgets the Leases that are not present as of version, when all of them were listed. The caller holds mu.
-func (a *assigner) keepLocked(present map[string]bool, version uint64) {
+// keepLocked forgets the Leases that are not among those that were listed as of version. The caller holds mu.
+func (a *assigner) keepLocked(listed []*coordinationv1.Lease, version uint64) {
+	present := map[string]bool{}
+	for _, l := range listed {
+		present[l.Name] = true
+	}
 	for name, v := range a.members {
 		if !present[name] && v.seen.version <= version {
 			a.forgetLocked(name)
@@ -647,18 +647,16 @@ func (a *assigner) fence(ctx context.Context, name string, m memberView) error {
 
 // listMembers reads all Leases of the group.
 func (a *assigner) listMembers(ctx context.Context) error {
-	items, version, err := a.group.client.list(ctx)
+	leases, version, err := a.group.client.list(ctx)
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	present := map[string]bool{}
-	for i := range items {
-		present[items[i].Name] = true
-		a.setLocked(&items[i])
+	a.keepLocked(leases, version)
+	for _, l := range leases {
+		a.setLocked(l)
 	}
-	a.keepLocked(present, version)
 	a.dirty = true
 	return nil
 }

@@ -63,7 +63,7 @@ func (g *groupClient) get(ctx context.Context, kind, name string) (*coordination
 }
 
 // list returns the Leases of the group, and the version of the list.
-func (g *groupClient) list(ctx context.Context) ([]coordinationv1.Lease, uint64, error) {
+func (g *groupClient) list(ctx context.Context) ([]*coordinationv1.Lease, uint64, error) {
 	from, ok := g.campaign.lease.leases.(lister)
 	if !ok {
 		return nil, 0, errNoList
@@ -78,7 +78,11 @@ func (g *groupClient) list(ctx context.Context) ([]coordinationv1.Lease, uint64,
 	if err != nil {
 		return nil, 0, fmt.Errorf("the server sent a list with resourceVersion %q, want a number", list.ResourceVersion)
 	}
-	return list.Items, version, nil
+	leases := make([]*coordinationv1.Lease, len(list.Items))
+	for i := range list.Items {
+		leases[i] = &list.Items[i]
+	}
+	return leases, version, nil
 }
 
 func (g *groupClient) selector() string { return labels.Set{groupLabel: g.group}.String() }
@@ -157,13 +161,9 @@ func (g *groupClient) follow(ctx context.Context, kind, name string, a audience)
 // watch is to begin with what is there.
 func (g *groupClient) read(ctx context.Context, kind, name string, a audience, goOn func(from uint64) error) error {
 	if name == "" {
-		items, version, err := g.list(ctx)
+		leases, version, err := g.list(ctx)
 		if err != nil {
 			return err
-		}
-		leases := make([]*coordinationv1.Lease, len(items))
-		for i := range items {
-			leases[i] = &items[i]
 		}
 		a.replace(leases, version)
 		return goOn(version)
