@@ -1327,6 +1327,7 @@ func TestDoubtfulAcquisition(t *testing.T) {
 func TestRelease(t *testing.T) {
 	inWorld(t, func(w *world) {
 		for s := range w.sequence(w.Context(), "a") {
+			synctest.Wait() // the watch is open, and tells what became of the release
 			w.drop("a", leasetest.TheReply)
 			if err := s.Release(); err != nil || w.holder() != "" {
 				t.Errorf("Release() = %v, held by %q", err, w.holder())
