@@ -62,7 +62,7 @@ func (t task) name(i int) string {
 
 // A census is what such a process says of itself when it is asked.
 type census struct {
-	Following  int       `json:"following"` // leases it watches, and knows the holder of
+	Following  int       `json:"following"` // leases it watches, and knows the holder of; 0 of many while it leads any
 	Leading    int       `json:"leading"`
 	Lost       int       `json:"lost"`       // sessions
 	LastBegun  time.Time `json:"lastBegun"`  // when a session began last
@@ -228,16 +228,19 @@ func (m *member) census(weighed bool) (c census) {
 		c.Stacks -= m.before.Stacks
 		c.Resident -= m.before.Resident
 	}
-	for _, l := range m.monitor.Leases() {
-		if strings.HasSuffix(l.Following, "watch") && l.Holder != nil { // its own or a shared one
-			c.Following++
-		}
-	}
 	c.CPU, _ = ownCPUTime()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c.Leading, c.Lost, c.LastBegun = len(m.live), m.lost, m.begun
 	c.Oldest, m.oldest = m.oldest, 0
+	if c.Leading > 0 {
+		return c // what the Monitor says of thousands of leases would count as their memory
+	}
+	for _, l := range m.monitor.Leases() {
+		if strings.HasSuffix(l.Following, "watch") && l.Holder != nil { // its own or a shared one
+			c.Following++
+		}
+	}
 	return c
 }
 
@@ -337,7 +340,7 @@ var errLate = errors.New("given up after minutes")
 
 // await returns the first census that will do.
 func (p *process) await(what string, will func(census) bool) (census, error) {
-	deadline := time.Now().Add(3*time.Minute + time.Duration(p.count)*5*time.Millisecond)
+	deadline := time.Now().Add(3*time.Minute + p.handover())
 	for {
 		c, err := p.ask("census")
 		if err != nil || will(c) {
@@ -353,6 +356,9 @@ func (p *process) await(what string, will func(census) bool) (census, error) {
 	}
 }
 
+// handover returns how long it may take until all leases of the process are acquired, or released.
+func (p *process) handover() time.Duration { return time.Duration(p.count) * 10 * time.Millisecond }
+
 // end has the process give back what it holds, and waits until it has ended, or kills it. It may be called again, and
 // of no process.
 func (p *process) end() error {
@@ -361,6 +367,6 @@ func (p *process) end() error {
 	}
 	p.ended = true
 	p.in.Close()
-	defer time.AfterFunc(tooLong, func() { p.cmd.Process.Kill() }).Stop()
+	defer time.AfterFunc(tooLong+p.handover(), func() { p.cmd.Process.Kill() }).Stop()
 	return p.cmd.Wait()
 }
