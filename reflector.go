@@ -260,7 +260,6 @@ func (r *reflector) followByOwnWatch(ctx context.Context, now time.Time, read bo
 	r.lease.failures.record("watch", err)
 	if err != nil {
 		r.setFollowing("")
-		r.anyState = versionExpired(err)
 		if refused(err) {
 			r.pollUntil = now.Add(refusedWatchPause(r.interval))
 		}
@@ -278,20 +277,24 @@ func refusedWatchPause(interval time.Duration) time.Duration {
 	return min(100*min(interval, time.Hour), time.Hour)
 }
 
-// openOwnWatch opens a watch of the Lease in bounded time.
+// openOwnWatch opens a watch of the Lease in bounded time: from what is known on or, where the server has forgotten
+// what happened since, at any state, which is no failure.
 func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 	done, err := r.client.permit(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(),
-		func(ctx context.Context) (watch.Interface, error) {
-			if r.anyState { // the server does not know any more what happened since the Lease changed
-				return r.lease.watch(ctx, record{})
-			}
-			return r.lease.watch(ctx, r.store.latest().record)
-		})
+	open := func(from record) (watch.Interface, error) {
+		return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(),
+			func(ctx context.Context) (watch.Interface, error) { return r.lease.watch(ctx, from) })
+	}
+	if !r.anyState {
+		if w, err := open(r.store.latest().record); !versionExpired(err) {
+			return w, err
+		}
+	}
+	return open(record{})
 }
 
 // receive records what w brings until it ends, misses news, or the shared watch is to be used.

@@ -40,8 +40,9 @@ import (
 // else it has left something out, which others may have missed too: an epoch begins.
 //
 // Where the namespace may not be watched, reflectors have their own watches, and the shared one is tried again
-// rarely. While it cannot be opened for another reason, subscribers read from time to time, but only once that
-// has lasted for a renew interval: most outages are over by then.
+// rarely. While it cannot be opened for another reason, or ends soon each time, subscribers read from time to time, but
+// only once that has lasted for a renew interval: most outages are over by then. They go by a watch again once one has
+// lasted for as long. An epoch of a watch before that begins only then.
 type sharedWatch struct {
 	client    *sharedClient
 	namespace string
@@ -56,6 +57,8 @@ type sharedWatch struct {
 	threshold int // from how many subscribers on it watches
 	stop      context.CancelFunc
 	done      chan struct{} // closed when its goroutine has ended; nil before it has begun
+	polled    bool          // subscribers read from time to time; owned by run
+	afresh    bool          // the watch was opened afresh, and no epoch has begun since; owned by run
 	distrust  chan struct{} // has room for one: a subscriber missed news
 
 	mu      sync.Mutex                 // protects following
@@ -298,13 +301,12 @@ func (w *sharedWatch) run(ctx context.Context) {
 	defer w.failures.close()
 	served := w.clock.now().mono
 	for ctx.Err() == nil {
-		began := w.clock.now().mono
-		opened, err := w.follow(ctx)
+		lasted, err := w.follow(ctx)
 		now := w.clock.now().mono
-		if opened {
+		if lasted {
 			served = now
 		}
-		if opened && err == nil && now.Sub(began) >= w.interval {
+		if lasted && err == nil {
 			w.delays.reset()
 			continue
 		}
@@ -313,48 +315,77 @@ func (w *sharedWatch) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case refused(err):
+			w.polled = false
 			w.update(func(s *sharedState) { s.used, s.serving = false, false })
 			pause = refusedWatchPause(w.interval)
 		case now.Sub(served) >= w.interval:
+			w.polled = true
 			w.update(func(s *sharedState) { s.serving = false })
 		}
 		sleep(ctx, w.clock, pause)
 	}
 }
 
-// follow opens the watch, and hands out what it brings until it ends.
-func (w *sharedWatch) follow(ctx context.Context) (opened bool, err error) {
+// follow opens the watch, and hands out what it brings until it ends. It reports whether the watch lasted for a renew
+// interval.
+func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 	events, err := w.open(ctx)
+	if versionExpired(err) { // which is no failure
+		w.forgetVersion()
+		events, err = w.open(ctx)
+	}
 	w.failures.record("watch", err)
 	if err != nil {
 		return false, err
 	}
 	defer events.Stop()
-	for progress := false; ; progress = true {
+	if !w.polled {
+		w.serve()
+	}
+	timer := time.NewTimer(w.clock.wait(w.interval))
+	defer timer.Stop()
+	for progress := false; ; {
 		select {
 		case event, open := <-events.ResultChan():
 			if !open {
-				return true, nil
+				return lasted, nil
 			}
 			if err := w.handOut(event); err != nil {
 				w.log.debug("the shared watch ended", "error", err)
 				if !progress {
 					w.forgetVersion() // another one from there would bring the same error
 				}
-				return true, err
+				return lasted, err
 			}
+			progress = true
+		case <-timer.C:
+			lasted = true
+			w.serve()
 		case <-w.distrust:
-			return true, errMissedEvents
+			return lasted, errMissedEvents
 		case <-ctx.Done():
-			return true, nil
+			return lasted, nil
 		}
 	}
+}
+
+// serve makes the subscribers go by the watch that is open; in a new epoch, if it does not go on where the last one
+// ended.
+func (w *sharedWatch) serve() {
+	afresh := w.afresh
+	w.polled, w.afresh = false, false
+	w.update(func(s *sharedState) {
+		s.used, s.serving = true, true
+		if afresh {
+			s.epoch++
+		}
+	})
 }
 
 // errMissedEvents is why a watch is closed.
 var errMissedEvents = errors.New("the watch missed events")
 
-// open opens the watch in bounded time, and an epoch if it does not go on where the last one ended.
+// open opens the watch in bounded time, where the last one ended or, if that cannot be, afresh.
 func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 	opts := metav1.ListOptions{AllowWatchBookmarks: true}
 	w.mu.Lock()
@@ -371,26 +402,21 @@ func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 			return events, w.describe(err)
 		})
 	if err != nil {
-		if versionExpired(err) {
-			w.forgetVersion()
-		}
 		return nil, err
 	}
-	w.update(func(s *sharedState) {
-		s.opened++
-		s.used, s.serving = true, true
-		w.opened = w.clock.now().mono
-		if opts.ResourceVersion == "" {
-			s.epoch++
-			w.skipped = false
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.opened++
+	w.opened = w.clock.now().mono
+	if opts.ResourceVersion == "" {
+		w.afresh, w.skipped = true, false
+	}
+	if !w.skipped { // else it turned out while this watch was opened
+		select {
+		case <-w.distrust: // of the watch before
+		default:
 		}
-		if !w.skipped { // else it turned out while this watch was opened
-			select {
-			case <-w.distrust: // of the watch before
-			default:
-			}
-		}
-	})
+	}
 	return events, nil
 }
 
@@ -407,9 +433,7 @@ func (w *sharedWatch) update(change func(*sharedState)) {
 	defer w.mu.Unlock()
 	before := w.state
 	change(&w.state)
-	after := w.state
-	before.opened, after.opened = 0, 0
-	if before == after {
+	if before == w.state {
 		return
 	}
 	for _, subs := range w.byName {

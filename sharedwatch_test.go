@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -397,9 +399,139 @@ func TestSharedWatchPolls(t *testing.T) {
 		c.sleep(I + eps)
 		c.wantLeading(40)
 		c.fail(nil)
-		c.sleep(2 * time.Second)
+		c.sleep(I + 2*time.Second)
 		c.wantFollowing("map[shared watch:40]")
 	})
+}
+
+// A client whose watches of a namespace end before they bring anything, after an error unless that is nil.
+type shortWatches struct {
+	*leasetest.Client
+	end error
+	on  atomic.Bool
+}
+
+func (s *shortWatches) Leases(namespace string) Leases {
+	return shortLeases{s.Client.Leases(namespace), s}
+}
+
+type shortLeases struct {
+	Leases
+	short *shortWatches
+}
+
+func (l shortLeases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	w, err := l.Leases.Watch(ctx, opts)
+	if err != nil || !l.short.on.Load() || opts.FieldSelector != "" {
+		return w, err
+	}
+	w.Stop()
+	events := make(chan watch.Event, 1)
+	if l.short.end != nil {
+		events <- leasetest.ErrorEvent(l.short.end)
+	}
+	close(events)
+	return watch.NewProxyWatcher(events), nil
+}
+
+// While the watch ends each time before it brings anything, the leases are read as often as while it cannot be opened.
+func TestSharedWatchEndsAtOnce(t *testing.T) {
+	for _, end := range []error{nil, leasetest.InternalError()} {
+		t.Run(fmt.Sprint(end), func(t *testing.T) {
+			inCrowd(t, func(c *crowd) {
+				short := &shortWatches{Client: c.client, end: end}
+				c.thieves(time.Hour, time.Hour, WithClient(short))
+				short.on.Store(true)
+				c.client.CloseWatches(nil)
+				c.sleep(3 * I)
+				c.wantFollowing("map[poll:40]")
+				c.asked()
+				c.sleep(10 * I)
+				if n := c.asked()["get"]; n < 350 || n > 450 {
+					t.Errorf("%d reads of 40 leases in 10 intervals", n)
+				}
+				c.edit(7, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = nil })
+				c.sleep(I + time.Second)
+				c.wantLeading(1)
+				short.on.Store(false)
+				c.sleep(I + 2*time.Second)
+				c.wantFollowing("map[shared watch:40]")
+			})
+		})
+	}
+}
+
+// A deletion came before the watch was opened afresh, and that one ended soon: each lease is read once the next one has
+// lasted.
+func TestSharedWatchEndsAtOnceAfresh(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		c.thieves(time.Hour, time.Hour)
+		short, failing := true, false
+		c.fail(func(r leasetest.Request) leasetest.Fault {
+			switch {
+			case r.Verb == "watch" && short:
+				time.AfterFunc(time.Millisecond, func() { c.client.CloseWatches(nil) })
+			case r.Verb == "get" && failing:
+				return leasetest.Fault{Err: leasetest.InternalError()}
+			}
+			return leasetest.Fault{}
+		})
+		set := func(b *bool, to bool) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			*b = to
+		}
+		c.client.CloseWatches(nil)
+		c.sleep(3 * I)
+		c.wantFollowing("map[poll:40]")
+		set(&failing, true)
+		c.srv.Delete(ns, leaseOf(7))
+		c.srv.Compact()
+		c.sleep(2 * time.Second) // now a watch has listed the others
+		set(&short, false)
+		c.sleep(I + 2*time.Second)
+		set(&failing, false)
+		c.sleep(I)
+		c.wantFollowing("map[shared watch:40]")
+		for _, s := range c.monitor.Leases() {
+			if exists := s.Name != leaseOf(7); (s.Holder != nil) != exists {
+				t.Errorf("%s: held by %v, exists: %v", s.Name, s.Holder, exists)
+			}
+		}
+	})
+}
+
+// A version that the server has forgotten is no outage: the watch, an own one or the shared one, is opened again at
+// once, and nothing is logged.
+func TestWatchOfForgottenVersion(t *testing.T) {
+	for verb, leases := range map[string]int{"watch": 1, "watch all": 40} {
+		t.Run(verb, func(t *testing.T) {
+			inCrowd(t, func(c *crowd) {
+				c.campaign(0, leases)
+				c.sleep(time.Minute)
+				c.asked()
+				forgotten := true
+				c.fail(func(r leasetest.Request) leasetest.Fault {
+					if r.Verb == "watch" && forgotten {
+						forgotten = false
+						return leasetest.Fault{Err: apierrors.NewResourceExpired("too old resource version")}
+					}
+					return leasetest.Fault{}
+				})
+				c.client.CloseWatches(nil)
+				if n := c.asked()[verb]; n != 2 {
+					t.Errorf("the watch was opened %d times", n)
+				}
+				if n := c.logged("API requests are failing"); n != 0 {
+					t.Errorf("%d lines about failing requests", n)
+				}
+				c.edit(0, thief)
+				if got := c.loss(0); got != `lease lost: now held by "thief"` {
+					t.Error(got)
+				}
+			})
+		})
+	}
 }
 
 // A history that the server has forgotten: each lease is read once, not all at once, and a deletion that
