@@ -110,6 +110,34 @@ func TestRenewalStorm(t *testing.T) {
 	}
 }
 
+// Renewals whose replies are lost, but that the watch shows, have not failed: the first one that fails after them is
+// repeated as soon as any first one.
+func TestLostRepliesAreNoFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := leasetest.NewServer()
+		c := srv.Client("a")
+		for range Sessions(t.Context(), campaigner(srv, "a")...) {
+			synctest.Wait() // the watch is open
+			c.OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Drop: leasetest.TheReply} })
+			time.Sleep(time.Minute)
+			tries := make(chan time.Time, 100)
+			c.OnRequest(func(r leasetest.Request) leasetest.Fault {
+				if r.Verb == "patch" {
+					tries <- time.Now()
+				}
+				return leasetest.Fault{Err: leasetest.ConnectionRefused()}
+			})
+			time.Sleep(2 * I)
+			c.OnRequest(nil)
+			first, second := <-tries, <-tries
+			if pause := second.Sub(first); pause > 100*time.Millisecond {
+				t.Errorf("repeated after %v", pause)
+			}
+			break
+		}
+	})
+}
+
 // CreateNew: the reply to the create is lost, and the API server is away for a while.
 func TestCreateNewOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -23,7 +23,6 @@ type renewer struct {
 	pending  []renewal // those sent after the last one that is known to have taken effect
 	inFlight bool      // a renewal is under way
 	beat     beatCheck
-	altered  bool // the last renewal succeeded, but the server stored another time
 	replies  chan reply
 
 	request chan struct{} // has room for one: a renewal is wanted
@@ -171,18 +170,18 @@ func (r *renewer) renew(ctx context.Context, now instant) {
 	})
 }
 
-// handleReply plans the next renewal by how the last one ended. One that was answered, but with another time than
-// was sent, counts as failed.
+// handleReply plans the next renewal by how the last one ended. One that took effect has not failed, even if its reply
+// was lost. One that was answered, but with another time than was sent, counts as failed.
 func (r *renewer) handleReply(reply reply) {
 	s := r.session
 	if reply.err == nil {
 		r.absorb(reply.record)
 	}
 	r.absorb(r.store.latest().record)
-	if reply.err == nil && len(r.pending) == 0 {
-		r.altered = false
-		r.delays.reset()
-		s.campaign.stats.renewed(-reply.sent.left(r.clock.now()))
+	if len(r.pending) == 0 {
+		if reply.err == nil {
+			s.campaign.stats.renewed(-reply.sent.left(r.clock.now()))
+		}
 		return
 	}
 	if reply.err == nil && s.loss() == nil {
@@ -200,12 +199,10 @@ func (r *renewer) handleReply(reply reply) {
 // reportAltered logs, once in a row, that renewals succeed but are not stored as they were sent.
 func (r *renewer) reportAltered() {
 	s := r.session
-	if !r.altered {
+	if !s.altered.Swap(true) {
 		s.campaign.log.warn("lease renewed, but the API server stored another renewTime than was sent: " +
 			"an admission webhook or policy changes it; retrying")
 	}
-	r.altered = true
-	s.altered.Store(true)
 }
 
 // absorb draws conclusions from what the Lease says: that another has it, or that a renewal took effect, even
@@ -225,6 +222,7 @@ func (r *renewer) absorb(rec record) {
 			until := p.sent.add(s.campaign.options.renewDeadline)
 			s.until.Store(&until)
 			s.altered.Store(false)
+			r.delays.reset()
 			r.due = p.sent.add(nextRenewal(s.campaign.options))
 			r.pending = append(r.pending[:0], r.pending[i+1:]...)
 			signal(s.renewed)
