@@ -50,9 +50,11 @@ type LeaseStatus struct {
 	// namespace, or by "poll"; "" while it cannot be, and while there is no campaign.
 	Following string `json:"following"`
 
-	// Leading reports whether a session is live. Since is when the lease was last acquired, released or
-	// lost by this process; before that, StartTime.
+	// Leading reports whether this process certainly holds the lease and its work has not returned: by the lease, as
+	// Session.ValidFor, and not by whether the work is to go on. Since is when the lease was last acquired, released
+	// or lost by this process; before that, StartTime.
 	Leading         bool      `json:"leading"`
+	WindingDown     bool      `json:"windingDown"` // it leads, but its work was told to end
 	Since           time.Time `json:"since,omitzero"`
 	ValidForSeconds float64   `json:"validForSeconds"`        // as long leadership is certain without a renewal
 	FencingToken    uint64    `json:"fencingToken,omitempty"` // of the session that leads
@@ -365,10 +367,10 @@ func (c *campaign) status() LeaseStatus {
 		return s
 	}
 	s.Overrun = h.overran.Load()
-	if h.Err() == nil {
+	s.ValidForSeconds = h.validFor().Seconds()
+	if s.Leading = s.ValidForSeconds > 0; s.Leading {
+		s.WindingDown = h.Err() != nil
 		s.FencingToken = h.token
-		s.ValidForSeconds = h.validFor().Seconds()
-		s.Leading = s.ValidForSeconds > 0
 	}
 	return s
 }

@@ -78,7 +78,7 @@ func TestMonitorLife(t *testing.T) {
 			fmt.Sprint(s.FencingToken) == s.ResourceVersion && s.Holder.Identity == "a" && s.Holder.Transitions == 1)
 		w.sleep(time.Hour)
 		s = w.status(&m)
-		w.want(s, "a leader that renews", s.Leading && s.Since.Equal(acquired) &&
+		w.want(s, "a leader that renews", s.Leading && !s.WindingDown && s.Since.Equal(acquired) &&
 			s.ValidForSeconds > (R-I-eps).Seconds() &&
 			s.Renewals >= 1200 && s.Renewals <= 1340 && s.RenewalLatency.Count == s.Renewals && s.Failures == 0)
 
@@ -100,13 +100,14 @@ func TestMonitorLife(t *testing.T) {
 		a.stop() // the body winds down for a minute more
 		w.sleep(time.Second)
 		s = w.status(&m)
-		w.want(s, "a lease held but not led under", s.Campaigning && !s.Leading && s.ValidForSeconds == 0 &&
-			s.Holder.Identity == "a")
+		w.want(s, "a leader that winds down", s.Campaigning && s.Leading && s.WindingDown &&
+			s.ValidForSeconds > (R-I-eps).Seconds() && s.FencingToken > 0 && s.Holder.Identity == "a")
 		a.quit()
 		released := time.Now()
 		w.sleep(time.Hour)
 		s = w.status(&m)
-		w.want(s, "a campaign that is over", !s.Campaigning && !s.Leading && s.Since.Equal(released) &&
+		w.want(s, "a campaign that is over", !s.Campaigning && !s.Leading && !s.WindingDown &&
+			s.Since.Equal(released) &&
 			s.Following == "" && s.Holder == nil &&
 			s.Sessions == 2 && s.Renewals > renewals && s.Updates > updates)
 		renewals, updates = s.Renewals, s.Updates

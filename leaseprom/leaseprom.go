@@ -17,7 +17,8 @@ import (
 //
 //	leader_election_master_status{name}     gauge      1 if this process leads a lease of that name in any namespace
 //	leasehold_campaigning                   gauge      1 if a campaign for the lease is running
-//	leasehold_leading                       gauge      1 if a session is live
+//	leasehold_leading                       gauge      1 if this process holds the lease and its work has not returned
+//	leasehold_winding_down                  gauge      1 if it leads although its work was told to end
 //	leasehold_valid_seconds                 gauge      how long leadership is certain without another renewal
 //	leasehold_overrun                       gauge      1 if work goes on although its lease is lost
 //	leasehold_claimed                       gauge      1 if any candidate held the lease when it was last seen
@@ -55,6 +56,7 @@ var (
 
 	campaigning = desc("campaigning", "Whether a campaign for the lease is running.")
 	leading     = desc("leading", "Whether this process leads.")
+	windingDown = desc("winding_down", "Whether this process leads although its work was told to end.")
 	valid       = desc("valid_seconds", "How long leadership is certain without another renewal.")
 	overrun     = desc("overrun", "Whether work goes on although its lease is lost.")
 	claimed     = desc("claimed", "Whether the lease was held, by any candidate, when it was last seen.")
@@ -101,6 +103,7 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 
 		gauge(campaigning, number(s.Campaigning))
 		gauge(leading, number(s.Leading))
+		gauge(windingDown, number(s.WindingDown))
 		gauge(valid, s.ValidForSeconds)
 		gauge(overrun, number(s.Overrun))
 		gauge(claimed, number(s.Holder != nil))

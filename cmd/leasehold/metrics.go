@@ -108,6 +108,8 @@ var leaseMetrics = []struct {
 		without: func(s leasehold.LeaseStatus) bool { return s.Holder == nil }},
 	{name: "valid_seconds", kind: "gauge", help: "How long leadership is certain without another renewal.",
 		value: func(s leasehold.LeaseStatus) float64 { return s.ValidForSeconds }},
+	{name: "winding_down", kind: "gauge", help: "Whether this process leads although its work was told to end.",
+		value: func(s leasehold.LeaseStatus) float64 { return truth(s.WindingDown) }},
 }
 
 var labelEscaper = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
