@@ -16,7 +16,9 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -37,6 +39,8 @@ type Options struct {
 	NoFsync bool
 	// CoordinatedLeaderElection turns that feature on (KEP-4355), without which Leases keep no strategy.
 	CoordinatedLeaderElection bool
+	// FeatureGates turns others on, or off, by name.
+	FeatureGates map[string]bool
 }
 
 // Server is a control plane. Its methods are safe for concurrent use; one that changes the process waits for another
@@ -69,7 +73,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.args = []string{
 		"-dir=" + path, "-port=" + strconv.Itoa(o.Port), "-fsync=" + strconv.FormatBool(!o.NoFsync),
-		"-coordinated=" + strconv.FormatBool(o.CoordinatedLeaderElection),
+		"-coordinated=" + strconv.FormatBool(o.CoordinatedLeaderElection), "-gates=" + gates(o.FeatureGates),
 		"-until-eof", "-discard=" + strconv.FormatBool(s.tempDir != ""),
 	}
 	defer func() {
@@ -87,6 +91,16 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// gates returns feature gates as a flag.
+func gates(on map[string]bool) string {
+	var parts []string
+	for name, value := range on {
+		parts = append(parts, name+"="+strconv.FormatBool(value))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ",")
 }
 
 // Config returns a new configuration for a client with all rights.

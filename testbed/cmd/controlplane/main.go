@@ -36,6 +36,7 @@ func main() {
 		"let etcd wait for the disk before it answers a write, as in production; without it\ndata survives a killed "+
 			"process, but not a crashed machine")
 	flag.BoolVar(&o.coordinated, "coordinated", false, "turn on coordinated leader election (KEP-4355)")
+	flag.StringVar(&o.gates, "gates", "", "turn feature gates on or off: `NAME=true,…`")
 	flag.BoolVar(&o.untilEOF, "until-eof", false,
 		"stop too when standard input ends, as it does for a child however its parent ended")
 	flag.BoolVar(&o.discard, "discard", false, "with -until-eof: remove DIR when standard input ends")
@@ -68,6 +69,7 @@ type options struct {
 	port                     int
 	fsync, untilEOF, discard bool
 	coordinated              bool
+	gates                    string
 }
 
 // run reports what it does on terminal; os.Stderr becomes the log of the API server and etcd.
@@ -124,7 +126,7 @@ func (o options) run(terminal io.Writer) (err error) {
 		return err
 	}
 
-	s, err := start(ctx, dir, listener, o.fsync, o.coordinated)
+	s, err := start(ctx, dir, listener, o)
 	if ctx.Err() != nil {
 		return nil // etcd's data is safe at any instant
 	} else if err != nil {

@@ -37,16 +37,16 @@ type server struct {
 }
 
 // start returns when the API server is ready and its kubeconfig is written. The working directory is dir.
-func start(ctx context.Context, dir *datadir.Dir, l net.Listener, fsync, coordinated bool) (*server, error) {
+func start(ctx context.Context, dir *datadir.Dir, l net.Listener, o options) (*server, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not ready within %v", patience))
 	defer cancel()
-	etcd, err := startEtcd(ctx, fsync)
+	etcd, err := startEtcd(ctx, o.fsync)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
 	run, stop := context.WithCancel(context.Background())
 	failed := make(chan error, 1)
-	go func() { failed <- runAPIServer(run, l, coordinated) }()
+	go func() { failed <- runAPIServer(run, l, o.coordinated, o.gates) }()
 	s := &server{failed: failed, cancel: stop, etcd: etcd}
 
 	admin, err := dir.UserConfig("https://"+l.Addr().String(), "admin", datadir.AdminGroup)
@@ -99,7 +99,7 @@ func startEtcd(ctx context.Context, fsync bool) (*embed.Etcd, error) {
 }
 
 // runAPIServer returns when ctx ends or the API server cannot go on.
-func runAPIServer(ctx context.Context, l net.Listener, coordinated bool) error {
+func runAPIServer(ctx context.Context, l net.Listener, coordinated bool, gates string) error {
 	o := kubeoptions.NewServerRunOptions()
 	o.Etcd.StorageConfig.Transport.ServerList = []string{etcdSocket.String()}
 	o.SecureServing.Listener = l
@@ -121,6 +121,9 @@ func runAPIServer(ctx context.Context, l net.Listener, coordinated bool) error {
 		if err := o.APIEnablement.RuntimeConfig.Set("coordination.k8s.io/v1beta1=true"); err != nil {
 			return err
 		}
+	}
+	if err := utilfeature.DefaultMutableFeatureGate.Set(gates); err != nil {
+		return err
 	}
 	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return err
