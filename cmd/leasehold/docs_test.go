@@ -54,8 +54,10 @@ func TestDocumentedCode(t *testing.T) {
 	}
 	imports := map[string]string{
 		"atomic":         "sync/atomic",
+		"cache":          "sigs.k8s.io/controller-runtime/pkg/cache",
 		"config":         "sigs.k8s.io/controller-runtime/pkg/config",
 		"context":        "context",
+		"corev1":         "k8s.io/api/core/v1",
 		"ctrl":           "sigs.k8s.io/controller-runtime",
 		"errors":         "errors",
 		"fmt":            "fmt",
@@ -63,14 +65,17 @@ func TestDocumentedCode(t *testing.T) {
 		"httputil":       "net/http/httputil",
 		"kubernetes":     "k8s.io/client-go/kubernetes",
 		"leaderelection": "k8s.io/client-go/tools/leaderelection",
+		"leasectrl":      "github.com/leasehold-go/leasehold/leasectrl",
 		"leasehold":      "github.com/leasehold-go/leasehold",
 		"leasetest":      "github.com/leasehold-go/leasehold/leasetest",
 		"log":            "log",
+		"manager":        "sigs.k8s.io/controller-runtime/pkg/manager",
 		"metav1":         "k8s.io/apimachinery/pkg/apis/meta/v1",
 		"metricsserver":  "sigs.k8s.io/controller-runtime/pkg/metrics/server",
 		"net":            "net",
 		"os":             "os",
 		"rand":           "crypto/rand",
+		"reconcile":      "sigs.k8s.io/controller-runtime/pkg/reconcile",
 		"record":         "k8s.io/client-go/tools/record",
 		"resourcelock":   "k8s.io/client-go/tools/leaderelection/resourcelock",
 		"rest":           "k8s.io/client-go/rest",
@@ -87,7 +92,7 @@ func snippet(
 	ctx context.Context, restConfig, cfg *rest.Config, clientset *kubernetes.Clientset, recorder record.EventRecorder,
 	hostname string, opts []leasehold.Option, reconcile func(context.Context), migrate func(context.Context) error,
 	setUp func(ctrl.Manager, leasehold.Session) error, ended error, campaign func(leasehold.Option),
-	importAs func(context.Context, int),
+	importAs func(context.Context, int), ring *leasehold.Ring, reconciler reconcile.Reconciler,
 ) error {
 %s
 	return nil
