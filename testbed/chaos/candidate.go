@@ -11,6 +11,7 @@ import (
 	"net/rpc"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,6 +36,7 @@ const (
 	acquire kind = "Acquire"
 	do      kind = "Do"
 	elector kind = "client-go"
+	sharer  kind = "Spread" // it works on keys of a group
 )
 
 // A spec is the settings of a candidate.
@@ -43,12 +45,17 @@ type spec struct {
 	Kind                         kind
 	Duration, Deadline, Interval time.Duration // Interval is client-go's retry period
 	KeepsIdentity                bool          // across restarts of its process
+	Keys                         int           // of the group that a sharer is a member of
+	Blind                        bool          // a sharer's work goes on for a while after it has lost its lease
 
 	Namespace, Kubeconfig, Journal, Store string
 }
 
-// pace is the time between two writes of a body.
-const pace = 15 * time.Millisecond
+// Times between two writes of a body: of a leader, and of the work of one key of many.
+const (
+	pace    = 15 * time.Millisecond
+	keyPace = 120 * time.Millisecond
+)
 
 // Commands that the harness writes to a candidate's standard input, one a line.
 const (
@@ -70,14 +77,16 @@ type candidate struct {
 	gateway  gateway
 	sessions atomic.Int64
 	started  time.Duration
-	since    atomic.Int64 // the earliest start of the campaign for its next session, a time.Duration
+
+	mu    sync.Mutex               // protects since
+	since map[string]time.Duration // by lease: the earliest start of the campaign for its next session
 }
 
 // runCandidate is the main function of a candidate's process.
 func runCandidate(arg string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	c := &candidate{started: boottime.Now()}
+	c := &candidate{started: boottime.Now(), since: map[string]time.Duration{}}
 	err := json.Unmarshal([]byte(arg), &c.spec)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("candidate", c.Name, "pid", os.Getpid())
 	slog.SetDefault(log)
@@ -107,7 +116,6 @@ func (c *candidate) obey() {
 }
 
 func (c *candidate) run(ctx context.Context) error {
-	c.since.Store(int64(c.started))
 	c.identity = c.Name
 	if !c.KeepsIdentity {
 		c.identity = fmt.Sprintf("%s-%d", c.Name, os.Getpid())
@@ -172,9 +180,14 @@ func (c *candidate) run(ctx context.Context) error {
 			Client: client, Namespace: c.Namespace, Lease: c.Lease, Identity: c.identity,
 			Duration: c.Duration, Deadline: c.Deadline, Period: c.Interval, Away: c.Interval,
 		}.Run(ctx, func(leading context.Context) {
-			c.work(leading.Done(), func() bool { return leading.Err() == nil }, leading.Err, 0)
+			c.work(body{
+				lease: c.Lease, done: leading.Done(), live: func() bool { return leading.Err() == nil },
+				err: leading.Err, pace: pace, enough: time.Second + rand.N(2*c.Duration),
+			})
 		})
 		return context.Cause(ctx)
+	case sharer:
+		return c.share(ctx, opts)
 	}
 	return fmt.Errorf("no candidates of the kind %q", c.Kind)
 }
@@ -183,24 +196,41 @@ func (c *candidate) run(ctx context.Context) error {
 func (c *candidate) away() { time.Sleep(c.Interval / 4) }
 
 func (c *candidate) lead(s leasehold.Session) {
-	c.work(s.Done(), func() bool { return s.Err() == nil && s.ValidFor() > 0 }, s.Err, s.FencingToken())
+	c.work(body{
+		lease: c.Lease, token: s.FencingToken(), done: s.Done(),
+		live: func() bool { return s.Err() == nil && s.ValidFor() > 0 }, err: s.Err, pace: pace,
+		enough: time.Second + rand.N(2*c.Duration),
+	})
+}
+
+// A body is what the work of a session goes by.
+type body struct {
+	lease  string // or the key of a group, as keyOf has it
+	token  uint64
+	done   <-chan struct{}
+	live   func() bool
+	err    func() error
+	pace   time.Duration
+	enough time.Duration // how long one session of three lasts at most
+	lag    time.Duration // for how long the work goes on, as long as it is live, once done is closed
 }
 
 // work is the body of a session: it writes to the store while the session is live, in one session of three for a
-// limited time.
-func (c *candidate) work(done <-chan struct{}, live func() bool, err func() error, token uint64) {
+// limited time. Its last act before it returns is a write, unless the session is not live any more. It reports whether
+// it returned because it had enough.
+func (c *candidate) work(b body) (had bool) {
 	session := fmt.Sprintf("%s.%d.%d", c.Name, os.Getpid(), c.sessions.Add(1))
 	c.note(record{Session: session, What: begin, Of: &beginning{
-		Lease: c.Lease, Candidate: c.Name, Kind: c.Kind, Identity: c.identity, PID: os.Getpid(), Token: token,
-		Deadline: c.Deadline, Since: time.Duration(c.since.Load()), Started: c.started,
+		Lease: b.lease, Candidate: c.Name, Kind: c.Kind, Identity: c.identity, PID: os.Getpid(), Token: b.token,
+		Deadline: c.Deadline, Since: c.campaigned(b.lease), Started: c.started,
 	}})
 	enough := make(<-chan time.Time) // never
 	if rand.IntN(3) == 0 {
-		enough = time.After(time.Second + rand.N(2*c.Duration))
+		enough = time.After(b.enough)
 	}
-	for working := true; working; {
+	for last := false; ; {
 		r := record{Session: session, What: look, Before: boottime.Now()}
-		if !live() {
+		if !b.live() {
 			break
 		}
 		r.After = boottime.Now()
@@ -209,25 +239,39 @@ func (c *candidate) work(done <-chan struct{}, live func() bool, err func() erro
 			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		}
 		r.Sent = boottime.Now()
-		w := Write{Lease: c.Lease, Session: session, Candidate: c.Name, Token: token, Looked: r.After}
+		w := Write{Lease: b.lease, Session: session, Candidate: c.Name, Token: b.token, Looked: r.After}
 		if err := c.store.Call("Store.Put", w, &r.Refused); err != nil {
 			c.fail(err)
 		}
 		r.Done = boottime.Now()
 		c.note(r)
+		if last {
+			break
+		}
 		select {
-		case <-done:
+		case <-b.done:
+			b.done, enough = nil, time.After(b.lag)
 		case <-enough:
-			working = false
-		case <-time.After(pace):
+			last, had = true, b.done != nil
+		case <-time.After(b.pace):
 		}
 	}
 	r := record{Session: session, What: end, After: boottime.Now(), Why: "done"}
-	if err := err(); err != nil {
+	if err := b.err(); err != nil {
 		r.Why, r.Lost = err.Error(), errors.Is(err, leasehold.ErrLost)
 	}
 	c.note(r)
-	c.since.Store(int64(boottime.Now()))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.since[b.lease] = boottime.Now()
+	return had
+}
+
+// campaigned returns the earliest start of the campaign for the next session of a lease.
+func (c *candidate) campaigned(lease string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return max(c.since[lease], c.started)
 }
 
 func (c *candidate) note(r record) {

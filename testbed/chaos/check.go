@@ -19,6 +19,7 @@ type history struct {
 	records   []record
 	decisions []decision         // of the store
 	events    map[string][]event // by lease
+	pages     map[string]string  // of sets of keys of groups, by lease
 	faults    []fault
 }
 
@@ -92,6 +93,8 @@ type result struct {
 	early     int // of these, the ones accepted because no newer leader had written yet
 	unfenced  int // writes with a token that reached the unfenced register after one with a greater token
 	lateElect int // writes of client-go's leaders after another session was live: nothing fences them
+
+	groups groupResult
 }
 
 // Causes of overlaps.
@@ -110,12 +113,13 @@ func check(h history) *result {
 	for lease, sessions := range v.byLease {
 		v.exclusion(h, lease, sessions)
 		v.fencing(lease, sessions)
-		for i := 1; i < len(sessions); i++ {
+		for i := 1; i < len(sessions) && !isKey(lease); i++ {
 			if sessions[i].Candidate != sessions[i-1].Candidate {
 				v.handovers++
 			}
 		}
 	}
+	v.countGroups(h)
 	v.store(h.decisions)
 	slices.SortStableFunc(v.violations, func(a, b violation) int { return cmp.Compare(a.From, b.From) })
 	return v
@@ -139,14 +143,14 @@ func (v *result) sort(h history) map[string][]*session {
 		switch r.What {
 		case begin:
 			s.beginning = *r.Of
-			v.sessions[s.Lease]++
+			v.sessions[groupOf(s.Lease)]++
 			v.byKind[s.Kind]++
 		case look:
 			s.looks = append(s.looks, r)
 			v.looks++
 		case end:
 			s.end = &r
-			if r.Lost {
+			if r.Lost && !isKey(s.Lease) {
 				v.losses[quoted.ReplaceAllString(r.Why, `"…"`)]++
 			}
 		}
@@ -211,7 +215,12 @@ func (v *result) pair(h history, lease string, a, b *session) {
 // leasehold is not the cause where a holder of client-go leads past its deadline or releases a lease that it has
 // lost, nor where the operator made an edit that docs/safety.md lists under Limits: freed or reassigned the lease
 // while its holder led, shortened its duration, or deleted it while a candidate had not seen its whole term.
+//
+// No edit of a group's Leases that is made excuses an overlap.
 func (h history) fault(lease string, a, b *session) (whose, why string) {
+	if isKey(lease) {
+		return oursFault, "the key was the first's"
+	}
 	if a.Kind == elector && b.Kind == elector {
 		return theirsFault, "both are client-go's"
 	}
@@ -363,6 +372,9 @@ func (h history) around(lease string, from, to time.Duration, sessions []*sessio
 			add(s.end.After, "%v ends: %s", s, s.end.Why)
 		}
 	}
+	if isKey(lease) {
+		h.keyLines(lease, add)
+	}
 	for i, e := range h.events[lease] {
 		var before event
 		if i > 0 {
@@ -384,7 +396,7 @@ func (h history) around(lease string, from, to time.Duration, sessions []*sessio
 		}
 	}
 	for _, f := range h.faults {
-		if f.Lease == "" || f.Lease == lease {
+		if f.Lease == "" || f.Lease == lease || isKey(lease) && strings.HasPrefix(f.Lease, groupOf(lease)) {
 			add(f.From, "        %s", f.Text)
 			add(f.To, "        over: %s", f.Text)
 		}

@@ -16,11 +16,18 @@ import (
 // A scenario is a history made for a test. Its times are in milliseconds.
 type scenario struct {
 	history
-	base time.Duration
+	base  time.Duration
+	lease string // of what is added
 }
 
 func newScenario() *scenario {
-	return &scenario{history: history{events: map[string][]event{}}, base: boottime.Now()}
+	return &scenario{history: history{events: map[string][]event{}}, base: boottime.Now(), lease: alone}
+}
+
+// on says that what follows is about another lease, or about a key of a group.
+func (t *scenario) on(lease string) *scenario {
+	t.lease = lease
+	return t
 }
 
 func (t *scenario) at(ms int) time.Duration { return t.base + time.Duration(ms)*time.Millisecond }
@@ -32,15 +39,17 @@ func (t *scenario) session(name string, token uint64, looks ...int) *scenario {
 	k := loop
 	if token == 0 {
 		k = elector
+	} else if isKey(t.lease) {
+		k = sharer
 	}
 	t.records = append(t.records, record{Session: name, What: begin, Of: &beginning{
-		Lease: alone, Candidate: name, Kind: k, Identity: name, Token: token, Deadline: 4 * time.Second,
+		Lease: t.lease, Candidate: name, Kind: k, Identity: name, Token: token, Deadline: 4 * time.Second,
 		Since: t.at(-60_000), Started: t.at(-60_000),
 	}})
 	for _, ms := range looks {
 		t.look(name, ms, ms, ms, false)
 	}
-	if token != 0 && len(looks) > 0 {
+	if k == loop && len(looks) > 0 {
 		t.holder(token, name, looks[0], false)
 	}
 	return t
@@ -72,7 +81,7 @@ func (t *scenario) holder(version uint64, name string, ms int, byHand bool) *sce
 
 func (t *scenario) put(name string, token uint64, ms int, accepted bool) *scenario {
 	t.decisions = append(t.decisions,
-		decision{At: t.at(ms), Lease: alone, Session: name, Token: token, Accepted: accepted})
+		decision{At: t.at(ms), Lease: t.lease, Session: name, Token: token, Accepted: accepted})
 	return t
 }
 
@@ -183,6 +192,47 @@ func TestCheck(t *testing.T) {
 				t.Errorf("what happened: %s", got)
 			}
 		})
+	}
+}
+
+// The keys of a group are judged one by one, and no edit excuses an overlap.
+func TestCheckGroups(t *testing.T) {
+	const key, other = crew + "/k01", crew + "/k02"
+	deleted := event{Version: 6, Deleted: true, ByHand: true}
+	for _, tt := range []struct {
+		name     string
+		scenario *scenario
+		want     string // in the violations; "" wants none
+	}{
+		{"moved", newScenario().on(key).session("a", 5, 10, 20).session("b", 7, 30, 40), ""},
+		{"two keys", newScenario().on(key).session("a", 5, 10, 40).on(other).session("b", 5, 20, 30), ""},
+		{"two work on one", newScenario().on(key).session("a", 5, 10, 40).session("b", 7, 20, 30),
+			"a (token 5) and b (token 7) were live together for 10ms"},
+		{"a member's Lease was deleted",
+			newScenario().event(deleted).on(key).session("a", 5, 10, 40).session("b", 7, 20, 30), "were live together"},
+		{"token that goes back", newScenario().on(key).session("a", 7, 10, 20).session("b", 5, 30, 40),
+			"b (token 5) was live after a (token 7), whose token is greater"},
+		{"works after the store refused it",
+			newScenario().on(key).session("a", 5, 10).look("a", 11, 11, 12, true).look("a", 20, 20, 20, true),
+			"a (token 5) was live after the store had refused it"},
+		{"a late write passes", newScenario().on(key).put("b", 7, 10, true).put("a", 5, 20, true),
+			"the store accepted a write of a (token 5) after one with token 7"},
+		{"late writes do not", newScenario().on(key).put("b", 7, 10, true).put("a", 5, 20, false), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := check(tt.scenario.history)
+			got := ""
+			for _, x := range v.violations {
+				got += x.Text + "\n"
+			}
+			if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+				t.Errorf("violations %q, want %q", got, tt.want)
+			}
+		})
+	}
+	v := check(newScenario().on(key).session("a", 5, 10, 20).session("b", 7, 30).session("b2", 9, 40).history)
+	if v.groups.sessions != 3 || v.groups.moves != 2 || v.handovers != 0 || v.groups.ends["killed"] != 3 {
+		t.Errorf("counted %+v, %d handovers", v.groups, v.handovers)
 	}
 }
 

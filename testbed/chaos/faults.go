@@ -57,6 +57,9 @@ var kinds = []struct {
 	{"empty", 1, (*harness).empty},
 	{"steal", 2, (*harness).steal},
 	{"delete", 2, (*harness).delete},
+	{"unlabel", 1, (*harness).unlabel},
+	{"garble", 1, (*harness).garble},
+	{"restore", 2, (*harness).restore},
 }
 
 // draw chooses the next fault. Each call takes as many numbers from the generator.
@@ -190,7 +193,7 @@ func sleep(ctx context.Context, d time.Duration) {
 func (h *harness) target(d randomFault) *member {
 	lease := h.leases[d.lease]
 	var all []*member
-	leader := h.store.leader(lease).Candidate
+	leader := h.leader(lease)
 	for _, m := range h.members {
 		if m.Lease != lease {
 			continue
@@ -526,14 +529,23 @@ func (h *harness) slowServer(ctx context.Context, d randomFault) error {
 
 // patch edits a Lease as kubectl would. It ignores errors, because the API server may be down.
 func (h *harness) patch(ctx context.Context, lease, fields string) {
+	h.patchAnnotations(ctx, lease, "", fields)
+}
+
+// patchAnnotations is patch with annotations, in JSON, that are edited too.
+func (h *harness) patchAnnotations(ctx context.Context, lease, annotations, fields string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	body := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"%d"}%s}`, handAnnotation, h.hands.Add(1), fields)
+	body := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"%d"%s}%s}`, handAnnotation, h.hands.Add(1), annotations,
+		fields)
 	_, _ = h.operator.Patch(ctx, lease, types.MergePatchType, body, metav1.PatchOptions{FieldManager: "operator"})
 }
 
 func (h *harness) label(ctx context.Context, d randomFault) error {
-	lease := h.leases[d.lease]
+	lease := h.edited(d, true)
+	if lease == "" {
+		return nil
+	}
 	n := 1 + int(8*d.y)
 	defer h.begin(d, "", lease, "%s: labels edited, %d times", lease, n)()
 	for i := range n {
@@ -544,7 +556,10 @@ func (h *harness) label(ctx context.Context, d randomFault) error {
 }
 
 func (h *harness) lengthen(ctx context.Context, d randomFault) error {
-	lease := h.leases[d.lease]
+	lease := h.edited(d, false)
+	if lease == "" {
+		return nil
+	}
 	seconds := int((h.leaseHistory.last(lease).Duration + time.Second).Seconds()) + int(2*d.y)
 	seconds = min(seconds, int(longest(fleets["all"]).Seconds())+2)
 	defer h.begin(d, "", lease, "%s: duration set to %d s", lease, seconds)()
@@ -553,7 +568,10 @@ func (h *harness) lengthen(ctx context.Context, d randomFault) error {
 }
 
 func (h *harness) touch(ctx context.Context, d randomFault) error {
-	lease := h.leases[d.lease]
+	lease := h.edited(d, false)
+	if lease == "" {
+		return nil
+	}
 	defer h.begin(d, "", lease, "%s: renewTime set to now", lease)()
 	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"renewTime":%q}`, now()))
 	return nil
@@ -561,6 +579,9 @@ func (h *harness) touch(ctx context.Context, d randomFault) error {
 
 func (h *harness) shorten(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
+	if h.isGroup(lease) {
+		return nil // a limit
+	}
 	defer h.begin(d, "", lease, "%s: duration set to %d s", lease, 1+d.pick%2)()
 	h.patch(ctx, lease, fmt.Sprintf(`},"spec":{"leaseDurationSeconds":%d}`, 1+d.pick%2))
 	return nil
@@ -571,6 +592,9 @@ const nobody = `},"spec":{"holderIdentity":null,"acquireTime":null,"renewTime":n
 
 func (h *harness) empty(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
+	if h.isGroup(lease) {
+		return nil // a limit
+	}
 	defer h.begin(d, "", lease, "%s: holder removed", lease)()
 	h.patch(ctx, lease, nobody)
 	return nil
@@ -578,6 +602,9 @@ func (h *harness) empty(ctx context.Context, d randomFault) error {
 
 func (h *harness) steal(ctx context.Context, d randomFault) error {
 	lease := h.leases[d.lease]
+	if h.isGroup(lease) {
+		return nil // a limit
+	}
 	seconds, release := 2+int(3*d.y), d.x < 0.5
 	length := time.Duration(d.z * float64(seconds) * float64(time.Second))
 	what := "left to expire"
@@ -598,7 +625,10 @@ func (h *harness) steal(ctx context.Context, d randomFault) error {
 }
 
 func (h *harness) delete(ctx context.Context, d randomFault) error {
-	lease := h.leases[d.lease]
+	lease := h.edited(d, true)
+	if lease == "" {
+		return nil
+	}
 	defer h.begin(d, "", lease, "%s: deleted", lease)()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

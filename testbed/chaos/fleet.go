@@ -19,11 +19,12 @@ import (
 )
 
 // The leases: one of leasehold's candidates alone, one for which client-go's electors compete too, one of electors
-// alone.
+// alone. And a group.
 const (
 	alone  = "alone"
 	mixed  = "mixed"
 	theirs = "theirs"
+	crew   = "crew"
 )
 
 // fleets are the candidates by the value of -fleet. Their settings are valid. Durations are short so that leadership
@@ -48,13 +49,21 @@ var fleets = map[string][]spec{
 			Interval: time.Second},
 		{Name: "fir", Lease: mixed, Kind: elector, Duration: 6 * time.Second, Deadline: 4 * time.Second,
 			Interval: time.Second},
+		sharing("iris"), sharing("jade"), sharing("kelp"), sharing("lime"), sharing("mint"),
 	},
+	crew: {sharing("iris"), sharing("jade"), sharing("kelp"), sharing("lime"), sharing("mint")},
 	"client-go": {
 		{Name: "ash", Lease: theirs, Kind: elector, Duration: 5 * time.Second, Deadline: 4 * time.Second,
 			Interval: time.Second},
 		{Name: "oak", Lease: theirs, Kind: elector, Duration: 5 * time.Second, Deadline: 4 * time.Second,
 			Interval: time.Second},
 	},
+}
+
+// sharing returns a member of the group.
+func sharing(name string) spec {
+	return spec{Name: name, Lease: crew, Kind: sharer, Keys: 24, Duration: 5 * time.Second, Deadline: 4 * time.Second,
+		Interval: time.Second}
 }
 
 // longest returns the longest duration in a fleet.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -53,7 +54,7 @@ type harness struct {
 	client       *rest.Config // of operator
 	dir          string       // of this run, in the control plane's
 	store        *Store
-	leaseHistory leaseHistory
+	leaseHistory *leaseHistory
 	members      []*member
 	closers      []func() error // of all but the server, in the order of opening
 
@@ -61,6 +62,7 @@ type harness struct {
 	hands      atomic.Int64
 	storms     int
 	slowest    time.Duration // from the end of a storm to a leader
+	slowestKey time.Duration // from the end of a storm to a write of each key's work
 
 	mu     sync.Mutex
 	faults []fault
@@ -118,7 +120,7 @@ func (h *harness) open(ctx context.Context) (err error) {
 	}
 	h.closers = append(h.closers, func() error { stop(); return nil })
 
-	h.leaseHistory = leaseHistory{events: map[string][]event{}, hands: map[string]string{}}
+	h.leaseHistory = newLeaseHistory()
 	following, cancel := context.WithCancel(context.Background())
 	wait, err := h.leaseHistory.follow(following, filepath.Join(filepath.Dir(h.server.Log()), datadir.EtcdSocket),
 		namespace)
@@ -150,25 +152,44 @@ func (h *harness) prepare(ctx context.Context) (namespace string, err error) {
 		return "", err
 	}
 	h.operator = client.CoordinationV1().Leases(ns.Name)
-	if _, err := client.RbacV1().Roles(ns.Name).Create(ctx, &rbacv1.Role{
-		ObjectMeta: metav1.ObjectMeta{Name: group},
-		Rules: []rbacv1.PolicyRule{{
-			APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"},
-			Verbs: []string{"get", "watch", "patch", "create", "update"}, // update is for client-go
-		}},
-	}, metav1.CreateOptions{}); err != nil {
-		return "", err
+	for users, verbs := range verbs {
+		if _, err := client.RbacV1().Roles(ns.Name).Create(ctx, &rbacv1.Role{
+			ObjectMeta: metav1.ObjectMeta{Name: users},
+			Rules: []rbacv1.PolicyRule{
+				{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: verbs},
+			},
+		}, metav1.CreateOptions{}); err != nil {
+			return "", err
+		}
+		if _, err := client.RbacV1().RoleBindings(ns.Name).Create(ctx, &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: users},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: users},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: users}},
+		}, metav1.CreateOptions{}); err != nil {
+			return "", err
+		}
 	}
-	_, err = client.RbacV1().RoleBindings(ns.Name).Create(ctx, &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: group},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: group},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: group}},
-	}, metav1.CreateOptions{})
-	return ns.Name, err
+	return ns.Name, nil
 }
 
-// group is the group of the candidates' users.
-const group = "candidates"
+// Groups of users: candidates for leases, and members that share out keys.
+const (
+	candidates = "candidates"
+	sharers    = "sharers"
+)
+
+// verbs are what they may do with Leases. Update is for client-go.
+var verbs = map[string][]string{
+	candidates: {"get", "watch", "patch", "create", "update"},
+	sharers:    {"get", "list", "watch", "patch", "create", "delete"},
+}
+
+func (s spec) users() string {
+	if s.Kind == sharer {
+		return sharers
+	}
+	return candidates
+}
 
 // startProxies starts a proxy for each candidate.
 func (h *harness) startProxies(namespace, socket string, log *os.File) error {
@@ -186,7 +207,7 @@ func (h *harness) startProxies(namespace, socket string, log *os.File) error {
 			return err
 		}
 		h.closers = append(h.closers, network.Close)
-		cfg := h.server.UserConfig(s.Name, group)
+		cfg := h.server.UserConfig(s.Name, s.users())
 		cfg.Host = "https://" + network.Addr
 		s.Namespace, s.Store = namespace, socket
 		file := filepath.Join(filepath.Base(h.dir), s.Name+".kubeconfig")
@@ -263,7 +284,7 @@ func (h *harness) supervise(until <-chan struct{}) {
 	}
 }
 
-// awaitLeaders waits until each lease has a leader, once all faults are undone.
+// awaitLeaders waits until each lease has a leader, and each key of a group an owner, once all faults are undone.
 func (h *harness) awaitLeaders(ctx context.Context) error {
 	from := boottime.Now()
 	for _, lease := range h.leases {
@@ -271,30 +292,40 @@ func (h *harness) awaitLeaders(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		h.slowest = max(h.slowest, took)
-		h.say("%s: led %v after the last fault", lease, short(took))
+		if h.isGroup(lease) {
+			h.slowestKey = max(h.slowestKey, took)
+			h.say("%s: all keys worked on %v after the last fault", lease, short(took))
+		} else {
+			h.slowest = max(h.slowest, took)
+			h.say("%s: led %v after the last fault", lease, short(took))
+		}
 	}
 	sleep(ctx, time.Second)
 	return context.Cause(ctx)
 }
 
-// awaitLeader waits for a leader who was live after from, and returns how long after that was.
+// awaitLeader waits for a leader who was live after from, and returns how long after that was. Of a group it waits for
+// the work of each key.
 func (h *harness) awaitLeader(ctx context.Context, lease string, from time.Duration) (time.Duration, error) {
 	// A lost claim, a fresh standby or a deletion may cost the duration once more; the operator may have lengthened it.
 	limit := 2*(longest(fleets[h.fleet])+2*time.Second) + time.Second + slack
 	if !ours(h.members, lease) {
 		limit += time.Minute // client-go notices dead connections after 45 s
 	}
-	for boottime.Now() < from+limit {
-		if w := h.store.leader(lease); w.Looked > from {
-			return w.Looked - from, nil
+	took := time.Duration(0)
+	for _, job := range h.jobs(lease) {
+		for w := h.store.leader(job); w.Looked <= from; w = h.store.leader(job) {
+			if boottime.Now() >= from+limit {
+				return 0, h.fail(job, from, fmt.Errorf("nobody led within %v after the last fault", limit))
+			}
+			sleep(ctx, 5*time.Millisecond)
+			if ctx.Err() != nil {
+				return 0, context.Cause(ctx)
+			}
 		}
-		sleep(ctx, 5*time.Millisecond)
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
+		took = max(took, h.store.leader(job).Looked-from)
 	}
-	return 0, h.fail(lease, from, fmt.Errorf("nobody led within %v after the last fault", limit))
+	return took, nil
 }
 
 // ours reports whether any of the candidates for a lease is leasehold's.
@@ -303,7 +334,7 @@ func ours(members []*member, lease string) bool {
 }
 
 // stopLeaders stops the leader of each lease until no candidate is left. Each candidate of leasehold must lead in
-// turn, and exit when it is terminated.
+// turn, and exit when it is terminated. Of a group, those that are left must have all keys.
 func (h *harness) stopLeaders(ctx context.Context) error {
 	left := slices.Clone(h.members)
 	for len(left) > 0 {
@@ -318,12 +349,15 @@ func (h *harness) stopLeaders(ctx context.Context) error {
 		if _, err := h.awaitLeader(ctx, lease, boottime.Now()); err != nil {
 			return err
 		}
-		leader := h.store.leader(lease).Candidate
+		leader := h.leader(lease)
 		i := slices.IndexFunc(left, func(m *member) bool { return m.Name == leader })
+		if i < 0 && h.isGroup(lease) {
+			i = 0 // another has just become the one that assigns
+		}
 		if i < 0 {
 			return h.fail(lease, boottime.Now(), fmt.Errorf("%s leads, but was stopped", leader))
 		}
-		h.say("%s: stopped for good", leader)
+		h.say("%s: stopped for good", left[i].Name)
 		if err := left[i].end(syscall.SIGTERM); err != nil {
 			return h.fail(lease, boottime.Now(), err)
 		}
@@ -337,27 +371,36 @@ func (h *harness) check() (*result, history, error) {
 	if err := h.catchUp(); err != nil {
 		return nil, history{}, err
 	}
-	all := history{start: h.begun, events: h.leaseHistory.all(), faults: h.faults}
+	all := history{start: h.begun, faults: h.faults}
+	all.events, all.pages = h.leaseHistory.all()
 	if err := all.read(h.dir); err != nil {
 		return nil, history{}, err
 	}
 	v := check(all)
 	v.violations = append(h.wrong, v.violations...)
+	lockable := map[porcupine.CheckResult]int{} // keys, by what porcupine says
 	for _, lease := range slices.Sorted(maps.Keys(v.byLease)) {
 		if len(operations(v.byLease[lease])) == 0 {
 			continue // all are client-go's
 		}
 		result, info := linearize(v.byLease[lease])
-		h.say("porcupine on %s: %s", lease, result)
+		if isKey(lease) {
+			lockable[result]++
+		} else {
+			h.say("porcupine on %s: %s", lease, result)
+		}
 		if result != porcupine.Illegal {
 			continue
 		}
-		file := filepath.Join(h.dir, lease+".html")
+		file := filepath.Join(h.dir, strings.ReplaceAll(lease, "/", "-")+".html")
 		v.violate(lease, 0, 0, "porcupine finds no order of what leaders did in which the lease was a lock; see %s",
 			filepath.Base(file))
 		if err := porcupine.VisualizePath(lock, info, file); err != nil {
 			return nil, history{}, err
 		}
+	}
+	if len(lockable) > 0 {
+		h.say("porcupine on keys: %s", counts(lockable))
 	}
 	return v, all, nil
 }
@@ -421,6 +464,10 @@ func (h *harness) report(v *result, all history) {
 	row("overlaps", "%d of leasehold, %d of client-go (longest %v), %d made by hand (longest %v)",
 		v.overlaps[oursFault],
 		v.overlaps[theirsFault], short(v.longest[theirsFault]), v.overlaps[byHand], short(v.longest[byHand]))
+	if g := v.groups; g.sessions > 0 {
+		row("groups", "%d sessions of keys: %s; %d moves; %d tables in %d epochs; all keys worked on within %v",
+			g.sessions, counts(g.ends), g.moves, g.tables, g.epochs, short(h.slowestKey))
+	}
 	row("violations", "%d", len(v.violations))
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type event struct {
 	Renewed     time.Time     // by the holder's clock
 	Duration    time.Duration `json:",omitempty"`
 	EmptyString bool          `json:",omitempty"` // the holder is "", as client-go writes it
+	Table       string        `json:",omitempty"` // of a group
 }
 
 // A term identifies the time for which one holder held a Lease.
@@ -49,9 +51,18 @@ const handAnnotation = "chaos/hand"
 // A leaseHistory records all states of the leases. It watches etcd, because the API server does not serve events from
 // before its restart.
 type leaseHistory struct {
-	mu     sync.Mutex
-	events map[string][]event // by lease
-	hands  map[string]string  // by lease: the last annotation
+	mu      sync.Mutex
+	events  map[string][]event               // by lease
+	hands   map[string]string                // by lease: the last annotation
+	present map[string]*coordinationv1.Lease // that exist
+	pages   map[string]string                // of sets of keys that groups had, by lease
+}
+
+func newLeaseHistory() *leaseHistory {
+	return &leaseHistory{
+		events: map[string][]event{}, hands: map[string]string{}, present: map[string]*coordinationv1.Lease{},
+		pages: map[string]string{},
+	}
 }
 
 // follow watches the leases of a namespace until ctx ends. etcd may come and go meanwhile.
@@ -92,6 +103,7 @@ func (h *leaseHistory) note(changes clientv3.WatchChan) error {
 			if _, _, err := scheme.Codecs.UniversalDeserializer().Decode(kv.Value, nil, l); err != nil {
 				return err
 			}
+			l.ResourceVersion = fmt.Sprint(e.Kv.ModRevision)
 			h.add(l, uint64(e.Kv.ModRevision), deleted)
 		}
 	}
@@ -113,8 +125,16 @@ func (h *leaseHistory) add(l *coordinationv1.Lease, version uint64, deleted bool
 	if l.Spec.LeaseDurationSeconds != nil {
 		e.Duration = time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second
 	}
+	e.Table = l.Annotations[tableAnnotation]
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.present[l.Name] = l
+	if deleted {
+		delete(h.present, l.Name)
+	}
+	if page := l.Annotations[keysAnnotation]; page != "" {
+		h.pages[l.Name] = page
+	}
 	hand := l.Annotations[handAnnotation]
 	e.ByHand = e.Deleted || hand != "" && hand != h.hands[l.Name] // only the operator deletes
 	if hand != "" {
@@ -134,14 +154,15 @@ func (h *leaseHistory) last(lease string) event {
 	return events[len(events)-1]
 }
 
-func (h *leaseHistory) all() map[string][]event {
+// all returns the events by lease, and the sets of keys.
+func (h *leaseHistory) all() (events map[string][]event, pages map[string]string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := map[string][]event{}
-	for lease, events := range h.events {
-		all[lease] = append([]event(nil), events...)
+	events = map[string][]event{}
+	for lease, of := range h.events {
+		events[lease] = append([]event(nil), of...)
 	}
-	return all
+	return events, maps.Clone(h.pages)
 }
 
 // A fault is the record of an injected fault.

@@ -9,6 +9,10 @@
 // were live at the same time, tokens increase, and the store accepted no write with a smaller token than an earlier
 // one. Between storms of faults, and at the end, a candidate must lead. The exit code is 1 if a check fails.
 //
+// Some of the processes share out the keys of a group. Each key is judged as a lease is, and more strictly: its work
+// goes on for a moment after the key was asked back, and no other process may begin with the key meanwhile. Between
+// storms all keys must have work.
+//
 // The faults come from -seed: the same seed gives the same faults at the same times. Their targets depend on the
 // leader at the time, so a failure may not recur.
 package main
@@ -52,7 +56,8 @@ func main() {
 		"choose the faults by `SEED` (default a random one)")
 	flag.StringVar(&c.fleet, "fleet", "all",
 		"which candidates: "+strings.Join(slices.Sorted(maps.Keys(fleets)),
-			" or ")+".\nThe candidates of client-go overlap; they show that the check finds it")
+			" or ")+".\nThe candidates of client-go overlap; they show that the check finds it.\n"+
+			crew+" has the members of a group alone")
 	flag.StringVar(&c.dir, "dir", "",
 		"keep data, journals and logs in `DIR` (default a temporary directory, kept after a failure)")
 	flag.Usage = func() {
