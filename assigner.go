@@ -46,14 +46,15 @@ type assigner struct {
 	hold       time.Time                 // until when a group that has just begun gives nothing
 	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
 	unsure     []shards.Term             // whose Leases seem to be missing
-	first      map[shards.Term]time.Time // when a term was first seen to report the epoch
+	first      map[shards.Term]time.Time // when a term was first seen to report the epoch; zero if it had keys then
 	rests      map[string]keyRest
+	rollout    shards.Rollout
+	observed   uint64               // the version of the table that the rollout was told of last
 	behind     time.Time            // since when the assigner goes by another table than ours; zero while it does not
 	unheard    time.Time            // since when the watch lacks our own renewals; zero while it does not
 	afresh     time.Time            // when everything was read afresh because of either
 	unanswered time.Time            // since when the table does not answer what the member asked of it
 	unused     map[string]time.Time // since when a Lease of the group is of no use
-	delays     *delays
 }
 
 // A keyRest is how long a key is not given out after it was given back.
@@ -81,9 +82,9 @@ func newAssigner(m *membership) *assigner {
 		members:    map[string]*memberView{},
 		missing:    map[shards.Term]time.Time{},
 		first:      map[shards.Term]time.Time{},
+		rollout:    shards.Rollout{Limit: 2 * c.options.duration},
 		rests:      map[string]keyRest{},
 		unused:     map[string]time.Time{},
-		delays:     newDelays(c.options.newBackOff, c.user),
 	}
 }
 
@@ -146,7 +147,7 @@ func (a *assigner) followMembers(ctx context.Context) {
 		a.selected, a.reselect, a.listed = selected, cancel, 0
 		a.mu.Unlock()
 		if a.selection() == selected {
-			a.group.client.follow(following, "list", selected, a)
+			a.group.client.follow(following, "list", selected, a.group.delays.members, a)
 		}
 		cancel()
 	}
@@ -263,6 +264,8 @@ func termOf(name string, r record) (shards.Term, bool) {
 func (a *assigner) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	delays := a.group.delays.assign
+	delays.reset()
 	for ctx.Err() == nil {
 		wait, err := a.step(ctx)
 		if err == nil && len(a.unsure) > 0 {
@@ -274,10 +277,10 @@ func (a *assigner) run(ctx context.Context) {
 				a.group.campaign.log.error("this member cannot assign the group's keys",
 					"group", a.group.client.group, "error", err)
 			}
-			sleep(ctx, a.clock, a.delays.next(err, a.group.campaign.options.renewInterval))
+			sleep(ctx, a.clock, delays.next(err, a.group.campaign.options.renewInterval))
 			continue
 		}
-		a.delays.reset()
+		delays.reset()
 		timer.Reset(a.clock.wait(max(wait, 0)))
 		for waiting := true; waiting; {
 			select {
@@ -355,6 +358,10 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		return a.awaitOtherKeys(ctx, v)
 	}
 	a.beginAt = time.Time{}
+	if a.observed != t.record.version {
+		a.observed = t.record.version
+		a.rollout.Observe(t.table, v.now)
+	}
 	if a.begun != t.table.Epoch {
 		a.begun = 0 // should it be written late yet, there is a trace
 	}
@@ -761,7 +768,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 			return 0, err
 		}
 		g.mu.Lock()
-		g.sets[next.Keys] = names
+		g.addSetLocked(next.Keys, names)
 		g.mu.Unlock()
 	}
 	if written, err := a.write(ctx, v, next); !written {
@@ -802,9 +809,9 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 			owns[e.Owner] = true
 		}
 	}
-	settled := map[shards.Term]bool{}
+	owners := map[shards.Term]bool{}
 	for i, r := range t.Rows {
-		settled[r.Term] = owns[i]
+		owners[r.Term] = owns[i]
 	}
 	all := map[string]memberView{v.me.Lease: {}}
 	for name, m := range v.members {
@@ -843,11 +850,13 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 		seen[term] = true
 		first, ok := a.first[term]
 		if !ok {
-			first = v.now
+			if !owners[term] {
+				first = v.now
+			}
 			a.first[term] = first
 		}
-		at := first.Add(g.campaign.options.settleTime())
-		settling := !settled[term] && v.now.Before(at)
+		at := first.Add(a.rollout.Settle(g.campaign.options.settleTime(), first))
+		settling := v.now.Before(at)
 		if settling {
 			later = earlier(later, at)
 		}

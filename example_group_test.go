@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"maps"
+	"math/bits"
 	"slices"
+	"strconv"
 	"time"
 
 	"k8s.io/client-go/util/workqueue"
@@ -142,4 +146,38 @@ func ExampleShares() {
 	// replica-1 owns 2 keys; nobody owns 0
 	// art is polled by replica-1
 	// news is polled by replica-1
+}
+
+// bucketOf returns the bucket of a key: the part of the range of hashes that its hash falls into.
+func bucketOf(key string, buckets int) int {
+	h := fnv.New64a()
+	io.WriteString(h, key)
+	bucket, _ := bits.Mul64(h.Sum64(), uint64(buckets))
+	return int(bucket)
+}
+
+// The owner of a key's bucket is the replica to ask about the key.
+func ExampleShares_bucket() {
+	const buckets = 64
+	opts := []leasehold.Option{leasehold.WithLease("widgets"), leasehold.WithNamespace("default"), cluster()}
+	ctx, shutdown := context.WithCancel(context.Background())
+	defer shutdown()
+	ring, err := leasehold.Join(ctx, buckets, append(opts, leasehold.WithIdentity("replica-1"),
+		leasehold.WithRenewInterval(100*time.Millisecond))...) // so that this example is quick
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for range ring.Changes() {
+		break // it owns buckets
+	}
+
+	for share := range leasehold.Shares(ctx, opts...) {
+		bucket := bucketOf("default/gear", buckets)
+		fmt.Println("default/gear is in bucket", bucket, "of", share.Owners[strconv.Itoa(bucket)])
+		break
+	}
+	shutdown()
+	ring.Wait()
+	// Output: default/gear is in bucket 4 of replica-1
 }

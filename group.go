@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ type group struct {
 	campaign *campaign
 	client   *groupClient
 	worker   worker
+	delays   groupDelays
 	buckets  int      // 0 where keys have names
 	numbers  []string // the buckets, as keys
 
@@ -66,23 +68,36 @@ type group struct {
 	sawTable bool                            // there was a table of the group
 }
 
+// groupDelays are the pauses after failures in a row, by what failed. All are made when the group begins, on the
+// goroutine of the program's that begins it, because a function of WithBackOff may panic.
+type groupDelays struct{ table, keys, members, assign, publish *delays }
+
 func newGroup(c *campaign, name string, buckets int) *group {
+	newDelays := func() *delays { return newDelays(c.options.newBackOff, c.user) }
 	g := &group{
 		campaign: c,
 		client:   &groupClient{c, name},
+		delays:   groupDelays{newDelays(), newDelays(), newDelays(), newDelays(), newDelays()},
 		buckets:  buckets,
+		numbers:  numbersOf(buckets),
 		sets:     map[string][]string{},
 		sessions: map[string]map[*keySession]bool{},
 		ended:    map[string]uint64{},
 		warned:   map[string]bool{},
 		leaving:  make(chan struct{}),
 	}
-	for bucket := range buckets {
-		g.numbers = append(g.numbers, strconv.Itoa(bucket))
-	}
 	c.lease.labels = withGroupLabel(c.lease.labels, name)
 	c.lease.kept, c.lease.report = withGroupLabel(nil, name), g.annotations
 	return g
+}
+
+// numbersOf returns the numbers of buckets, as keys.
+func numbersOf(buckets int) []string {
+	numbers := make([]string, buckets)
+	for bucket := range numbers {
+		numbers[bucket] = strconv.Itoa(bucket)
+	}
+	return numbers
 }
 
 // annotations are what the member writes with each renewal.
@@ -161,8 +176,8 @@ func (g *group) fail(err error) {
 func (g *group) know(ctx context.Context, keys []string) error {
 	digest := shards.Digest(keys)
 	g.mu.Lock()
+	keys = g.addSetLocked(digest, keys)
 	g.keys = keys
-	g.sets[digest] = keys
 	var gone []*keySession
 	for key, sessions := range g.sessions {
 		if _, known := slices.BinarySearch(keys, key); !known {
@@ -175,16 +190,9 @@ func (g *group) know(ctx context.Context, keys []string) error {
 	for _, s := range gone {
 		g.stop(s, ErrMoved)
 	}
-	delays := newDelays(g.campaign.options.newBackOff, g.campaign.user)
-	for {
-		err := g.publish(ctx, digest, keys)
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		sleep(ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
+	err := g.retry(ctx, g.delays.publish, func() error { return g.publish(ctx, digest, keys) })
+	if err != nil {
+		return err
 	}
 	g.mu.Lock()
 	g.digest = digest
@@ -197,6 +205,21 @@ func (g *group) know(ctx context.Context, keys []string) error {
 		m.tell()
 	}
 	return nil
+}
+
+// retry makes a request again and again, by delays, until it succeeds. The error is the cause of the end of ctx.
+func (g *group) retry(ctx context.Context, delays *delays, request func() error) error {
+	delays.reset()
+	for {
+		err := request()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		sleep(ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
+	}
 }
 
 // republish publishes the keys again, once in each term: others delete what no member reports for long.
@@ -271,8 +294,17 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.addSetLocked(digest, keys), nil
+}
+
+// addSetLocked remembers a set of keys. It returns the one slice that is remembered for each digest. The caller holds
+// mu.
+func (g *group) addSetLocked(digest string, keys []string) []string {
+	if known, ok := g.sets[digest]; ok {
+		return known
+	}
 	g.sets[digest] = keys
-	return keys, nil
+	return keys
 }
 
 var errKeysMissing = errors.New("the Leases with the keys do not exist, or cannot be read")
@@ -327,10 +359,12 @@ func (g *group) returned(s *keySession, failed bool) {
 		}
 		m.owner.Returned(s.key, failed)
 	}
+	if m != nil && m.untold.IsZero() {
+		m.untold = g.campaign.clock.now().mono
+	}
 	g.mu.Unlock()
 	if m != nil {
 		signal(m.news)
-		m.tell()
 	}
 }
 
@@ -370,6 +404,7 @@ type membership struct {
 	version uint64             // of that table
 	reread  context.CancelFunc // reads the table afresh, and watches it anew
 	ending  time.Time          // since when the work of a table that was replaced is to end; zero if none is
+	untold  time.Time          // since when work has returned that the others were not told of; zero if none has
 }
 
 // A tableView is the table as it was last seen.
@@ -386,7 +421,7 @@ type tableView struct {
 
 func newMembership(g *group, s *session) *membership {
 	m := &membership{group: g, session: s, news: make(chan struct{}, 1)}
-	m.assigner = newAssigner(m) // without the lock: it calls the function of WithBackOff
+	m.assigner = newAssigner(m)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	weight := g.campaign.options.group.weight
@@ -416,6 +451,29 @@ func (m *membership) row() shards.Row {
 func (m *membership) tell() {
 	m.assigner.look()
 	m.session.renewSoon()
+}
+
+// tellReturned lets the others know of work that has returned: once all that is to end has, or what has returned within
+// the time for which such news is gathered. It returns after which time it is to be called again; 0 if there is none.
+func (m *membership) tellReturned() time.Duration {
+	c := m.group.campaign
+	m.group.mu.Lock()
+	wait := time.Duration(0)
+	if m.owner.Stopping() {
+		wait = m.untold.Add(gathering(c.options)).Sub(c.clock.now().mono)
+	}
+	switch {
+	case m.untold.IsZero():
+		m.group.mu.Unlock()
+		return 0
+	case wait > 0:
+		m.group.mu.Unlock()
+		return wait
+	}
+	m.untold = time.Time{}
+	m.group.mu.Unlock()
+	m.tell()
+	return 0
 }
 
 // reportLocked returns what the member reports. The caller holds the group's mu.
@@ -467,15 +525,12 @@ func (m *membership) run() {
 			m.stopAll()
 			return
 		}
-		again := m.apply()
-		if overdue := m.group.reportOverdue(); overdue > 0 && (again == 0 || overdue < again) {
-			again = overdue
-		}
-		if again > 0 {
-			timer.Reset(c.clock.wait(again))
-		}
+		again := sooner(m.apply(), m.group.reportOverdue())
 		if m.group.isLeaving() && len(m.all()) == 0 {
 			return
+		}
+		if again = sooner(again, m.tellReturned()); again > 0 {
+			timer.Reset(c.clock.wait(again))
 		}
 		select {
 		case <-m.news:
@@ -496,6 +551,9 @@ func (m *membership) run() {
 	}
 }
 
+// sooner returns the shorter of two waits; 0 is none.
+func sooner(a, b time.Duration) time.Duration { return cmp.Or(min(a, b), max(a, b)) }
+
 // followTable follows the table until ctx ends.
 func (m *membership) followTable(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -503,7 +561,8 @@ func (m *membership) followTable(ctx context.Context) {
 		m.group.mu.Lock()
 		m.reread = cancel
 		m.group.mu.Unlock()
-		m.group.client.follow(following, "get table", m.group.client.group, &tableAudience{m, following})
+		m.group.client.follow(
+			following, "get table", m.group.client.group, m.group.delays.table, &tableAudience{m, following})
 		cancel()
 	}
 }
@@ -567,9 +626,7 @@ func (m *membership) apply() time.Duration {
 		return 0
 	}
 	g.sawTable = true
-	before, _ := m.owner.Epoch()
 	change := m.owner.Apply(t.table, t.names)
-	after, _ := m.owner.Epoch()
 	wait := time.Duration(0)
 	if m.owner.Ending() {
 		if wait = m.untilGivenUpLocked(); wait <= 0 {
@@ -580,7 +637,6 @@ func (m *membership) apply() time.Duration {
 	} else {
 		m.version, m.applied, m.ending = t.record.version, t.names, time.Time{}
 	}
-	news := before != after || m.version == t.record.version && m.owner.Unanswered(t.table)
 	var begin, stop []*keySession
 	for _, key := range change.Start {
 		s := newKeySession(m, key, t.record.version)
@@ -604,7 +660,7 @@ func (m *membership) apply() time.Duration {
 	for _, s := range begin {
 		g.worker.begin(s)
 	}
-	if news {
+	if change.Tell {
 		m.tell()
 	}
 	return wait
@@ -659,40 +715,55 @@ func (m *membership) all() (all []*keySession) {
 	return all
 }
 
-// setTable records the table as lease has it, unless what is known is newer. A nil lease says that there is none.
-func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) error {
-	v := tableView{known: true}
-	if lease != nil {
-		r, err := readRecord(lease)
-		if err != nil {
-			return err
-		}
-		v.exists, v.record, v.text = true, r, lease.Annotations[tableAnnotation]
-		v.foreign = lease.Labels[groupLabel] != m.group.client.group && v.text == ""
+// tableOf returns the table as lease has it, before it is read. A nil lease says that there is none.
+func (g *group) tableOf(lease *coordinationv1.Lease) (tableView, error) {
+	if lease == nil {
+		return tableView{known: true}, nil
 	}
-	if !m.newer(v) {
+	r, err := readRecord(lease)
+	if err != nil {
+		return tableView{}, err
+	}
+	text := lease.Annotations[tableAnnotation]
+	foreign := lease.Labels[groupLabel] != g.client.group && text == ""
+	return tableView{known: true, exists: true, foreign: foreign, record: r, text: text}, nil
+}
+
+// readTable reads the text of v, and the names of its keys. The error is of a request; without its answer the table
+// says nothing.
+func (g *group) readTable(ctx context.Context, v *tableView) (err error) {
+	if !v.exists || v.foreign {
 		return nil
 	}
-	if v.exists && !v.foreign {
-		v.table, v.err = shards.DecodeTable(v.text)
-		if v.err == nil && v.table.NewestSeen() > v.record.version {
-			v.table, v.err = nil, errors.New(
-				"the table names versions that the API server has not reached: it is of another")
+	v.table, v.err = shards.DecodeTable(v.text)
+	switch {
+	case v.err != nil:
+	case v.table.NewestSeen() > v.record.version:
+		v.err = errors.New("the table names versions that the API server has not reached: it is of another")
+	case v.table.Buckets == len(g.numbers) && g.buckets > 0:
+		v.names = g.numbers
+	case v.table.Buckets > 0:
+		v.names = numbersOf(v.table.Buckets)
+	default:
+		v.names, err = g.names(ctx, v.table.Keys)
+		if err == errKeysMissing || err == nil && len(v.names) != len(v.table.Entries) {
+			v.err, err = errKeysMissing, nil
 		}
-		switch {
-		case v.err != nil:
-		case v.table.Buckets > 0:
-			v.names = m.group.numbers // if it has as many
-		default:
-			names, err := m.group.names(ctx, v.table.Keys)
-			switch {
-			case err == errKeysMissing, err == nil && len(names) != len(v.table.Entries):
-				v.table, v.err = nil, errKeysMissing
-			case err != nil:
-				return err
-			}
-			v.names = names
-		}
+	}
+	if v.err != nil {
+		v.table, v.names = nil, nil
+	}
+	return err
+}
+
+// setTable records the table as lease has it, unless what is known is newer.
+func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) error {
+	v, err := m.group.tableOf(lease)
+	if err != nil || !m.newer(v) {
+		return err
+	}
+	if err := m.group.readTable(ctx, &v); err != nil {
+		return err
 	}
 	m.group.mu.Lock()
 	if !m.newerLocked(v) {
@@ -753,12 +824,7 @@ func (a *tableAudience) update(lease *coordinationv1.Lease, deleted bool) {
 
 // set records the table. Keys that cannot be read now are tried again, because without them the table says nothing.
 func (a *tableAudience) set(lease *coordinationv1.Lease) {
-	c := a.group.campaign
-	delays := newDelays(c.options.newBackOff, c.user)
-	for err := a.setTable(a.ctx, lease); err != nil && a.ctx.Err() == nil; err = a.setTable(a.ctx, lease) {
-		c.log.debug("the table cannot be read now", "error", err)
-		sleep(a.ctx, c.clock, delays.next(err, c.options.renewInterval))
-	}
+	a.group.retry(a.ctx, a.group.delays.keys, func() error { return a.setTable(a.ctx, lease) })
 }
 
 // removed records that the table was deleted when it was as last.

@@ -1,9 +1,13 @@
 package leasehold
 
 import (
+	"context"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -138,4 +142,89 @@ func TestRingReturnedTwice(t *testing.T) {
 		a.quit()
 		b.quit()
 	})
+}
+
+// A panic in the function of WithBackOff ends what it was given to, whenever it is called.
+func TestGroupBackOffPanics_G13(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		run  func(ctx context.Context, opts ...Option)
+	}{
+		{"Spread", func(ctx context.Context, opts ...Option) {
+			Spread(ctx, Keys("x", "y"), func(s Session, _ string) error { <-s.Done(); return nil }, opts...)
+		}},
+		{"Join", func(ctx context.Context, opts ...Option) {
+			if r, err := Join(ctx, 4, opts...); err == nil {
+				r.Wait()
+			}
+		}},
+		{"Shares", func(ctx context.Context, opts ...Option) {
+			for range Shares(ctx, opts...) {
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for returns := range int64(30) {
+				inFleet(t, func(f *fleet) {
+					var requests, calls atomic.Int64
+					f.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+						if requests.Add(1)%2 == 0 {
+							return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+						}
+						return leasetest.Fault{}
+					})
+					ctx, cancel := context.WithTimeout(f.Context(), 2*D)
+					defer cancel()
+					defer func() {
+						if r := recover(); r != "the program's" && (r != nil || calls.Load() > returns) {
+							f.Errorf("recovered %v after %d calls", r, calls.Load())
+						}
+					}()
+					c.run(ctx, f.options("a", WithBackOff(func() backoff.BackOff {
+						if calls.Add(1) > returns {
+							panic("the program's")
+						}
+						return backoff.NewConstantBackOff(time.Second)
+					}))...)
+				})
+			}
+		})
+	}
+}
+
+// A BackOff that panics, blocks or exits its goroutine is asked by the group's requests too.
+func TestGroupBackOffMisbehaves_G13(t *testing.T) {
+	for _, what := range misdeeds {
+		t.Run(what.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				until := make(chan struct{})
+				f.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if strings.Contains(r.Name, "-k-") && r.Verb == "create" {
+						return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+					}
+					return leasetest.Fault{}
+				})
+				ctx, cancel := context.WithTimeout(f.Context(), 2*D)
+				defer cancel()
+				var recovered any
+				func() {
+					defer func() { recovered = recover() }()
+					first := true // newOptions tries the function
+					Spread(ctx, Keys("x"), func(s Session, _ string) error { <-s.Done(); return nil },
+						f.options("a", WithBackOff(func() backoff.BackOff {
+							defer func() { first = false }()
+							if first {
+								return backoff.NewConstantBackOff(time.Second)
+							}
+							return hostileBackOff{func() { what.do(until) }}
+						}))...)
+				}()
+				if want := what.name == "panics"; (recovered != nil) != want || (ctx.Err() == nil) != want {
+					f.Errorf("recovered %v, context %v", recovered, ctx.Err())
+				}
+				close(until)
+				f.sleep(time.Second)
+			})
+		})
+	}
 }

@@ -131,10 +131,10 @@ type audience interface {
 }
 
 // follow tells a what the Lease with a name, or all Leases of the group if that is empty, are, until ctx ends. It reads
-// them and watches; where it may not watch it reads every renew interval.
-func (g *groupClient) follow(ctx context.Context, kind, name string, a audience) {
+// them and watches; where it may not watch it reads every renew interval. After failures it pauses by delays.
+func (g *groupClient) follow(ctx context.Context, kind, name string, delays *delays, a audience) {
 	c := g.campaign
-	delays := newDelays(c.options.newBackOff, c.user)
+	delays.reset()
 	var pollUntil time.Time
 	for ctx.Err() == nil {
 		began := c.clock.now().mono

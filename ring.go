@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"slices"
 	"sync"
@@ -24,7 +25,8 @@ type Ring struct {
 	changes  map[*ringChanges]bool
 }
 
-// A Change says that a bucket was gained or given up.
+// A Change says that a bucket was gained or given up. The bucket of a key is the upper half of the product of its
+// 64-bit FNV-1a hash and the number of buckets, as ExampleShares_bucket computes it.
 type Change struct {
 	Bucket  int
 	Gained  bool
@@ -49,8 +51,9 @@ func Join(ctx context.Context, buckets int, opts ...Option) (*Ring, error) {
 	r := &Ring{
 		buckets: buckets, ended: make(chan struct{}), owned: map[int]*keySession{}, users: map[*keySession]int{},
 		draining: map[*keySession]bool{}, changes: map[*ringChanges]bool{},
+		err: errors.New("leasehold: Join: the program's code exited its goroutine"), // unless another follows
 	}
-	begun := make(chan error, 1)
+	begun := make(chan struct{})
 	go func() {
 		defer close(r.ended)
 		defer r.end()
@@ -59,17 +62,17 @@ func Join(ctx context.Context, buckets int, opts ...Option) (*Ring, error) {
 			g := newGroup(c, name, buckets)
 			g.worker, r.group = r, g
 			defer c.options.monitor.openGroup(g)()
-			begun <- nil
+			close(begun)
 			c.start()
 			return g.run()
 		})
-		select {
-		case begun <- r.err:
-		default:
-		}
 	}()
-	if err := <-begun; err != nil {
-		return nil, err
+	select {
+	case <-begun:
+	case <-r.ended:
+		if r.group == nil {
+			return nil, r.Wait()
+		}
 	}
 	return r, nil
 }

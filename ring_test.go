@@ -10,7 +10,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
+
 	"github.com/leasehold-go/leasehold/internal/shards"
+	"github.com/leasehold-go/leasehold/leasetest"
 )
 
 // A ringer is a member of a ring whose changes are followed.
@@ -194,6 +197,59 @@ func TestShares(t *testing.T) {
 		if err != context.Canceled {
 			f.Errorf("error %v", err)
 		}
+	})
+}
+
+// Shares reads what members accept as the group's table: one without the label too, until they write it again.
+func TestSharesOfTableWithoutLabel(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys("x", "y"))
+		f.sleep(2 * time.Second)
+		f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { delete(l.Labels, groupLabel) })
+		b := f.spread("b", Keys("x", "y"), WithSettle(time.Hour))
+		ctx, cancel := context.WithCancel(f.Context())
+		var first Share
+		for s := range Shares(ctx, f.options("watcher")...) {
+			first = s
+			break
+		}
+		if len(first.Owners) != 2 {
+			f.Errorf("shares %+v", first)
+		}
+		cancel()
+		a.quit()
+		b.quit()
+	})
+}
+
+// A loop over Shares is left at once, although the names of the keys cannot be read.
+func TestSharesLeft(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		f.srv.Client("watcher").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if strings.Contains(r.Name, "-k-") {
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		leave, left := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(left)
+			for range Shares(f.Context(), f.options("watcher")...) {
+				<-leave
+				break
+			}
+		}()
+		a := f.spread("a", Keys("x"))
+		f.sleep(2 * time.Second)
+		close(leave)
+		f.sleep(2 * time.Second)
+		select {
+		case <-left:
+		default:
+			f.Error("the loop goes on")
+		}
+		f.srv.Client("watcher").OnRequest(nil)
+		a.quit()
 	})
 }
 

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	coordinationv1 "k8s.io/api/coordination/v1"
-
-	"github.com/leasehold-go/leasehold/internal/shards"
 )
 
 // A Share says who owns the keys of a group.
@@ -43,13 +40,13 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 	return sequenceOf(ctx, o, invalid, func(cs campaigns, yield func(Share) bool) error {
 		c := cs[0]
 		w := &shareWatch{group: newGroup(c, o.name, 0), news: make(chan struct{}, 1)}
-		w.ctx = c.ctx
 		var following errgroup.Group
 		defer following.Wait()
-		followed, stop := context.WithCancel(c.ctx)
+		var stop context.CancelFunc
+		w.ctx, stop = context.WithCancel(c.ctx)
 		defer stop()
 		following.Go(func() error {
-			w.group.client.follow(followed, "get table", o.name, w)
+			w.group.client.follow(w.ctx, "get table", o.name, w.group.delays.table, w)
 			return nil
 		})
 		for {
@@ -69,7 +66,7 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 // A shareWatch keeps the newest Share.
 type shareWatch struct {
 	group *group
-	ctx   context.Context
+	ctx   context.Context // ends when the loop is left
 	news  chan struct{}
 
 	mu     sync.Mutex // protects following
@@ -95,23 +92,33 @@ func (w *shareWatch) replace(leases []*coordinationv1.Lease, _ uint64) {
 }
 
 func (w *shareWatch) update(lease *coordinationv1.Lease, deleted bool) {
-	r, err := readRecord(lease)
+	g := w.group
+	v, err := g.tableOf(lease)
 	if err != nil {
 		return // that no API server sends
 	}
 	share := Share{}
 	if !deleted {
-		if share, err = w.read(lease); err != nil {
-			w.group.campaign.log.warn("the group's table cannot be read", "group", w.group.client.group, "error", err)
+		if g.retry(w.ctx, g.delays.keys, func() error { return g.readTable(w.ctx, &v) }) != nil {
+			return
+		}
+		if v.foreign {
+			v.err = errForeignTable
+		}
+		if v.err != nil {
+			g.campaign.log.warn("the group's table cannot be read", "group", g.client.group, "error", v.err)
+		} else {
+			share = shareOf(v)
+			g.forgetSets(map[string]bool{v.table.Keys: true})
 		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if r.version < w.newest {
+	if v.record.version < w.newest {
 		return
 	}
-	w.newest = r.version
-	if err == nil || !w.known {
+	w.newest = v.record.version
+	if v.err == nil || !w.known {
 		w.set(share)
 	}
 }
@@ -122,54 +129,23 @@ func (w *shareWatch) set(share Share) {
 	signal(w.news)
 }
 
-// read returns what a table says.
-func (w *shareWatch) read(lease *coordinationv1.Lease) (Share, error) {
-	g := w.group
-	if lease.Labels[groupLabel] != g.client.group {
-		return Share{}, errForeignTable
-	}
-	t, err := shards.DecodeTable(lease.Annotations[tableAnnotation])
-	if err != nil {
-		return Share{}, err
-	}
-	var names []string
-	if t.Buckets == 0 {
-		delays := newDelays(g.campaign.options.newBackOff, g.campaign.user)
-		for {
-			names, err = g.names(w.ctx, t.Keys)
-			if err == nil && len(names) != len(t.Entries) {
-				err = errKeysMissing
-			}
-			if err == nil || err == errKeysMissing || w.ctx.Err() != nil {
-				break
-			}
-			sleep(w.ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
-		}
-		if err != nil {
-			return Share{}, err
-		}
-		g.forgetSets(map[string]bool{t.Keys: true})
-	}
+// shareOf returns what a table says.
+func shareOf(v tableView) Share {
+	t := v.table
 	share := Share{Owners: map[string]string{}}
 	keys := make([]int, len(t.Rows))
 	for i, e := range t.Entries {
-		key := ""
-		if names != nil {
-			key = names[i]
-		} else {
-			key = strconv.Itoa(i)
-		}
 		if e.Owner < 0 {
-			share.Unowned = append(share.Unowned, key)
+			share.Unowned = append(share.Unowned, v.names[i])
 			continue
 		}
-		share.Owners[key] = t.Rows[e.Owner].Identity
+		share.Owners[v.names[i]] = t.Rows[e.Owner].Identity
 		keys[e.Owner]++
 	}
 	for i, r := range t.Rows {
 		share.Members = append(share.Members, Member{r.Identity, r.Weight, keys[i], time.UnixMicro(r.Acquired)})
 	}
-	return share, nil
+	return share
 }
 
 var errForeignTable = errors.New("the Lease exists and is not the table of a group: WithLease has to name a group")

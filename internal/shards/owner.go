@@ -21,13 +21,16 @@ type Owner struct {
 	epoch, gen, mark uint64
 	digest           string // of the keys of the table of gen
 	bad              uint64
-	ending           bool // the work of an epoch that is over has not returned
+	ending           bool   // the work of an epoch that is over has not returned
+	applied          int    // how many tables were
+	told             uint64 // the generation at which Apply last asked for a report
 	grants           map[string]*grant
 }
 
 // A grant is one key that the table gives to the term.
 type grant struct {
 	index    int // of the key in the table of gen
+	applied  int // the last table that had it
 	given    uint64
 	asked    uint64
 	running  bool // the work has not returned
@@ -61,6 +64,7 @@ type Change struct {
 	Start []string // the keys whose work is to begin
 	Stop  []string // the keys whose work is to end, because they are asked back
 	End   bool     // all work is to end: the table that it relied on is gone
+	Tell  bool     // there is something to report that waits for no work
 }
 
 // Apply goes by table t, whose keys have names; it gives nothing if there is another number of them. The table was read
@@ -69,8 +73,7 @@ func (o *Owner) Apply(t *Table, names []string) Change {
 	if t.Epoch != o.epoch {
 		switch {
 		case o.past.has(t.Epoch):
-			o.bad = t.Epoch
-			return Change{}
+			return o.object(t)
 		case o.epoch != 0 && !o.ending:
 			o.ending = true
 			o.past.add(o.epoch)
@@ -85,15 +88,28 @@ func (o *Owner) Apply(t *Table, names []string) Change {
 		clear(o.grants)
 	} else if o.gen != 0 {
 		if _, contradicts := t.marked(o.gen, o.mark); contradicts {
-			o.bad = t.Epoch
-			return Change{}
+			return o.object(t)
 		}
 		if o.bad == t.Epoch || o.ending {
 			return Change{}
 		}
 	}
+	first, otherKeys := o.gen == 0, o.digest != t.Keys
 	o.gen, o.mark, o.digest, o.bad = t.Gen, t.Mark(), t.Keys, 0
-	return o.compare(t, names)
+	c := o.compare(t, names)
+	// A report counts for one order of the keys, and for as long as tables have the mark of its generation.
+	outdated := otherKeys || t.Gen >= o.told+keptMarks/2
+	if c.Tell = c.Tell || first || outdated && o.unheard(t); c.Tell {
+		o.told = t.Gen
+	}
+	return c
+}
+
+// object reports t, which is not a table that can follow what the owner went by.
+func (o *Owner) object(t *Table) Change {
+	c := Change{Tell: o.bad != t.Epoch}
+	o.bad = t.Epoch
+	return c
 }
 
 // compare makes the grants those of t.
@@ -103,13 +119,12 @@ func (o *Owner) compare(t *Table, names []string) Change {
 	if len(names) != len(t.Entries) {
 		row = nobody // it shares out other keys
 	}
-	mine := map[string]bool{}
+	o.applied++
 	for i, e := range t.Entries {
 		if e.Owner != row || row == nobody {
 			continue
 		}
 		name := names[i]
-		mine[name] = true
 		g := o.grants[name]
 		if g == nil || g.given != e.Given && !g.running {
 			g = &grant{given: e.Given}
@@ -118,20 +133,22 @@ func (o *Owner) compare(t *Table, names []string) Change {
 				g.running = true
 				c.Start = append(c.Start, name)
 			} else {
-				g.returned = true
+				g.returned, c.Tell = true, true
 			}
 		}
-		g.index = i
+		g.index, g.applied = i, o.applied
 		if e.Asked != 0 && g.asked == 0 {
 			g.asked = e.Asked
 			if g.running {
 				c.Stop = append(c.Stop, name)
+			} else {
+				c.Tell = true
 			}
 		}
 	}
 	for name, g := range o.grants {
 		switch {
-		case mine[name]:
+		case g.applied == o.applied:
 		case !g.running:
 			delete(o.grants, name)
 		case g.asked == 0: // taken away without being asked for: by hand
@@ -168,6 +185,17 @@ func (o *Owner) Returned(key string, failed bool) {
 	}
 }
 
+// Stopping reports whether work goes on that is to end: of keys that were asked back or, once the member leaves, of
+// all.
+func (o *Owner) Stopping() bool {
+	for _, g := range o.grants {
+		if g.running && (g.asked != 0 || o.weight == 0) {
+			return true
+		}
+	}
+	return false
+}
+
 // Leave says that the member wants no more keys.
 func (o *Owner) Leave() { o.weight = 0 }
 
@@ -176,9 +204,6 @@ func (o *Owner) Know(own string) { o.own = own }
 
 // Ending reports whether the work of an epoch that is over has not returned yet. Apply is to be called again then.
 func (o *Owner) Ending() bool { return o.ending }
-
-// Epoch returns the epoch that the owner goes by, 0 for none, and the generation.
-func (o *Owner) Epoch() (epoch, gen uint64) { return o.epoch, o.gen }
 
 // running reports whether any work has not returned.
 func (o *Owner) running() bool {
@@ -215,13 +240,18 @@ func (o *Owner) Unanswered(t *Table) bool {
 	if t.Epoch != o.epoch || o.bad != 0 || !t.Open {
 		return true
 	}
-	row := t.row(o.term)
-	if row == nobody {
+	if t.row(o.term) == nobody {
 		return o.weight > 0
 	}
+	return o.unheard(t)
+}
+
+// unheard reports whether t gives the member what it gave back.
+func (o *Owner) unheard(t *Table) bool {
+	row := t.row(o.term)
 	for _, g := range o.grants {
 		if g.index < len(t.Entries) && !g.running && (g.asked != 0 || g.returned) && t.Entries[g.index].Owner == row {
-			return true
+			return row != nobody
 		}
 	}
 	return false

@@ -1,8 +1,9 @@
 package shards
 
 import (
-	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // A Member is a term that is live as far as its Lease was seen, with what it reports.
@@ -72,11 +73,10 @@ func (p *Plan) Next() (next *Table, names []string, changed bool) {
 	next.Assigner = p.Assigner.Term
 	next.Open = old.Open || p.Open
 	p.fillRows(next)
-	names, kept := p.keep(next)
-	if old.Buckets == 0 {
+	names, next.Entries = p.keep(next)
+	if old.Buckets == 0 && !same(names, p.Names) {
 		next.Keys = Digest(names)
 	}
-	next.Entries = kept
 	changed = p.share(next, names)
 	p.dropRows(next)
 	changed = changed || next.Assigner != old.Assigner || next.Keys != old.Keys || !p.equal(next, names)
@@ -104,41 +104,68 @@ func (p *Plan) member(term Term) int {
 func (p *Plan) keep(next *Table) (names []string, entries []Entry) {
 	old := p.Table
 	judge := p.newJudge(next)
-	if old.Buckets > 0 {
-		entries = make([]Entry, len(old.Entries))
-		for i, e := range old.Entries {
-			entries[i] = judge.entry(i, e)
-		}
-		return nil, entries
-	}
-	known := map[string]bool{}
-	for _, m := range p.Members {
-		for _, key := range m.Knows {
-			known[key] = true
-		}
-	}
-	byName := make(map[string]Entry, len(old.Entries))
+	kept := make([]Entry, len(old.Entries))
 	for i, e := range old.Entries {
-		key := p.Names[i]
-		if e = judge.entry(i, e); e.Owner != nobody {
-			known[key] = true
+		kept[i] = judge.entry(i, e)
+	}
+	known := p.known()
+	if old.Buckets > 0 || same(known, p.Names) {
+		return p.Names, kept
+	}
+	var owned []string
+	for i, e := range kept {
+		if e.Owner != nobody {
+			owned = append(owned, p.Names[i])
 		}
-		byName[key] = e
 	}
-	names = make([]string, 0, len(known))
-	for key := range known {
-		names = append(names, key)
-	}
-	slices.Sort(names)
+	names = union(known, owned)
 	entries = make([]Entry, len(names))
+	had := 0
 	for i, key := range names {
-		e, had := byName[key]
-		if !had {
-			e = Entry{Owner: nobody}
+		for had < len(kept) && p.Names[had] < key {
+			had++
 		}
-		entries[i] = e
+		if entries[i] = (Entry{Owner: nobody}); had < len(kept) && p.Names[had] == key {
+			entries[i] = kept[had]
+		}
 	}
 	return names, entries
+}
+
+// known returns the keys that members know, sorted.
+func (p *Plan) known() []string {
+	var known []string
+	for i, m := range p.Members {
+		if !slices.ContainsFunc(p.Members[:i], func(other Member) bool { return same(other.Knows, m.Knows) }) {
+			known = union(known, m.Knows)
+		}
+	}
+	return known
+}
+
+// same reports whether a and b are one slice. Members whose sets of keys have the same digest share one.
+func same(a, b []string) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
+
+// union returns what is in a, in b or in both, all of them sorted.
+func union(a, b []string) []string {
+	switch {
+	case len(a) == 0 || same(a, b):
+		return b
+	case len(b) == 0:
+		return a
+	}
+	all := make([]string, 0, max(len(a), len(b)))
+	for len(a) > 0 && len(b) > 0 {
+		switch order := strings.Compare(a[0], b[0]); {
+		case order < 0:
+			all, a = append(all, a[0]), a[1:]
+		case order > 0:
+			all, b = append(all, b[0]), b[1:]
+		default:
+			all, a, b = append(all, a[0]), a[1:], b[1:]
+		}
+	}
+	return append(append(all, a...), b...)
 }
 
 // A judge decides what becomes of an entry by what is known of its owner.
@@ -216,7 +243,7 @@ func (j *judge) entry(i int, e Entry) Entry {
 	case e.Asked == 0:
 		if r, ok := s.returned[i]; ok && r.Given == e.Given {
 			if j.plan.Freed != nil && !s.leaving {
-				j.plan.Freed(j.plan.name(i), r.Failed)
+				j.plan.Freed(nameOf(j.plan.Names, i), r.Failed)
 			}
 			return free
 		}
@@ -224,12 +251,12 @@ func (j *judge) entry(i int, e Entry) Entry {
 	return kept
 }
 
-// name returns the name of the key with index i of the old table.
-func (p *Plan) name(i int) string {
-	if p.Names == nil {
-		return fmt.Sprint(i)
+// nameOf returns the name of the key with index i: its number in a ring, whose names are nil.
+func nameOf(names []string, i int) string {
+	if names == nil {
+		return strconv.Itoa(i)
 	}
-	return p.Names[i]
+	return names[i]
 }
 
 // share gives out the keys that nobody owns, and asks back those that others are to own.
@@ -238,13 +265,14 @@ func (p *Plan) share(next *Table, names []string) (changed bool) {
 		return false
 	}
 	var sharers []sharer
-	var members []int // by sharer
+	var members, rows []int // by sharer
 	bySharer := map[int]int{}
 	for i, m := range p.Members {
 		if m.Weight > 0 {
-			bySharer[next.row(m.Term)] = len(sharers)
+			row := next.row(m.Term)
+			bySharer[row] = len(sharers)
 			sharers = append(sharers, sharer{m.Weight, !m.Settling})
-			members = append(members, i)
+			members, rows = append(members, i), append(rows, row)
 		}
 	}
 	d := division{sharers: sharers, owner: make([]int, len(next.Entries)), moves: p.Moves}
@@ -264,14 +292,8 @@ func (p *Plan) share(next *Table, names []string) (changed bool) {
 		e := &next.Entries[i]
 		switch {
 		case e.Owner == nobody:
-			key := ""
-			if p.Rests != nil {
-				if key = fmt.Sprint(i); names != nil {
-					key = names[i]
-				}
-			}
-			if want != nobody && (p.Rests == nil || !p.Rests(key)) {
-				*e = Entry{Owner: next.row(p.Members[members[want]].Term), Given: next.Gen}
+			if want != nobody && (p.Rests == nil || !p.Rests(nameOf(names, i))) {
+				*e = Entry{Owner: rows[want], Given: next.Gen}
 				changed = true
 			}
 		case d.owner[i] != nobody && want != d.owner[i]:
@@ -285,43 +307,41 @@ func (p *Plan) share(next *Table, names []string) (changed bool) {
 // classes returns the class of each key, and by class which members may have it: those that know it, and that do not
 // refuse it.
 func (p *Plan) classes(next *Table, names []string, members []int) (class []int, knows [][]bool) {
-	may := make([][]byte, len(next.Entries))
-	index := make(map[string]int, len(names))
-	for i, name := range names {
-		index[name] = i
-	}
-	for i := range may {
-		may[i] = make([]byte, len(members))
-	}
+	may := make([]byte, len(next.Entries)*len(members)) // by key and member
 	for s, m := range members {
-		if names == nil {
-			for i := range may {
-				may[i][s] = 1
+		set := func(i int, value byte) { may[i*len(members)+s] = value }
+		knows, r := p.Members[m].Knows, p.Members[m].Report
+		if next.Buckets > 0 || same(knows, names) {
+			for i := range next.Entries {
+				set(i, 1)
+			}
+		} else {
+			for i, name := range names {
+				for len(knows) > 0 && knows[0] < name {
+					knows = knows[1:]
+				}
+				if len(knows) > 0 && knows[0] == name {
+					set(i, 1)
+				}
 			}
 		}
-		for _, key := range p.Members[m].Knows {
-			if i, ok := index[key]; ok {
-				may[i][s] = 1
-			}
-		}
-		r := p.Members[m].Report
 		if r.Keys != p.Table.Keys {
 			continue
 		}
 		for _, i := range r.Refused {
-			switch {
-			case names == nil && i < len(may):
-				may[i][s] = 0
-			case names != nil && i < len(p.Names):
-				if now, ok := index[p.Names[i]]; ok {
-					may[now][s] = 0
-				}
+			known := i < len(p.Table.Entries)
+			if known && next.Buckets == 0 {
+				i, known = slices.BinarySearch(names, p.Names[i])
+			}
+			if known {
+				set(i, 0)
 			}
 		}
 	}
 	class = make([]int, len(next.Entries))
 	byMay := map[string]int{}
-	for i, m := range may {
+	for i := range class {
+		m := may[i*len(members) : (i+1)*len(members)]
 		c, ok := byMay[string(m)]
 		if !ok {
 			c = len(knows)

@@ -2,7 +2,9 @@ package shards
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -27,7 +29,9 @@ func TestOwner(t *testing.T) {
 	epoch := func(e uint64, t *Table) *Table { t.Epoch = e; return t }
 	marked := func(mark uint64, t *Table) *Table { t.Marks[len(t.Marks)-1] = mark; return t }
 	const returned = "returned"
+	keys := func(t *Table) *Table { t.Keys = Digest([]string{"other"}); return t }
 	start, stop, end := Change{Start: []string{"0"}}, Change{Stop: []string{"0"}}, Change{End: true}
+	tell, first := Change{Tell: true}, Change{Start: []string{"0"}, Tell: true}
 	for _, c := range []struct {
 		name     string
 		steps    []any // a *Table or returned
@@ -38,32 +42,38 @@ func TestOwner(t *testing.T) {
 		epoch    uint64
 		returned uint64 // the generation given back; 0 for none
 	}{
-		{"a grant", []any{table(5, mine(5, 0))}, start, false, 5, false, 7, 0},
-		{"another's grant", []any{table(5, other)}, Change{}, false, 5, false, 7, 0},
+		{"a grant", []any{table(5, mine(5, 0))}, first, false, 5, false, 7, 0},
+		{"another's grant", []any{table(5, other)}, tell, false, 5, false, 7, 0},
 		{"the same grant again", []any{table(5, mine(5, 0)), table(6, mine(5, 0))}, Change{}, false, 6, false, 7, 0},
 		{"asked back", []any{table(5, mine(5, 0)), table(6, mine(5, 6))}, stop, true, 6, false, 7, 0},
 		{"asked back, cancelled, not returned", []any{table(5, mine(5, 0)), table(6, mine(5, 6)), table(7, mine(5, 6))},
 			Change{}, true, 7, false, 7, 0},
 		{"asked back and over", []any{table(5, mine(5, 0)), table(6, mine(5, 6)), returned},
 			Change{}, false, 6, false, 7, 0},
-		{"asked back before it was seen", []any{table(6, mine(5, 6))}, Change{}, false, 6, false, 7, 0},
+		{"asked back before it was seen", []any{table(6, mine(5, 6))}, tell, false, 6, false, 7, 0},
 		{"given back", []any{table(5, mine(5, 0)), returned}, Change{}, false, 5, false, 7, 5},
 		{"given back, not heard yet", []any{table(5, mine(5, 0)), returned, table(6, mine(5, 0))},
 			Change{}, false, 6, false, 7, 5},
+		{"given back, not heard, and the report is of other keys",
+			[]any{table(5, mine(5, 0)), returned, keys(table(6, mine(5, 0)))}, tell, false, 6, false, 7, 5},
+		{"given back, not heard for long", []any{table(5, mine(5, 0)), returned, table(13, mine(5, 0))},
+			tell, false, 13, false, 7, 5},
+		{"not heard for long, and nothing to hear", []any{table(5, mine(5, 0)), table(13, mine(5, 0))},
+			Change{}, false, 13, false, 7, 0},
 		{"given back and given anew", []any{table(5, mine(5, 0)), returned, table(8, mine(8, 0))},
 			start, false, 8, false, 7, 0},
 		{"given anew before it returned", []any{table(5, mine(5, 0)), table(8, mine(8, 0))},
 			Change{}, false, 8, false, 7, 0},
 		{"that, and asked back", []any{table(5, mine(5, 0)), table(9, mine(8, 9))}, stop, true, 9, false, 7, 0},
 		{"taken away by hand", []any{table(5, mine(5, 0)), table(6, other)}, stop, true, 6, false, 7, 0},
-		{"an older generation", []any{table(5, mine(5, 0)), table(4, mine(4, 0))}, Change{}, false, 5, true, 7, 0},
+		{"an older generation", []any{table(5, mine(5, 0)), table(4, mine(4, 0))}, tell, false, 5, true, 7, 0},
 		{"another table of the same generation", []any{table(5, mine(5, 0)), marked(1, table(5, other))},
-			Change{}, false, 5, true, 7, 0},
+			tell, false, 5, true, 7, 0},
 		{"a table that does not follow", []any{table(5, mine(5, 0)), func() *Table {
 			next := table(6, other)
 			next.Marks[len(next.Marks)-2] = 1
 			return next
-		}()}, Change{}, false, 5, true, 7, 0},
+		}()}, tell, false, 5, true, 7, 0},
 		{"what follows a table that does not", []any{table(5, mine(5, 0)), table(4, other), table(40, other)},
 			Change{}, false, 5, true, 7, 0},
 		{"a new epoch", []any{table(5, mine(5, 0)), epoch(8, table(6, other))}, end, false, 5, false, 7, 0},
@@ -71,11 +81,11 @@ func TestOwner(t *testing.T) {
 			Change{}, false, 5, false, 7, 0},
 		{"a new epoch, work is over",
 			[]any{table(5, mine(5, 0)), epoch(8, table(6, other)), returned, epoch(8, table(7, other))},
-			Change{}, false, 7, false, 8, 0},
+			tell, false, 7, false, 8, 0},
 		{"a new epoch that gives at once", []any{table(5, other), epoch(8, table(6, mine(6, 0)))},
-			start, false, 6, false, 8, 0},
+			first, false, 6, false, 8, 0},
 		{"back to an epoch that was left", []any{table(5, other), epoch(8, table(6, other)), table(7, mine(7, 0))},
-			Change{}, false, 6, true, 8, 0},
+			tell, false, 6, true, 8, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := newOwner(termA)
@@ -107,10 +117,11 @@ func TestOwner(t *testing.T) {
 // Work of an earlier term refuses the key: it is given back at once.
 func TestOwnerRefuses(t *testing.T) {
 	o := NewOwner(termA, 1, "", 0, &Past{}, func(string) bool { return false })
-	if c := o.Apply(tableOf(5, Entry{ofA, 5, 0}), []string{"0"}); len(c.Start) > 0 {
+	o.Apply(tableOf(5, Entry{ofB, 5, 0}), []string{"0"})
+	if c := o.Apply(tableOf(6, Entry{ofA, 6, 0}), []string{"0"}); len(c.Start) > 0 || !c.Tell {
 		t.Errorf("change %+v", c)
 	}
-	if r := o.Report([]int{0}); len(r.Returned) != 1 || r.Returned[0] != (Return{0, 5, false}) {
+	if r := o.Report([]int{0}); len(r.Returned) != 1 || r.Returned[0] != (Return{0, 6, false}) {
 		t.Errorf("report %+v", r)
 	}
 }
@@ -265,4 +276,127 @@ func TestContradicts(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
+}
+
+// The names of the next table are those that members know, or whose keys are owned yet, and a key is given only to who
+// knows it and does not refuse it: whether members share a set of keys with the table, or have one of their own.
+func TestPlanKeySets(t *testing.T) {
+	random := rand.New(rand.NewPCG(7, 8))
+	subset := func(of []string) (some []string) {
+		for _, key := range of {
+			if random.IntN(3) > 0 {
+				some = append(some, key)
+			}
+		}
+		return some
+	}
+	for range 2000 {
+		all := []string{"a", "b", "c", "d", "e", "f"}
+		old := subset(all)
+		var entries []Entry
+		for range old {
+			entries = append(entries, []Entry{{nobody, 0, 0}, {ofA, 3, 0}, {ofB, 3, 0}, {ofB, 3, 15}}[random.IntN(4)])
+		}
+		table := tableOf(20, entries...)
+		table.Buckets, table.Keys = 0, Digest(old)
+		knows, refused := [][]string{old, old}, [][]int{nil, nil}
+		for m := range knows {
+			if random.IntN(2) == 0 {
+				knows[m] = subset(all)
+			}
+			for i := range old {
+				if random.IntN(4) == 0 {
+					refused[m] = append(refused[m], i)
+				}
+			}
+		}
+		next := func(knows ...[]string) (*Table, []string) {
+			p := planOf(table)
+			p.Names = old
+			for m, row := range []Row{rowA, rowB} {
+				p.Members = append(p.Members, Member{Row: row, Knows: knows[m], Report: Report{
+					Acquired: row.Acquired, Epoch: 7, Gen: 20, Mark: 1020, Keys: Digest(old), Weight: 1,
+					Refused: refused[m]}})
+			}
+			next, names, _ := p.Next()
+			return next, names
+		}
+		got, names := next(knows...)
+		again, alike := next(slices.Clone(knows[0]), slices.Clone(knows[1]))
+		if !reflect.DeepEqual(got, again) || !slices.Equal(names, alike) {
+			t.Fatalf("with sets of their own: %+v of %v, and otherwise %+v of %v", again, alike, got, names)
+		}
+		if got.Keys != Digest(names) || len(got.Entries) != len(names) || !slices.IsSorted(names) {
+			t.Fatalf("%d entries of %v", len(got.Entries), names)
+		}
+		for _, key := range all {
+			was, had := slices.BinarySearch(old, key)
+			known := slices.Contains(knows[0], key) || slices.Contains(knows[1], key)
+			owned := had && entries[was].Owner != nobody && entries[was].Asked == 0
+			i, has := slices.BinarySearch(names, key)
+			if has != (known || owned) {
+				t.Fatalf("key %s is there: %v; known: %v, owned: %v", key, has, known, owned)
+			}
+			if !has || got.Entries[i].Owner == nobody || had && got.Entries[i].Given == entries[was].Given {
+				continue
+			}
+			m := got.Entries[i].Owner
+			if !slices.Contains(knows[m], key) || had && slices.Contains(refused[m], was) {
+				t.Fatalf("key %s is given to %d, who knows %v and refuses %v of %v", key, m, knows, refused, old)
+			}
+		}
+	}
+}
+
+// One of four members with 10,000 keys crashes: the next table, and what the others make of it.
+func BenchmarkCrash(b *testing.B) {
+	keys := make([]string, 10_000)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("tenant-%08d", i)
+	}
+	digest := Digest(keys)
+	table := tableOf(20, make([]Entry, len(keys))...)
+	table.Buckets, table.Keys, table.Rows = 0, digest, nil
+	p := planOf(table)
+	p.Names, p.Rests = keys, func(string) bool { return false }
+	for m := range 4 {
+		row := Row{Term{fmt.Sprint("group-m-", m), fmt.Sprint("uid-", m), int64(m)}, 10, fmt.Sprint("m", m), 1, 15}
+		table.Rows = append(table.Rows, row)
+		if m > 0 {
+			p.Members = append(p.Members, Member{Row: row, Knows: keys, Report: Report{
+				Acquired: row.Acquired, Epoch: 7, Gen: 20, Mark: 1020, Keys: digest, Own: digest, Weight: 1}})
+		}
+	}
+	p.Assigner, table.Assigner = table.Rows[1], table.Rows[1].Term
+	for i := range table.Entries {
+		table.Entries[i] = Entry{i * 4 / len(keys), 20, 0}
+	}
+	crashed := table.Rows[0].Term
+	p.Ended = func(term Term) bool { return term == crashed }
+	next, _, _ := p.Next()
+	text := next.Encode()
+	b.Run("plan", func(b *testing.B) {
+		for b.Loop() {
+			p.Next()
+		}
+	})
+	b.Run("encode", func(b *testing.B) {
+		for b.Loop() {
+			next.Encode()
+		}
+	})
+	b.Run("decode", func(b *testing.B) {
+		for b.Loop() {
+			DecodeTable(text)
+		}
+	})
+	b.Run("apply", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			o := NewOwner(table.Rows[2].Term, 1, digest, 0, &Past{}, func(string) bool { return true })
+			o.Apply(table, keys)
+			b.StartTimer()
+			o.Apply(next, keys)
+		}
+	})
 }
