@@ -91,6 +91,34 @@ func TestExclusive(t *testing.T) {
 	}
 }
 
+// Two may work at the same time on different keys, not on one.
+func TestCheckJournal(t *testing.T) {
+	for key, want := range map[string]string{"b": "", "a": "beside x"} {
+		name := filepath.Join(t.TempDir(), "journal")
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		x, y := &journal{who: "x", file: f, out: io.Discard}, &journal{who: "y", file: f, out: io.Discard}
+		for _, err := range []error{
+			x.write(record{At: 10, Key: "a", Token: 1, What: begin}),
+			y.write(record{At: 20, Key: key, Token: 2, What: begin}),
+			x.write(record{At: 30, Key: "a", Token: 1, What: work}),
+			y.write(record{At: 40, Key: key, Token: 2, What: work}),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		checked, err := (&place{journal: name}).checkJournal()
+		if want == "" && (err != nil || !strings.HasPrefix(checked, "2 sessions")) ||
+			want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %q, %v; want %q", key, checked, err, want)
+		}
+	}
+}
+
 func TestJournal(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "journal")
 	for _, who := range []string{"amber", "teal"} {
@@ -121,7 +149,7 @@ func TestJournal(t *testing.T) {
 // example is a timeline in its 20th second: a handover, a kill, a leader that is frozen.
 func example() *timeline {
 	sec := func(s float64) time.Duration { return time.Hour + time.Duration(s*float64(time.Second)) }
-	t := newTimeline()
+	t := newElection()
 	t.start, t.now = sec(0), sec(20)
 	t.note = "teal is frozen"
 	t.marks = []mark{{sec(4), "a", "SIGTERM"}, {sec(6), "b", "SIGKILL"}, {sec(12), "c", "SIGSTOP"}}
@@ -170,6 +198,77 @@ func TestFrame(t *testing.T) {
 	}
 }
 
+// exampleSharing is a timeline in its 20th second: a member was killed, another has joined.
+func exampleSharing() *timeline {
+	sec := func(s float64) time.Duration { return time.Hour + time.Duration(s*float64(time.Second)) }
+	t := newSharing()
+	t.start, t.now = sec(0), sec(20)
+	t.note = "lime joins"
+	t.marks = []mark{{sec(5), "f", "SIGKILL to pink"}, {sec(14), "g", "lime joins"}}
+	for i, r := range t.rows[:5] {
+		r.process = &process{gone: i == 3}
+	}
+	for i, key := range t.keys {
+		first := t.rows[i/4]
+		s := &session{row: first, key: key, token: 1, worked: stretch{sec(2), sec(20)}}
+		first.sessions = append(first.sessions, s)
+		if i/4 == 3 {
+			s.worked.to, s.ended = sec(5), sec(5)
+			heir := t.rows[i%3]
+			heir.sessions = append(heir.sessions,
+				&session{row: heir, key: key, token: 2, worked: stretch{sec(10), sec(20)}})
+		}
+		if i < 4 && i != 2 {
+			s.worked.to, s.ended = sec(16), sec(16)
+			t.rows[4].sessions = append(t.rows[4].sessions,
+				&session{row: t.rows[4], key: key, token: 3, worked: stretch{sec(16.01), sec(20)}})
+		}
+	}
+	t.rows[3].killed = []time.Duration{sec(5)}
+	*t.steps[0] = step{"f", "SIGKILL to a member", passed, "4, from pink", "5.00 s", "5.00 s", "as it expired"}
+	t.steps[1].state = running
+	return t
+}
+
+func TestFrameOfSharing(t *testing.T) {
+	const want = `
+  leasehold  four processes, sixteen keys, one owner of each at a time                  20.0 s
+
+                                    ▾SIGKILL to pink                  ▾lime joins
+  art                   ▏amber████████████████████████████████████████████████▏lime████████████
+  books                 ▏amber████████████████████████████████████████████████▏lime████████████
+  cars                  ▏amber█████████████████████████████████████████████████████████████████
+  dance                 ▏amber████████████████████████████████████████████████▏lime████████████
+  earth                 ▏teal██████████████████████████████████████████████████████████████████
+  film                  ▏teal██████████████████████████████████████████████████████████████████
+  games                 ▏teal██████████████████████████████████████████████████████████████████
+  health                ▏teal██████████████████████████████████████████████████████████████████
+  ideas                 ▏violet████████████████████████████████████████████████████████████████
+  jazz                  ▏violet████████████████████████████████████████████████████████████████
+  kids                  ▏violet████████████████████████████████████████████████████████████████
+  law                   ▏violet████████████████████████████████████████████████████████████████
+  music                 ▏pink███████✕┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄▏amber██████████████████████████████████
+  news                  ▏pink███████✕┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄▏teal███████████████████████████████████
+  opera                 ▏pink███████✕┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄▏violet█████████████████████████████████
+  photos                ▏pink███████✕┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄▏amber██████████████████████████████████
+                 0s                 5s                 10s                15s
+                 ██ amber 3   ██ teal 5   ██ violet 5   ██ pink   ██ lime 3   ┄ owner dead
+
+  lime joins
+
+    EVENT                      KEYS THAT MOVED   AFTER     LONGEST GAP
+  ✓ f  SIGKILL to a member     4, from pink      5.00 s    5.00 s
+  ▸ g  another member joins
+  · h  a member is replaced
+
+  · every key has an owner
+  · no key had two
+`
+	if got := text(draw(exampleSharing(), 96), false); got != want {
+		t.Errorf("got:%s\nwant:%s", got, want)
+	}
+}
+
 // text returns the frame without spaces at the ends of lines.
 func text(f *frame, colours bool) string {
 	var b bytes.Buffer
@@ -178,9 +277,10 @@ func text(f *frame, colours bool) string {
 }
 
 func TestWidths(t *testing.T) {
-	wide := draw(example(), 200)
+	scenes := []*timeline{example(), exampleSharing()}
+	wide := drawAll(scenes, 200)
 	for _, width := range []int{0, 1, 2, 5, 13, 20, 40, 48, 69, 70, 80, 107, 108, 200} {
-		f := draw(example(), width)
+		f := drawAll(scenes, width)
 		if len(f.lines) != len(wide.lines) {
 			t.Errorf("%d columns: %d lines, want %d", width, len(f.lines), len(wide.lines))
 		}
@@ -189,7 +289,7 @@ func TestWidths(t *testing.T) {
 				t.Errorf("%d columns: line %d has %d", width, i, len(line))
 			}
 		}
-		for _, word := range []string{"3.1 ms", "amber → teal", "a"} {
+		for _, word := range []string{"3.1 ms", "amber → teal", "a", "5.00 s", "lime"} {
 			if width >= 48 && !strings.Contains(text(f, false), word) {
 				t.Errorf("%d columns: no %q in %s", width, word, text(f, false))
 			}
@@ -263,7 +363,7 @@ func TestEnds(t *testing.T) {
 		{"failed when stopped", syscall.SIGTERM, failure, "amber after SIGTERM: exit status 1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tl, p := newTimeline(), &process{asked: tt.asked}
+			tl, p := newElection(), &process{asked: tt.asked}
 			tl.rows[0].begin(p, 1)
 			if err := tl.see(news{process: p, record: &record{At: 2, Token: 5, What: begin}}); err != nil ||
 				tl.leader() == nil {
@@ -300,6 +400,11 @@ func TestDemo(t *testing.T) {
 		`✓ d  API server away for 2s +\w+ leads on +– +\d+`,
 		`✓ e  Lease deleted +(\w+ itself|\w+ → \w+) +` + time + tokens,
 		`✓ no two sessions overlapped +[5-9] sessions, `,
+		`✓ f  SIGKILL to a member +4, from pink +[0-9.]+ s +[0-9.]+ s`,
+		`✓ g  another member joins +4, to lime +[0-9.]+ s +[0-9.]+ m?s`,
+		`✓ h  a member is replaced +\d, amber → blue +` + time + `[0-9.]+ m?s`,
+		`✓ every key has an owner +teal 4, violet 4, lime 4, blue 4; \d+ moves, median gap [0-9.]+ m?s`,
+		`✓ no key had two +\d\d sessions, `,
 	} {
 		if !regexp.MustCompile(row).Match(out) {
 			t.Errorf("no %s", row)
@@ -324,6 +429,9 @@ func TestStopped(t *testing.T) {
 		{"interrupted while somebody leads", "leads, with", 0, syscall.SIGINT, 130},
 		{"interrupted while the leader is frozen", "is frozen", time.Second, syscall.SIGINT, 130},
 		{"interrupted while the API server is away", "does not answer", time.Second, syscall.SIGINT, 130},
+		{"interrupted while a dead member has keys", "is killed: its lease expires 5s after its last renewal, then", 0,
+			syscall.SIGINT, 130},
+		{"killed while keys move", "lime started", 2 * time.Second, syscall.SIGKILL, -1},
 		{"killed while the leader is frozen", "is frozen", time.Second, syscall.SIGKILL, -1},
 		{"killed while the API server is away", "does not answer", time.Second, syscall.SIGKILL, -1},
 	} {

@@ -31,6 +31,9 @@ const (
 	amber
 	teal
 	violet
+	pink
+	lime
+	blue
 	bars   // bars + amber is an amber bar
 	labels = bars * 2
 )
@@ -38,9 +41,6 @@ const (
 // bar returns the style of a piece of a bar, label that of the text in it.
 func (s style) bar() style   { return bars + s }
 func (s style) label() style { return labels + s }
-
-// horizon is the time that the whole show takes on a machine that is not busy.
-const horizon = 34 * time.Second
 
 // margin is left of everything.
 const margin = 2
@@ -57,6 +57,18 @@ func draw(t *timeline, width int) *frame {
 	f.line()
 	f.table(t)
 	return f
+}
+
+// drawAll returns the frames of some scenes, one below the other.
+func drawAll(scenes []*timeline, width int) *frame {
+	all := &frame{width: width}
+	for i, t := range scenes {
+		if i > 0 {
+			all.line()
+		}
+		all.lines = append(all.lines, draw(t, width).lines...)
+	}
+	return all
 }
 
 // line begins a new line.
@@ -80,7 +92,7 @@ func (f *frame) header(t *timeline) {
 	f.line()
 	clock := fmt.Sprintf("%.1f s", (t.now - t.start).Seconds())
 	next := f.text(margin, "leasehold", bold)
-	next = f.text(next+2, "three processes, one Lease, one leader at a time", dim)
+	next = f.text(next+2, t.title, dim)
 	if column := f.width - margin - len(clock); column > next {
 		f.text(column, clock, dim)
 	}
@@ -108,9 +120,9 @@ func (s scale) of(t time.Duration) int {
 // Left of the chart are names, and process IDs if there is room.
 const narrowLabels, wideLabels = margin + 11, margin + 15
 
-// chart draws the events, the API server, the candidates and the time.
+// chart draws the events, what happens in the rows or to the keys, and the time.
 func (f *frame) chart(t *timeline) {
-	s := scale{start: t.start, column: wideLabels, whole: max(horizon, t.now-t.start)}
+	s := scale{start: t.start, column: wideLabels, whole: max(t.horizon, t.now-t.start)}
 	if f.width < 70 {
 		s.column = narrowLabels
 	}
@@ -131,6 +143,34 @@ func (f *frame) chart(t *timeline) {
 		f.text(s.of(m.at), label, bold)
 	}
 
+	if t.keys == nil {
+		f.server(t, s)
+		for _, r := range t.rows {
+			f.row(t, r, s)
+		}
+	}
+	for _, key := range t.keys {
+		f.lane(t, key, s)
+	}
+
+	f.line()
+	every := 5 * time.Second
+	for s.whole/every*4 > time.Duration(s.columns) {
+		every *= 2
+	}
+	for at := time.Duration(0); at < s.whole; at += every {
+		f.text(s.of(t.start+at), fmt.Sprintf("%ds", int(at.Seconds())), dim)
+	}
+	f.line()
+	if t.keys == nil {
+		f.text(s.column, "█ leads, with its fencing token   ─ stands by   ┄ dead, its lease expires", dim)
+	} else {
+		f.members(t, s)
+	}
+}
+
+// server draws when the API server answers.
+func (f *frame) server(t *timeline, s scale) {
 	f.line()
 	f.text(margin, "API server", plain)
 	for c := range s.columns {
@@ -143,20 +183,6 @@ func (f *frame) chart(t *timeline) {
 			f.text(c, "━", dim)
 		}
 	}
-	for _, r := range t.rows {
-		f.row(t, r, s)
-	}
-
-	f.line()
-	every := 5 * time.Second
-	for s.whole/every*4 > time.Duration(s.columns) {
-		every *= 2
-	}
-	for at := time.Duration(0); at < s.whole; at += every {
-		f.text(s.of(t.start+at), fmt.Sprintf("%ds", int(at.Seconds())), dim)
-	}
-	f.line()
-	f.text(s.column, "█ leads, with its fencing token   ─ stands by   ┄ dead, its lease expires", dim)
 }
 
 // row draws what the processes of a candidate do: wait, lead, or nothing.
@@ -179,14 +205,7 @@ func (f *frame) row(t *timeline, r *row, s scale) {
 		}
 	}
 	for _, session := range r.sessions {
-		from, to := s.of(session.worked.from), s.of(session.worked.to)
-		for c := from; c <= to; c++ {
-			f.text(c, " ", r.style.bar())
-		}
-		f.text(from, "▏", r.style.bar()) // separates it from a bar before
-		if label := fmt.Sprint(session.token); len(label)+2 <= to-from+1 {
-			f.text(from+1, label, r.style.label())
-		}
+		f.bar(session, fmt.Sprint(session.token), s)
 	}
 	for _, stretch := range r.frozen {
 		if label := " frozen "; stretch.to != still && len(label)+2 <= s.of(stretch.to)-s.of(stretch.from) {
@@ -198,6 +217,58 @@ func (f *frame) row(t *timeline, r *row, s scale) {
 	}
 }
 
+// bar draws for how long a session worked.
+func (f *frame) bar(session *session, label string, s scale) {
+	style, from, to := session.row.style, s.of(session.worked.from), s.of(session.worked.to)
+	for c := from; c <= to; c++ {
+		f.text(c, " ", style.bar())
+	}
+	f.text(from, "▏", style.bar()) // separates it from a bar before
+	if len(label)+2 <= to-from+1 {
+		f.text(from+1, label, style.label())
+	}
+}
+
+// lane draws who works on a key.
+func (f *frame) lane(t *timeline, key string, s scale) {
+	f.line()
+	f.text(margin, key, plain)
+	all := t.sessions(key)
+	for i, session := range all {
+		f.bar(session, session.row.name, s)
+		next := t.now
+		if i+1 < len(all) {
+			next = all[i+1].worked.from
+		}
+		for _, at := range session.row.killed {
+			if at < session.worked.from || at > next {
+				continue
+			}
+			for c := s.of(at) + 1; c <= s.of(next); c++ {
+				f.text(c, "┄", session.row.style)
+			}
+			f.text(s.of(at), "✕", bad)
+		}
+	}
+}
+
+// members draws the colours of the members, and how many keys each works on.
+func (f *frame) members(t *timeline, s scale) {
+	next, owned := s.column, t.owned()
+	for _, r := range t.rows {
+		if r.process == nil {
+			continue
+		}
+		next = f.text(next, "  ", r.style.bar())
+		if r.process.gone {
+			next = f.text(next+1, r.name, dim) + 3
+		} else {
+			next = f.text(next+1, fmt.Sprintf("%s %d", r.name, owned[r]), r.style) + 3
+		}
+	}
+	f.text(next, "┄ owner dead", dim)
+}
+
 // A column is one of the table's; each step has a text in it.
 type column struct {
 	name  string
@@ -205,17 +276,16 @@ type column struct {
 	text  func(*step) string
 }
 
-var table = []column{
-	{"EVENT", 27, func(s *step) string { return s.key + "  " + s.event }},
-	{"WHO TOOK OVER", 18, func(s *step) string { return s.who }},
-	{"AFTER", 10, func(s *step) string { return s.after }},
-	{"FENCING TOKEN", 15, func(s *step) string { return s.tokens }},
-	{"", 31, func(s *step) string { return s.remark }},
-}
-
-// table draws the outcomes of the events, in as many columns as there is room for, and the verdict.
+// table draws the outcomes of the events, in as many columns as there is room for, and the checks.
 func (f *frame) table(t *timeline) {
-	columns, room := slices.Clone(table), f.width-2*margin-2
+	columns := []column{
+		{t.columns[0], 27, func(s *step) string { return s.key + "  " + s.event }},
+		{t.columns[1], 18, func(s *step) string { return s.who }},
+		{t.columns[2], 10, func(s *step) string { return s.after }},
+		{t.columns[3], 15, func(s *step) string { return s.tokens }},
+		{t.columns[4], 31, func(s *step) string { return s.remark }},
+	}
+	room := f.width - 2*margin - 2
 	for i, c := range columns {
 		if room -= c.width; room < 0 && i >= 3 {
 			columns = columns[:i]
@@ -242,10 +312,12 @@ func (f *frame) table(t *timeline) {
 		f.sign(s.state)
 	}
 	f.line()
-	f.line()
-	next := f.text(margin+2, t.verdict.event, t.verdict.state.style())
-	f.text(next+2, t.verdict.remark, dim)
-	f.sign(t.verdict.state)
+	for _, check := range t.checks {
+		f.line()
+		next := f.text(margin+2, check.event, check.state.style())
+		f.text(next+2, check.remark, dim)
+		f.sign(check.state)
+	}
 }
 
 func (f *frame) sign(s state) {

@@ -13,13 +13,15 @@ import (
 	"time"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// A record is one line of the journal, which the leaders of all processes write.
+// A record is one line of the journal, which the processes write that lead or own a key.
 type record struct {
 	At    time.Duration `json:"at"` // by CLOCK_BOOTTIME, which is the same for all processes
 	Who   string        `json:"who"`
 	PID   int           `json:"pid"`
+	Key   string        `json:"key,omitempty"` // that the session is of; "" for that of a Lease
 	Token uint64        `json:"token"`
 	What  string        `json:"what"`
 	Lost  bool          `json:"lost,omitempty"` // at the end: the lease was lost, not released
@@ -35,8 +37,8 @@ const (
 
 func lost(err error) bool { return errors.Is(err, leasehold.ErrLost) }
 
-// A journal is written by one candidate: into the file that all share, and to its standard output for the demo to
-// follow.
+// A journal is written by one process: into the file that all of a scene share, and to its standard output for the demo
+// to follow.
 type journal struct {
 	who  string
 	file *os.File // opened to append: each write is one record, even if others write
@@ -55,6 +57,31 @@ func (j *journal) write(r record) error {
 	}
 	_, err = j.out.Write(b)
 	return err
+}
+
+// pace is how often a session works.
+const pace = 20 * time.Millisecond
+
+// writeJournal is the work of a session: to write into a journal that may have only one writer at a time, of the Lease
+// or of the key. It returns when the session has ended.
+func (j *journal) writeJournal(s leasehold.Session, key string) error {
+	token, what := s.FencingToken(), begin
+	for {
+		at := boottime.Now() // read before Err: a session that is alive after at was alive at at
+		if s.Err() != nil {
+			break
+		}
+		if err := j.write(record{At: at, Key: key, Token: token, What: what}); err != nil {
+			return err
+		}
+		what = work
+		select {
+		case <-s.Done():
+		case <-time.After(pace):
+		}
+	}
+	return j.write(record{At: boottime.Now(), Key: key, Token: token, What: end, Lost: lost(s.Err()),
+		Why: s.Err().Error()})
 }
 
 // readJournal returns the records in the order in which they were written.
@@ -91,15 +118,16 @@ type span struct {
 func spans(records []record) []span {
 	type session struct {
 		pid   int
+		key   string
 		token uint64
 	}
 	found := map[session]*span{}
 	var order []*span
 	for _, r := range records {
-		s := found[session{r.PID, r.Token}]
+		s := found[session{r.PID, r.Key, r.Token}]
 		if s == nil {
 			s = &span{record: r, last: r.At}
-			found[session{r.PID, r.Token}] = s
+			found[session{r.PID, r.Key, r.Token}] = s
 			order = append(order, s)
 		}
 		s.records++
@@ -119,8 +147,34 @@ func spans(records []record) []span {
 	return sorted
 }
 
-// exclusive returns how close two sessions came to each other, and an error that names those which overlap or have
-// tokens that do not increase.
+// checkJournal checks that no two sessions, of one Lease or of one key, overlapped, and returns what it checked.
+func (p *place) checkJournal() (checked string, err error) {
+	f, err := os.Open(p.journal)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	records, err := readJournal(f)
+	if err != nil {
+		return "", err
+	}
+	byKey := map[string][]span{}
+	sessions := spans(records)
+	for _, s := range sessions {
+		byKey[s.Key] = append(byKey[s.Key], s)
+	}
+	closest := time.Duration(math.MaxInt64)
+	var faults []error
+	for _, of := range byKey {
+		apart, err := exclusive(of)
+		closest, faults = min(closest, apart), append(faults, err)
+	}
+	return fmt.Sprintf("%d sessions, %s apart or more, in %d records of work", len(sessions), short(closest),
+		len(records)), errors.Join(faults...)
+}
+
+// exclusive returns how close two sessions of one Lease or key came to each other, and an error that names those which
+// overlap or have tokens that do not increase.
 func exclusive(sessions []span) (closest time.Duration, err error) {
 	closest = math.MaxInt64
 	var faults []error

@@ -1,10 +1,11 @@
-// Command demo shows what leasehold does when things go wrong: three processes compete for one Lease on a real
-// Kubernetes API server while the leader is stopped, killed and frozen, the API server is away, and the Lease is
-// deleted. It needs nothing but Go:
+// Command demo shows what leasehold does when things go wrong, on a real Kubernetes API server. In the first scene
+// three processes compete for one Lease while the leader is stopped, killed and frozen, the API server is away, and the
+// Lease is deleted. In the second, four processes share out sixteen keys while one of them is killed, another joins,
+// and one is replaced. It needs nothing but Go:
 //
 //	go run ./testbed/demo
 //
-// The candidate is in candidate.go. The exit code is 1 if a check failed.
+// The candidate is in candidate.go, the member in member.go. The exit code is 1 if a check failed.
 package main
 
 import (
@@ -19,14 +20,13 @@ import (
 	"time"
 
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
-	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == candidateCommand {
-		os.Exit(runCandidate(os.Args[2]))
+	if len(os.Args) == 3 && (os.Args[1] == candidateCommand || os.Args[1] == memberCommand) {
+		os.Exit(runProcess(os.Args[1], os.Args[2]))
 	}
-	svgFile := flag.String("svg", "", "write the last frame to `FILE` as a picture")
+	svgFile := flag.String("svg", "", "write the last frames to `FILE` as a picture")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/demo [-svg FILE]")
 		flag.PrintDefaults()
@@ -58,14 +58,10 @@ func demo(svgFile string) int {
 		os.Exit(130) // the children end with this process
 	}()
 
-	t := newTimeline()
-	logs, err := perform(ctx, t, screen)
-	if t.start != 0 {
-		screen.final(t)
-	}
-	screen.close()
+	played, logs, err := perform(ctx, screen)
+	screen.final(played)
 	if err == nil && svgFile != "" {
-		err = os.WriteFile(svgFile, draw(t, svgColumns).svg("go run ./testbed/demo"), 0o644)
+		err = os.WriteFile(svgFile, drawAll(played, svgColumns).svg("go run ./testbed/demo"), 0o644)
 	}
 	switch {
 	case err != nil && errors.Is(context.Cause(ctx), errInterrupted):
@@ -75,46 +71,43 @@ func demo(svgFile string) int {
 		fmt.Fprintf(os.Stderr, "\n%sFailed: %v\n", logs, err)
 		return 1
 	}
-	screen.say("\nAll checks passed in %.0f s. The candidate is the loop in testbed/demo/candidate.go.",
-		(t.now - t.start).Seconds())
+	var took time.Duration
+	for _, t := range played {
+		took += t.now - t.start
+	}
+	screen.say("\nAll checks passed in %.0f s. The programs are the loop in testbed/demo/candidate.go, and the call\n"+
+		"in testbed/demo/member.go.", took.Seconds())
 	return 0
 }
 
 // svgColumns is the width of the picture, enough for all of the table.
 const svgColumns = 108
 
-func newTimeline() *timeline {
-	return &timeline{
-		rows: []*row{{name: "amber", style: amber}, {name: "teal", style: teal}, {name: "violet", style: violet}},
-		steps: []*step{
-			{key: "a", event: "SIGTERM to the leader"},
-			{key: "b", event: "SIGKILL to the leader"},
-			{key: "c", event: "SIGSTOP to the leader"},
-			{key: "d", event: fmt.Sprintf("API server away for %v", outage)},
-			{key: "e", event: "Lease deleted"},
-		},
-		verdict: step{event: "no two sessions overlapped"},
-	}
-}
-
-// perform starts the control plane, plays the show on it, and stops it. After a failure it returns the ends of the
-// logs.
-func perform(ctx context.Context, t *timeline, screen *screen) (logs []byte, err error) {
-	screen.say(`leasehold demo: three processes, one Lease on a real API server, and five things that go wrong.
+// perform starts the control plane, plays the scenes on it, and stops it. It returns the scenes that have begun and,
+// after a failure, the ends of the logs.
+func perform(ctx context.Context, screen *screen) (played []*timeline, logs []byte, err error) {
+	screen.say(`leasehold demo on a real API server: three processes that compete for one Lease, and five things that go
+wrong; then four that share out sixteen keys, of which one is killed, one joins, and one is replaced.
 
 Building and starting kube-apiserver and etcd, from their Go modules, on the loopback interface.
 The first build takes some minutes; after that it is a matter of seconds.`)
 	server, err := startServer(ctx, screen)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
-	t.start = boottime.Now()
-	s := &show{timeline: t, screen: screen, server: server}
-	if err := s.play(ctx); err != nil {
-		return bytes.Join([][]byte{tail("candidates", s.place.log, 40), tail("API server", server.Log(), 10)}, nil), err
+	for _, t := range []*timeline{newElection(), newSharing()} {
+		s, err := newScene(t, screen, server)
+		if err != nil {
+			return played, nil, err
+		}
+		played = append(played, t)
+		if err := s.perform(ctx); err != nil {
+			return played, bytes.Join([][]byte{tail("processes", s.place.log, 40),
+				tail("API server", server.Log(), 10)}, nil), err
+		}
 	}
-	return nil, nil
+	return played, nil, nil
 }
 
 // startServer starts the control plane and shows for how long that has been under way.

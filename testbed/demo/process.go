@@ -13,35 +13,59 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/testbed/internal/child"
 )
 
-// A candidate is this program, started again with this as its first argument and the journal as its second.
-const candidateCommand = "candidate"
+// A candidate or a member is this program, started again with this as its first argument and the journal as its second.
+const (
+	candidateCommand = "candidate"
+	memberCommand    = "member"
+)
 
-// runCandidate is the main function of a candidate's process.
-func runCandidate(journalFile string) int {
+// runProcess is the main function of such a process.
+func runProcess(command, journalFile string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	go func() { // standard input ends with the demo
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(1)
 	}()
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("candidate", os.Getenv("POD_NAME"), "pid",
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With(command, os.Getenv("POD_NAME"), "pid",
 		os.Getpid()))
 	file, err := os.OpenFile(journalFile, os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
 		j := &journal{who: os.Getenv("POD_NAME"), file: file, out: os.Stdout}
-		err = campaign(ctx, j.writeJournal)
+		err = map[string]func(context.Context, *journal) error{
+			candidateCommand: lead,
+			memberCommand:    own,
+		}[command](ctx, j)
 	}
 	if err != nil && ctx.Err() == nil {
-		slog.Error("candidate failed", "error", err)
+		slog.Error("failed", "error", err)
 		return 1
 	}
 	return 0
 }
 
-// A process is one run of a candidate.
+// lead writes the journal of the Lease while it leads.
+func lead(ctx context.Context, j *journal) error {
+	return campaign(ctx, func(s leasehold.Session) error { return j.writeJournal(s, "") })
+}
+
+// own writes the journals of the keys that it owns.
+func own(ctx context.Context, j *journal) error {
+	return share(ctx, func(s leasehold.Session, feed string) error {
+		if err := j.writeJournal(s, feed); err != nil {
+			return backoff.Permanent(err)
+		}
+		return nil
+	})
+}
+
+// A process is one run of a candidate or member.
 type process struct {
 	cmd   *exec.Cmd
 	asked syscall.Signal // the signal sent to end it, 0 before
@@ -55,14 +79,15 @@ type news struct {
 	err    error
 }
 
-// place holds the files that the candidates share.
+// place holds what the processes of a scene share.
 type place struct {
+	command      string
 	kubeconfig   string
 	journal, log string // files
 	news         chan news
 }
 
-// start starts a candidate, whose records go to the place's news; the last of them is its end.
+// start starts a process, whose records go to the place's news; the last of them is its end.
 func (p *place) start(name string) (*process, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -73,7 +98,7 @@ func (p *place) start(name string) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(program, candidateCommand, p.journal)
+	cmd := exec.Command(program, p.command, p.journal)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.kubeconfig, "POD_NAME="+name)
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
@@ -90,7 +115,7 @@ func (p *place) start(name string) (*process, error) {
 		}
 		p.news <- news{process: c, err: cmd.Wait()}
 	}); err != nil {
-		return nil, fmt.Errorf("start candidate %s: %w", name, err)
+		return nil, fmt.Errorf("start %s %s: %w", p.command, name, err)
 	}
 	return c, nil
 }

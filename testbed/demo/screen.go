@@ -31,6 +31,9 @@ var (
 	amberColour  = colour{214, "#f5a623"}
 	tealColour   = colour{43, "#2dd4bf"}
 	violetColour = colour{141, "#b794f6"}
+	pinkColour   = colour{212, "#f472b6"}
+	limeColour   = colour{149, "#a3e635"}
+	blueColour   = colour{75, "#60a5fa"}
 )
 
 var palette = map[style]look{
@@ -42,13 +45,22 @@ var palette = map[style]look{
 	amber:  {fore: amberColour, bold: true},
 	teal:   {fore: tealColour, bold: true},
 	violet: {fore: violetColour, bold: true},
+	pink:   {fore: pinkColour, bold: true},
+	lime:   {fore: limeColour, bold: true},
+	blue:   {fore: blueColour, bold: true},
 
 	amber.bar():    {fore: dark, back: amberColour, fill: '█'},
 	teal.bar():     {fore: dark, back: tealColour, fill: '█'},
 	violet.bar():   {fore: dark, back: violetColour, fill: '█'},
+	pink.bar():     {fore: dark, back: pinkColour, fill: '█'},
+	lime.bar():     {fore: dark, back: limeColour, fill: '█'},
+	blue.bar():     {fore: dark, back: blueColour, fill: '█'},
 	amber.label():  {fore: dark, back: amberColour, bold: true},
 	teal.label():   {fore: dark, back: tealColour, bold: true},
 	violet.label(): {fore: dark, back: violetColour, bold: true},
+	pink.label():   {fore: dark, back: pinkColour, bold: true},
+	lime.label():   {fore: dark, back: limeColour, bold: true},
+	blue.label():   {fore: dark, back: blueColour, bold: true},
 }
 
 // runs calls f for the pieces of a line that have one style.
@@ -204,11 +216,14 @@ func (s *screen) close() {
 	}
 }
 
-// final prints the last frame, which stays.
-func (s *screen) final(t *timeline) {
+// final prints the last frames, which stay.
+func (s *screen) final(scenes []*timeline) {
 	s.close()
+	if len(scenes) == 0 {
+		return
+	}
 	var b bytes.Buffer
 	width, _ := s.size()
-	draw(t, width).write(&b, s.colours, "")
+	drawAll(scenes, width).write(&b, s.colours, "")
 	s.say("\n%s", b.String())
 }

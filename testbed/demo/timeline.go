@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,18 +12,24 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/internal/boottime"
 )
 
-// A timeline records the show so far. All times are by CLOCK_BOOTTIME.
+// A timeline records a scene so far. All times are by CLOCK_BOOTTIME.
 type timeline struct {
+	command    string // of the processes
+	play       func(context.Context, *scene) error
+	title      string
+	horizon    time.Duration // the time that the scene takes on a machine that is not busy
 	start, now time.Duration
 	rows       []*row
+	keys       []string  // each has a lane, in this order; nil if each row has one
 	away       []stretch // of the API server
 	marks      []mark
+	columns    [5]string // the headings of steps
 	steps      []*step
-	verdict    step   // on the whole show
-	note       string // what is happening
+	checks     []*step // of the whole scene
+	note       string  // what is happening
 }
 
-// A row shows the processes of one candidate, of which there is one at a time.
+// A row shows the processes of one candidate or member, of which there is one at a time.
 type row struct {
 	name     string
 	style    style
@@ -44,11 +51,12 @@ func (s *stretch) end(at time.Duration) { s.to = min(s.to, at) }
 
 func (s stretch) overlaps(o stretch) bool { return s.from < o.to && o.from < s.to }
 
-// A session is built from a candidate's records.
+// A session is built from the records of a process.
 type session struct {
 	row    *row
+	key    string
 	token  uint64
-	worked stretch       // from the first to the last work
+	worked stretch       // from the first to the last work; to the end, if the lease was not lost before
 	ended  time.Duration // by its record, or when its process ended; 0 before
 	lost   bool
 	why    string
@@ -89,16 +97,19 @@ func (t *timeline) see(n news) error {
 		}
 		return nil
 	}
-	i := slices.IndexFunc(r.sessions, func(s *session) bool { return s.token == n.record.Token })
+	i := slices.IndexFunc(r.sessions, func(s *session) bool {
+		return s.token == n.record.Token && s.key == n.record.Key
+	})
 	if i < 0 {
 		i = len(r.sessions)
-		r.sessions = append(r.sessions,
-			&session{row: r, token: n.record.Token, worked: stretch{n.record.At, n.record.At}})
+		r.sessions = append(r.sessions, &session{row: r, key: n.record.Key, token: n.record.Token,
+			worked: stretch{n.record.At, n.record.At}})
 	}
-	switch s := r.sessions[i]; n.record.What {
-	case end:
+	s := r.sessions[i]
+	if n.record.What == end {
 		s.ended, s.lost, s.why = n.record.At, n.record.Lost, n.record.Why
-	default:
+	}
+	if !s.lost {
 		s.worked.to = n.record.At
 	}
 	return nil
@@ -123,16 +134,25 @@ func (r *row) exit(at time.Duration) {
 	}
 }
 
+// sessions returns those of a key, or of the Lease, in the order of their fencing tokens.
+func (t *timeline) sessions(key string) (all []*session) {
+	for _, r := range t.rows {
+		for _, s := range r.sessions {
+			if s.key == key {
+				all = append(all, s)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.token, b.token) })
+	return all
+}
+
 // newest returns the session with the highest fencing token, nil if there was none.
 func (t *timeline) newest() *session {
-	var all []*session
-	for _, r := range t.rows {
-		all = append(all, r.sessions...)
+	if all := t.sessions(""); all != nil {
+		return all[len(all)-1]
 	}
-	if all == nil {
-		return nil
-	}
-	return slices.MaxFunc(all, func(a, b *session) int { return cmp.Compare(a.token, b.token) })
+	return nil
 }
 
 // leader returns the session that leads, nil if there is none.
