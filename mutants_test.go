@@ -25,18 +25,10 @@ func (c lyingClock) wait(d time.Duration) time.Duration {
 	return d
 }
 
-// idleRenewer returns a renewer whose goroutine does not run, of a session for the term in own, and the client that its
-// requests go to.
-func idleRenewer(w *world, own record, waiting func(*session)) (*renewer, *leasetest.Client) {
+// idleCampaign returns a campaign of which nothing runs by itself.
+func idleCampaign(w *world, opts ...Option) *campaign {
 	w.Helper()
-	var s *session
-	clock := lyingClock{waiting: func() {
-		if waiting != nil && s != nil {
-			waiting(s)
-		}
-	}}
-	client := w.srv.Client("a")
-	o, err := newOptions(w.Context(), w.options("a", WithClient(client), withClock(clock)))
+	o, err := newOptions(w.Context(), w.options("a", opts...))
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -45,6 +37,21 @@ func idleRenewer(w *world, own record, waiting func(*session)) (*renewer, *lease
 		w.Fatal(err)
 	}
 	w.Cleanup(campaigns{c}.close)
+	return c
+}
+
+// idleRenewer returns a renewer whose goroutine does not run, of a session for the term in own, and the client that its
+// requests go to.
+func idleRenewer(w *world, own record, waiting func(*session), opts ...Option) (*renewer, *leasetest.Client) {
+	w.Helper()
+	var s *session
+	clock := lyingClock{waiting: func() {
+		if waiting != nil && s != nil {
+			waiting(s)
+		}
+	}}
+	client := w.srv.Client("a")
+	c := idleCampaign(w, append([]Option{WithClient(client), withClock(clock)}, opts...)...)
 	c.store.addAnswer(own, observation{})
 	inner, cancel := context.WithCancelCause(w.Context())
 	s = &session{
@@ -69,8 +76,8 @@ func TestRenewalOfAnothersTerm_G6(t *testing.T) {
 		r.store.addAnswer(own.but(func(r *record) { r.identity, r.version = "thief", 9 }), r.store.latest())
 		r.renew(w.Context(), r.clock.now())
 		r.group.Wait()
-		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 {
-			t.Errorf("lost: %v, after %d requests", loss, client.Requests())
+		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 || r.inFlight {
+			t.Errorf("lost: %v, after %d requests, one under way: %v", loss, client.Requests(), r.inFlight)
 		}
 	})
 }

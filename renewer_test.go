@@ -1,0 +1,420 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// When the renewals of a lease come, at both ends of chance.
+func TestWhenToRenew(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tt := range []struct {
+		name        string
+		chance      func(time.Duration) time.Duration
+		first, next time.Duration
+	}{
+		{"at the earliest", func(time.Duration) time.Duration { return 0 }, I / 4, I * 9 / 10},
+		{"at the latest", func(n time.Duration) time.Duration { return n }, I, I},
+	} {
+		o := &options{renewInterval: I, hooks: hooks{chance: tt.chance}}
+		if first, next := firstRenewal(o), nextRenewal(o); first != tt.first || next != tt.next {
+			t.Errorf("%s: first after %v, next after %v, want %v and %v", tt.name, first, next, tt.first, tt.next)
+		}
+	}
+	for interval, want := range map[time.Duration]time.Duration{
+		time.Hour: 100 * ms, I: 100 * ms, 1500 * ms: 50 * ms, 10 * ms: ms,
+	} {
+		if got := gathering(&options{renewInterval: interval}); got != want {
+			t.Errorf("with an interval of %v gathers for %v, want %v", interval, got, want)
+		}
+	}
+	for _, tt := range []struct {
+		name                 string
+		wanted               bool
+		due, sinceLast, want time.Duration
+	}{
+		{"when it is due", false, 2 * time.Second, time.Second, 2 * time.Second},
+		{"wanted", true, 2 * time.Second, 20 * ms, 80 * ms},
+		{"wanted long after the last one", true, 2 * time.Second, time.Second, -900 * ms},
+		{"due before what is wanted is gathered", true, 30 * ms, 20 * ms, 30 * ms},
+	} {
+		now := systemClock{}.now()
+		r := &renewer{session: &session{campaign: &campaign{options: &options{renewInterval: I}}},
+			due: now.add(tt.due), last: now.add(-tt.sinceLast), wanted: tt.wanted}
+		if got := r.untilRenewal(now); got != tt.want {
+			t.Errorf("%s: in %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// Renewals that are asked for are some time apart, from the write on that acquired the lease.
+func TestRenewSoon(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		defer s.Release()
+		acquired := time.Now()
+		var renewed []time.Duration
+		w.srv.OnCommit(func(leasetest.Change) { renewed = append(renewed, time.Since(acquired)) })
+		const ms = time.Millisecond
+		for _, pause := range []time.Duration{0, 150 * ms, 10 * ms} {
+			w.sleep(pause)
+			s.state.(*session).renewSoon()
+		}
+		w.sleep(I / 5)
+		if want := []time.Duration{100 * ms, 200 * ms}; !slices.Equal(renewed, want) {
+			t.Errorf("renewed after %v, want %v", renewed, want)
+		}
+	})
+}
+
+// How a renewal ended says when the next one begins, and until when the lease is trusted.
+func TestRepliesOfRenewals(t *testing.T) {
+	const ms = time.Millisecond
+	unavailable, forbidden := leasetest.ServiceUnavailable(), leasetest.Forbidden(leasetest.Request{Verb: "patch"})
+	for _, tt := range []struct {
+		name   string
+		trust  time.Duration // how much is left when the reply comes
+		answer string        // which renewal the reply shows
+		err    error
+		known  string        // which renewal the newest record shows
+		pause  time.Duration // that the BackOff names
+		due    time.Duration // from now
+		left   []string      // renewals that may yet take effect
+		until  string        // the renewal from whose sending trust counts; "" for the old one
+	}{
+		{"took effect", R, "second", nil, "second", 100 * ms, 0, nil, "second"},
+		{"took effect, and was edited since", R, "second", nil, "another", 100 * ms, 0, nil, "second"},
+		{"the one before did", R, "", unavailable, "first", 100 * ms, 0, []string{"second"}, "first"},
+		{"its reply was lost", R, "", unavailable, "second", 100 * ms, 0, nil, "second"},
+		{"failed", R, "", unavailable, "", 100 * ms, 100 * ms, []string{"first", "second"}, ""},
+		{"refused", R, "", forbidden, "", 100 * ms, 900 * ms, []string{"first", "second"}, ""},
+		{"time for one more try", 10*time.Second + 700*ms, "", unavailable, "", time.Hour, 700 * ms,
+			[]string{"first", "second"}, ""},
+		{"no time for one more", 5 * time.Second, "", unavailable, "", time.Hour, (R - I) / 4 / 4,
+			[]string{"first", "second"}, ""},
+		{"stored otherwise", R, "another", nil, "another", 100 * ms, 100 * ms, []string{"first", "second"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				own := heldByB.but(func(r *record) { r.duration = D })
+				r, _ := idleRenewer(w, own, nil, WithChance(func(time.Duration) time.Duration { return 0 }),
+					WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: tt.pause} }))
+				s := r.session
+				time.Sleep(I)
+				now := r.clock.now()
+				sent := map[string]instant{
+					"first": now.add(-2 * time.Second), "second": now.add(-time.Second), "another": {},
+				}
+				shows := func(which string) record {
+					return own.but(func(r *record) {
+						r.version++
+						r.renewed = r.renewed.Add(sent[which].mono.Sub(time.Unix(0, 0)))
+					})
+				}
+				for _, which := range []string{"first", "second"} {
+					r.pending = append(r.pending, renewal{shows(which).renewed, sent[which]})
+				}
+				until := now.add(tt.trust)
+				s.until.Store(&until)
+				if tt.known != "" {
+					r.store.addAnswer(shows(tt.known), r.store.latest())
+				}
+				answer := reply{err: tt.err, sent: sent["second"]}
+				if tt.answer != "" {
+					answer.record = shows(tt.answer)
+				}
+				r.handleReply(answer)
+				if err := s.loss(); err != nil {
+					t.Fatal(err)
+				}
+				if tt.until != "" {
+					until = sent[tt.until].add(R)
+				}
+				if got := *s.until.Load(); got != until {
+					t.Errorf("trusted for %v, want %v", got.left(now), until.left(now))
+				}
+				var left []string
+				for _, p := range r.pending {
+					for which := range sent {
+						if p.stamp == shows(which).renewed {
+							left = append(left, which)
+						}
+					}
+				}
+				if !slices.Equal(left, tt.left) {
+					t.Errorf("may yet take effect: %v, want %v", left, tt.left)
+				}
+				if told := len(s.renewed) == 1; told != (tt.until != "") {
+					t.Errorf("told that it was renewed: %v", told)
+				}
+				due := now.add(tt.due)
+				if tt.until != "" {
+					due = sent[tt.until].add(I * 9 / 10)
+				}
+				if r.due != due {
+					t.Errorf("the next one is due in %v, want %v", r.due.left(now), due.left(now))
+				}
+				if first := tt.until != "" && tt.left == nil; r.delays.restart != first {
+					t.Errorf("the next failure is the first in a row: %v, want %v", r.delays.restart, first)
+				}
+				if altered := tt.answer == "another"; s.altered.Load() != altered {
+					t.Errorf("altered: %v, want %v", s.altered.Load(), altered)
+				}
+				r.handleReply(answer) // of the next renewal
+				w.sleep(time.Second)
+				logged := w.logged("the API server stored another renewTime")
+				if altered := tt.answer == "another"; logged != map[bool]int{true: 1}[altered] {
+					t.Errorf("logged %d times", logged)
+				}
+			})
+		})
+	}
+}
+
+// What a renewal brings of another's term, or of an edit that cuts the duration, ends the session, and nothing else is
+// concluded from it. After a loss nothing is concluded at all.
+func TestAbsorbedLosses_G6(t *testing.T) {
+	own := heldByB.but(func(r *record) { r.duration = D })
+	for _, tt := range []struct {
+		name string
+		seen record
+	}{
+		{"another's", own.but(func(r *record) { r.identity = "thief" })},
+		{"cut", own.but(func(r *record) { r.duration-- })},
+		{"our own, but lost before", own},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				r, _ := idleRenewer(w, own, nil)
+				until, sent := r.session.until.Load(), r.clock.now().add(time.Second)
+				if tt.seen == own {
+					r.session.lose(lostBecause(taken, "before"))
+				}
+				tt.seen.version++
+				r.pending = []renewal{{own.renewed, sent}}
+				r.store.addAnswer(tt.seen, r.store.latest())
+				r.handleReply(reply{tt.seen, nil, sent})
+				if loss := r.session.loss(); !errors.Is(loss, ErrLost) {
+					t.Errorf("lost: %v", loss)
+				}
+				if r.session.until.Load() != until || len(r.pending) != 1 {
+					t.Errorf("trusted until %v, want %v; %d renewals pending", r.session.until.Load(), until,
+						len(r.pending))
+				}
+				w.sleep(time.Second)
+				if w.logged("the API server stored another renewTime") != 0 {
+					t.Error("a loss was logged as an altered renewal")
+				}
+			})
+		})
+	}
+}
+
+// A renewal is told from the write before it even if both were made in the same microsecond, it is noted before it is
+// sent, and it doubts a watch that has not brought what it builds upon.
+func TestRenewalIsToldApart(t *testing.T) {
+	inWorld(t, func(w *world) {
+		own := heldByB.but(func(r *record) { r.duration, r.renewed = D, time.Now().UTC().Truncate(time.Microsecond) })
+		r, _ := idleRenewer(w, own, nil)
+		now := r.clock.now()
+		r.wanted = true
+		r.renew(w.Context(), now)
+		if want := []renewal{{own.renewed.Add(time.Microsecond), now}}; !slices.Equal(r.pending, want) {
+			t.Errorf("pending: %v, want %v", r.pending, want)
+		}
+		if !r.inFlight || r.wanted || r.last != now || !r.reflector.takeOverdue() {
+			t.Errorf("under way: %v, wanted: %v, last: %v", r.inFlight, r.wanted, r.last)
+		}
+		r.group.Wait()
+		if reply := <-r.replies; reply.sent != now || reply.err == nil {
+			t.Errorf("replied: %+v", reply) // there is no such Lease
+		}
+	})
+}
+
+// A renewal under way keeps nobody from hearing of a loss, and is cut short by it.
+func TestLossDuringRenewal_G6(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		patches := make(chan struct{}, 9)
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "patch" {
+				return leasetest.Fault{}
+			}
+			patches <- struct{}{}
+			return leasetest.Fault{Before: time.Hour}
+		})
+		<-patches
+		w.sleep(eps)
+		w.steal("thief")
+		w.sleep(0)
+		select {
+		case <-s.Done():
+		default:
+			t.Error("not lost")
+		}
+		if losses := w.logged(`msg="lease lost"`); losses != 1 || len(patches) != 0 {
+			t.Errorf("%d losses logged, %d more renewals sent", losses, len(patches))
+		}
+		began := time.Now()
+		if err := s.Release(); !errors.Is(err, ErrLost) || time.Since(began) > eps {
+			t.Errorf("Release() = %v, after %v", err, time.Since(began))
+		}
+	})
+}
+
+// Work that has returned is not stuck, however long the renewal under way takes.
+func TestBeatEndsWithTheWork(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a", WithBeat(time.Second))
+		patches := make(chan struct{}, 9)
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "patch" || len(patches) > 0 {
+				return leasetest.Fault{}
+			}
+			patches <- struct{}{}
+			return leasetest.Fault{Before: 2 * time.Second}
+		})
+		for len(patches) == 0 {
+			w.sleep(eps)
+			s.Beat()
+		}
+		if err := s.Release(); err != nil || w.holder() != "" {
+			t.Errorf("Release() = %v, held by %q", err, w.holder())
+		}
+	})
+}
+
+// Work that is stuck is found in time even if that is long before the next renewal.
+func TestBeatBetweenRenewals(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a", WithBeat(200*time.Millisecond), WithDuration(time.Minute))
+		defer s.Release()
+		began := time.Now()
+		<-s.Done()
+		if took := time.Since(began); took < 200*time.Millisecond || took > 250*time.Millisecond {
+			t.Errorf("%v after %v", s.Err(), took)
+		}
+	})
+}
+
+// Trust that ended while the process was stopped is not revived by what comes after it: neither by the reply to a
+// renewal nor by the watch. Who looks first finds the loss, and the renewer hears of it at once.
+func TestTrustIsNotRevived_G3(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		fault leasetest.Fault
+	}{
+		{"reply", leasetest.Fault{Before: time.Second}},
+		{"watch", leasetest.Fault{Before: time.Second, Drop: leasetest.TheReply}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				var slept atomic.Int64
+				s := w.acquire(w.Context(), "a", withClock(sleepyClock{&slept}))
+				sent := make(chan struct{}, 9)
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if r.Verb != "patch" {
+						return leasetest.Fault{}
+					}
+					sent <- struct{}{}
+					return tt.fault
+				})
+				acquired := time.Now()
+				<-sent
+				time.Sleep(tt.fault.Before / 2)
+				slept.Store(int64(R - time.Since(acquired) + eps)) // what the renewal would have trusted is not over
+				w.sleep(tt.fault.Before)
+				if s.Context().Err() == nil || w.logged("the clock jumped") != 1 {
+					t.Errorf("not lost: %v", s.Err())
+				}
+				s.Release()
+			})
+		})
+	}
+	t.Run("a look", func(t *testing.T) {
+		inWorld(t, func(w *world) {
+			var slept atomic.Int64
+			s := w.acquire(w.Context(), "a", withClock(sleepyClock{&slept}))
+			w.sleep(eps)
+			slept.Store(int64(time.Hour))
+			if err := s.Err(); !errors.Is(err, ErrLost) || context.Cause(s.Context()) != err {
+				t.Errorf("not lost: %v", err)
+			}
+			w.sleep(0)
+			if w.logged(`msg="lease lost"`) != 1 {
+				t.Error("the renewer did not hear of the loss")
+			}
+			s.Release()
+		})
+	})
+}
+
+// The function of WithOverrun is called when the lease expires, and not if the body has returned by then, even if that
+// is found out only afterwards.
+func TestOverrunAtExpiry(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		stalls  bool          // until the lease has expired
+		returns time.Duration // when the body returns, from when the lease expires
+		calls   int
+	}{
+		{"before", false, -time.Nanosecond, 0},
+		{"before, but the process stalls", true, -time.Nanosecond, 0},
+		{"after", false, time.Nanosecond, 1},
+	} {
+		for range 20 { // chance decides what comes first
+			inWorld(t, func(w *world) {
+				var called []time.Time
+				own := heldByB.but(func(r *record) { r.duration = D })
+				r, _ := idleRenewer(w, own, nil, WithOverrun(func(Session) { called = append(called, time.Now()) }))
+				s := r.session
+				s.yielded.Store(true)
+				s.lose(lostBecause(taken, "now held by %q", "thief"))
+				expires := s.until.Load().mono.Add(D - R)
+				time.AfterFunc(time.Until(expires)+tt.returns, s.stopRenewing)
+				timer := time.NewTimer(0)
+				<-timer.C
+				if tt.stalls {
+					w.sleep(time.Until(expires))
+				}
+				r.reportLoss(timer)
+				if len(called) != tt.calls || tt.calls > 0 && called[0] != expires ||
+					s.overran.Load() != (tt.calls > 0) {
+					t.Errorf("%s: called at %v, want %d calls, at %v", tt.name, called, tt.calls, expires)
+				}
+			})
+		}
+	}
+}
+
+// The renewal under way of a lost lease is waited for, but not for longer than one may take.
+func TestAwaitRenewal(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r, _ := idleRenewer(w, heldByB, nil)
+		timeout := r.session.campaign.renewTimeout.current()
+		for _, lasts := range []time.Duration{0, time.Second, timeout - 1, time.Hour} {
+			r.flight <- struct{}{}
+			ends := time.AfterFunc(lasts, func() { <-r.flight })
+			began := time.Now()
+			r.awaitRenewal()
+			if took := time.Since(began); took != min(lasts, timeout) {
+				t.Errorf("waited for %v, the renewal took %v", took, lasts)
+			}
+			if ends.Stop() {
+				<-r.flight
+			}
+			if len(r.flight) != 0 {
+				t.Error("a renewal seems to be under way")
+			}
+		}
+	})
+}
