@@ -1,0 +1,244 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// What freeing a lease sends, how it ends, and when. It leaves no permit behind.
+func TestFree(t *testing.T) {
+	const pause = 130 * time.Millisecond
+	lost := errors.New("not the test's")
+	always := func(f leasetest.Fault) func(w *world, r leasetest.Request) leasetest.Fault {
+		return func(*world, leasetest.Request) leasetest.Fault { return f }
+	}
+	// first is the fate of the first request of a kind alone.
+	first := func(verb string, f leasetest.Fault) func(w *world, r leasetest.Request) leasetest.Fault {
+		n := 0
+		return func(_ *world, r leasetest.Request) leasetest.Fault {
+			if r.Verb != verb || n > 0 {
+				return leasetest.Fault{}
+			}
+			n++
+			return f
+		}
+	}
+	// meanwhile is first, and does something when the Lease is read.
+	meanwhile := func(f leasetest.Fault, do func(*world)) func(w *world, r leasetest.Request) leasetest.Fault {
+		fate := first("patch", f)
+		return func(w *world, r leasetest.Request) leasetest.Fault {
+			if r.Verb == "get" {
+				do(w)
+			}
+			return fate(w, r)
+		}
+	}
+	steal := func(w *world) { w.steal("thief") }
+	lostReply := leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.EOF()}
+	deletes := []Option{WithDeleteOnRelease()}
+	for _, tt := range []struct {
+		name   string
+		opts   []Option
+		fate   func(w *world, r leasetest.Request) leasetest.Fault
+		before func(*world, *campaign)
+		want   error
+		sent   string // the requests
+		took   time.Duration
+		left   string // the holder at the end; "none" for no Lease
+	}{
+		{name: "at once", sent: "patch"},
+		{name: "unavailable for a moment", fate: first("patch", leasetest.Fault{Err: leasetest.ServiceUnavailable()}),
+			sent: "patch get patch", took: pause},
+		{name: "too many requests for a moment",
+			fate: first("patch", leasetest.Fault{Err: leasetest.TooManyRequests(time.Second)}), sent: "patch patch",
+			took: time.Second},
+		{name: "the reply is lost", fate: first("patch", lostReply), sent: "patch get", took: pause},
+		{name: "the reply is lost, and another acquires the lease", opts: deletes, fate: meanwhile(lostReply, steal),
+			sent: "patch get", took: pause, left: "thief"},
+		{name: "the reply is lost, and the Lease is deleted", opts: deletes,
+			fate: meanwhile(lostReply, func(w *world) { w.srv.Delete(ns, name) }), sent: "patch get", took: pause,
+			left: "none"},
+		{name: "not ours", before: func(w *world, c *campaign) {
+			w.steal("thief")
+			c.reflector.read(w.Context())
+		}, want: lost, left: "thief"},
+		{name: "not ours, as a conflict shows", before: func(w *world, c *campaign) { w.steal("thief") }, want: lost,
+			sent: "patch get", took: pause, left: "thief"},
+		{name: "no answer", fate: always(leasetest.Fault{Drop: leasetest.TheRequest}), want: context.DeadlineExceeded,
+			sent: "patch get get", took: R / 4, left: "a"},
+		{name: "unavailable", fate: always(leasetest.Fault{Err: leasetest.ServiceUnavailable()}),
+			want: leasetest.ServiceUnavailable(), took: R / 4, left: "a",
+			sent: strings.TrimSpace(strings.Repeat("patch get ", int(R/4/pause)+1))},
+		{name: "deleted on release", opts: deletes, sent: "patch delete", left: "none"},
+		{name: "deleted on release, the reply is lost", opts: deletes, fate: first("patch", lostReply),
+			sent: "patch get delete", took: pause, left: "none"},
+		{name: "deleted on release, which fails", opts: deletes,
+			fate: first("delete", leasetest.Fault{Err: leasetest.ServiceUnavailable()}), sent: "patch delete"},
+		{name: "deleted on release, which does not answer", opts: deletes,
+			fate: first("delete", leasetest.Fault{Drop: leasetest.TheRequest}), sent: "patch delete",
+			took: (R - I) / 4},
+		{name: "being deleted", opts: deletes, before: func(w *world, c *campaign) {
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Finalizers = []string{"example.com/keep"} })
+			w.srv.Client("b").Leases(ns).Delete(w.Context(), name, metav1.DeleteOptions{})
+			c.reflector.read(w.Context())
+		}, sent: "patch"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, append(tt.opts,
+					WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))...)
+				own, err := c.lease.create(w.Context(), time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.store.addAnswer(own, observation{})
+				if tt.before != nil {
+					tt.before(w, c)
+				}
+				w.sleep(time.Second)
+				var mu sync.Mutex // protects sent, and what fate counts
+				var sent []string
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					mu.Lock()
+					defer mu.Unlock()
+					sent = append(sent, r.Verb)
+					if tt.fate == nil {
+						return leasetest.Fault{}
+					}
+					return tt.fate(w, r)
+				})
+				began := time.Now()
+				err = c.free(w.Context(), "next", func(r record) error {
+					if r.term() == own.term() {
+						return nil
+					}
+					return lost
+				})
+				if !errors.Is(err, tt.want) && errorText(err) != errorText(tt.want) &&
+					!strings.Contains(errorText(err), errorText(tt.want)) || (err == nil) != (tt.want == nil) {
+					t.Errorf("free = %v, want %v", err, tt.want)
+				}
+				if got := strings.Join(sent, " "); got != tt.sent {
+					t.Errorf("sent %s, want %s", got, tt.sent)
+				}
+				if took := time.Since(began); took != tt.took {
+					t.Errorf("took %v, want %v", took, tt.took)
+				}
+				if !c.client.permits.TryAcquire(maxInFlight) {
+					t.Error("a permit was not given back")
+				}
+				c.client.permits.Release(maxInFlight)
+				exists := w.srv.Lease(ns, name) != nil
+				if left := w.holder(); exists != (tt.left != "none") || exists && left != tt.left {
+					t.Errorf("held by %q, exists: %v, want %s", left, exists, tt.left)
+				}
+				now := c.store.latest()
+				if tt.want == nil && exists && tt.left == "" && now.notes.Successor != "next" {
+					t.Errorf("freed for %q", now.notes.Successor)
+				}
+				if deleted := slices.Contains(sent, "delete") && !exists; deleted && now.exists() {
+					t.Errorf("the deletion is not known: %+v", now.record)
+				}
+			})
+		})
+	}
+}
+
+// A release that waits for a permit ends with ctx, and with the term that it is about.
+func TestFreeWithoutPermit(t *testing.T) {
+	cause, lost := errors.New("enough"), errors.New("not ours any more")
+	for _, tt := range []struct {
+		name   string
+		stolen bool
+		ends   bool // ctx ends; else there is a permit
+		want   error
+	}{
+		{"ctx ends", false, true, cause},
+		{"ctx ends, and the term has", true, true, lost},
+		{"the term has ended when there is a permit", true, false, lost},
+		{"there is a permit", false, false, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w)
+				own, err := c.lease.create(w.Context(), time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.store.addAnswer(own, observation{})
+				c.client.permits.Acquire(w.Context(), maxInFlight)
+				ctx, cancel := context.WithCancelCause(w.Context())
+				defer cancel(nil)
+				freed := make(chan error, 1)
+				go func() {
+					freed <- c.free(ctx, "", func(r record) error {
+						if r.term() == own.term() {
+							return nil
+						}
+						return lost
+					})
+				}()
+				w.sleep(R) // the budget begins with the permit
+				if len(freed) > 0 {
+					t.Fatalf("free = %v without a permit", <-freed)
+				}
+				n := w.srv.Client("a").Requests()
+				if tt.stolen {
+					c.store.addAnswer(own.but(func(r *record) { r.version, r.identity = r.version+9, "thief" }),
+						observation{})
+				}
+				if tt.ends {
+					cancel(cause)
+				} else {
+					c.client.permits.Release(maxInFlight)
+				}
+				if err := <-freed; err != tt.want {
+					t.Errorf("free = %v, want %v", err, tt.want)
+				}
+				if sent := w.srv.Client("a").Requests() - n; (sent > 0) != (tt.want == nil) {
+					t.Errorf("%d requests", sent)
+				}
+				if tt.ends {
+					c.client.permits.Release(maxInFlight)
+				}
+				if !c.client.permits.TryAcquire(maxInFlight) {
+					t.Error("a permit was not given back")
+				}
+				c.client.permits.Release(maxInFlight)
+			})
+		})
+	}
+}
+
+// The failures of one release make those of the next no slower.
+func TestReleaseStartsOver(t *testing.T) {
+	inWorld(t, func(w *world) {
+		policy := &fixedBackOff{pause: time.Millisecond}
+		s := w.acquire(w.Context(), "a", WithBackOff(func() backoff.BackOff { return policy }))
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+		})
+		for n := 1; n <= 2; n++ {
+			before := policy.resets
+			if s.Release() == nil {
+				t.Fatal("released")
+			}
+			if policy.resets != before+1 {
+				t.Errorf("release %d: the policy started over %d times", n, policy.resets-before)
+			}
+		}
+		w.srv.Client("a").OnRequest(nil)
+		s.Release()
+	})
+}
