@@ -149,8 +149,8 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 // start begins to follow the Lease.
 func (c *campaign) start() { c.reflector.start(c.ctx, c.client.subscribe(c.reflector, c.options)) }
 
-// withdraw looks whether a claim whose outcome is unknown acquired the lease, and releases it then.
-func (c *campaign) withdraw() {
+// resolveDoubt looks whether a claim whose outcome is unknown acquired the lease, and frees it then.
+func (c *campaign) resolveDoubt() {
 	doubts := c.claims.inDoubt()
 	if doubts == nil {
 		return
@@ -159,16 +159,16 @@ func (c *campaign) withdraw() {
 	defer cancel()
 	_, err := c.reflector.read(ctx)
 	if err == nil {
-		err = c.freeDoubtful(ctx, doubts)
+		err = c.freeInDoubt(ctx, doubts)
 	}
 	if err != nil && err != errNotOurs {
 		c.log.warn("lease perhaps not released; if it was acquired, it will expire", "error", err)
 	}
-	c.claims.settle()
+	c.claims.clearDoubt()
 }
 
-// freeDoubtful frees the lease if it shows one of the terms in doubts.
-func (c *campaign) freeDoubtful(ctx context.Context, doubts []term) error {
+// freeInDoubt frees the lease if it shows one of the terms in doubts.
+func (c *campaign) freeInDoubt(ctx context.Context, doubts []term) error {
 	return c.free(ctx, "", func(r record) error {
 		for _, t := range doubts {
 			if r.term().is(t) {

@@ -38,9 +38,9 @@ func (c *claims) begin(on record, identity string, now time.Time) claim {
 	return n
 }
 
-// end records that n ended with err, and whether that decided what becomes of it. A claim that was refused is not
-// ours, with a conflict neither: another process with our identity may have drawn the same acquireTime, and leads.
-func (c *claims) end(n claim, err error, decided bool) {
+// recordOutcome records that n ended with err, and whether that decided what becomes of it. A claim that was refused is
+// not ours, with a conflict neither: another process with our identity may have drawn the same acquireTime, and leads.
+func (c *claims) recordOutcome(n claim, err error, decided bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := slices.IndexFunc(c.all, func(other claim) bool { return other.term == n.term })
@@ -92,8 +92,8 @@ func (c *claims) inDoubt() (terms []term) {
 	return terms
 }
 
-// settle ends all doubt.
-func (c *claims) settle() {
+// clearDoubt ends all doubt.
+func (c *claims) clearDoubt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.all {
@@ -159,7 +159,7 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	if err == nil {
 		err = c.verifyClaim(n, r)
 	}
-	c.campaign.claims.end(n, err, decided)
+	c.campaign.claims.recordOutcome(n, err, decided)
 	if conflicts(err) {
 		c.learnWinner(ctx, o)
 	}

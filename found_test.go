@@ -331,7 +331,7 @@ func TestClaimsForget(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := claims{stamps: timestamps{chance: func(time.Duration) time.Duration { return 0 }}}
 			n := c.begin(tt.on, "a", now)
-			c.end(n, errors.New("EOF"), tt.decided)
+			c.recordOutcome(n, errors.New("EOF"), tt.decided)
 			c.forget(tt.o, now.Add(tt.later), tt.afterRead)
 			if kept := c.include(term{tt.on.uid, "a", n.term.acquired}); kept != tt.kept {
 				t.Errorf("kept: %v", kept)
@@ -435,7 +435,7 @@ func TestRefusedClaimIsNotOurs_G1(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := claims{stamps: timestamps{chance: func(time.Duration) time.Duration { return 0 }}}
 			n := c.begin(record{uid: "u", version: 5}, "a", time.Now())
-			c.end(n, tt.err, tt.err == nil || !outcomeUnknown(tt.err))
+			c.recordOutcome(n, tt.err, tt.err == nil || !outcomeUnknown(tt.err))
 			if ours := c.include(n.term); ours != tt.ours {
 				t.Errorf("ours: %v", ours)
 			}

@@ -80,8 +80,8 @@ func (s *keySession) validFor() time.Duration {
 // errRingSession is why Release of a ring's session is refused.
 var errRingSession = errors.New("leasehold: a session of a ring is not released: call leave, which Enter returned")
 
-// end gives the key back once its work has returned.
-func (s *keySession) end() error {
+// release gives the key back once its work has returned.
+func (s *keySession) release() error {
 	if s.group.buckets > 0 {
 		return errRingSession
 	}

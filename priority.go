@@ -38,7 +38,7 @@ func (s Session) HandOver(identity string) error {
 		return s.Release()
 	}
 	one.successor.Store(&identity)
-	return one.end()
+	return one.release()
 }
 
 // standbyPriority returns the priority; nil if there is none.

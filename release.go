@@ -13,7 +13,7 @@ var errNotOurs = errors.New("not ours")
 // permit. It gives up when refuse, which is asked about the newest record before each try, returns an error. Nil
 // means that the lease was freed, for successor, if that is not "".
 func (c *campaign) free(ctx context.Context, successor string, refuse func(record) error) error {
-	r := release{campaign: c, successor: successor, refuse: refuse}
+	r := freeAttempt{campaign: c, successor: successor, refuse: refuse}
 	c.releaseDelays.reset()
 	for first := true; ; first = false {
 		if over := r.over(ctx, c.store.latest().record); over != nil {
@@ -52,19 +52,19 @@ func (c *campaign) free(ctx context.Context, successor string, refuse func(recor
 // releaseBudget bounds how long the end of a session waits for a server that does not answer.
 func (c *campaign) releaseBudget() time.Duration { return c.options.renewDeadline / 4 }
 
-// A release is what is known of one attempt to free the lease.
-type release struct {
+// A freeAttempt is what is known of an attempt to free the lease, of one write or more.
+type freeAttempt struct {
 	campaign  *campaign
 	successor string
 	refuse    func(record) error
 	inDoubt   bool // a write whose outcome is unknown may have freed the lease
 }
 
-// An outcome is how a release ended.
+// An outcome is how an attempt to free the lease ended.
 type outcome struct{ err error }
 
-// over returns how the release has ended, if the Lease as it is in rec may not, or need not, be freed.
-func (r *release) over(ctx context.Context, rec record) *outcome {
+// over returns how the attempt has ended, if the Lease as it is in rec may not, or need not, be freed.
+func (r *freeAttempt) over(ctx context.Context, rec record) *outcome {
 	err := r.refuse(rec)
 	if err == nil {
 		return nil
@@ -80,7 +80,7 @@ func (r *release) over(ctx context.Context, rec record) *outcome {
 }
 
 // try sends one write. After one whose outcome is unknown it reads, unless the watch has told.
-func (r *release) try(ctx context.Context, on record) (record, error) {
+func (r *freeAttempt) try(ctx context.Context, on record) (record, error) {
 	c := r.campaign
 	freed, err := c.write(ctx, "release", func(ctx context.Context) (record, error) {
 		return c.lease.release(ctx, on, r.successor)
@@ -96,7 +96,7 @@ func (r *release) try(ctx context.Context, on record) (record, error) {
 
 // remove deletes the Lease that was just freed, if the options say so. It is left where another has acquired it
 // meanwhile, and where somebody has deleted it already.
-func (r *release) remove(ctx context.Context, free record) {
+func (r *freeAttempt) remove(ctx context.Context, free record) {
 	c := r.campaign
 	if !c.options.deleteOnRelease || free.deleting {
 		return
@@ -115,9 +115,9 @@ func (r *release) remove(ctx context.Context, free record) {
 	}
 }
 
-// release frees the lease if it is still ours, in bounded time: not beyond the trust in it, because
+// free frees the lease if it is still ours, in bounded time: not beyond the trust in it, because
 // it expires then. Where thousands are released at once, most of that may pass until there is a permit.
-func (s *session) release() error {
+func (s *session) free() error {
 	c := s.campaign
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), c.clock.wait(max(s.trustLeft(), 0)))
 	defer cancel()

@@ -25,7 +25,7 @@ type sessionState interface {
 	fencingToken() uint64
 	firstHolder() Holder
 	beat()
-	end() error
+	release() error
 }
 
 // Context returns a context that is cancelled when leadership ends; context.Cause says why, as Err
@@ -100,7 +100,7 @@ func (s Session) Release() error {
 	if s.state == nil {
 		return nil
 	}
-	return s.state.end()
+	return s.state.release()
 }
 
 // Guard returns a RoundTripper that passes requests to next while this process certainly holds the lease, also
@@ -338,7 +338,7 @@ func (s *session) stopRenewing() {
 	s.stopping.Do(func() { close(s.stop) })
 }
 
-// finish ends the session: cancel, wait, release. It returns nil once nothing is held any more. If
+// finish ends the session: cancel, wait, free. It returns nil once nothing is held any more. If
 // the API server could not be told, it may be called again.
 func (s *session) finish() error {
 	s.stopRenewing()
@@ -350,13 +350,13 @@ func (s *session) finish() error {
 	if s.finished {
 		return s.loss()
 	}
-	err := s.release()
+	err := s.free()
 	s.finished = err == nil || s.loss() != nil
 	return err
 }
 
-// end is Release.
-func (s *session) end() error {
+// release ends the session because the program asked for it. A session of Acquire ends its campaign too.
+func (s *session) release() error {
 	s.stopRenewing()
 	if s.closeCampaign != nil {
 		defer s.closeCampaign()

@@ -61,13 +61,13 @@ type sharedWatch struct {
 	afresh    bool          // the watch was opened afresh, and no epoch has begun since; owned by run
 	distrust  chan struct{} // has room for one: a subscriber missed news
 
-	mu      sync.Mutex                 // protects following
-	byName  map[string][]*subscription // by the name of the Lease
-	count   int                        // of subscriptions
-	state   sharedState
-	skipped bool      // the watch left something out
-	version uint64    // the newest that the watch brought
-	opened  time.Time // when the watch was
+	mu       sync.Mutex                 // protects following
+	byName   map[string][]*subscription // by the name of the Lease
+	count    int                        // of subscriptions
+	state    sharedState
+	skipped  bool      // the watch left something out
+	version  uint64    // the newest that the watch brought
+	openedAt time.Time // when the watch was opened
 }
 
 // A sharedState is what subscribers need to know of the shared watch.
@@ -75,7 +75,7 @@ type sharedState struct {
 	used    bool   // subscribers follow by the shared watch
 	serving bool   // it brings the news, or will soon
 	epoch   uint64 // in which each subscriber reads once
-	opened  int    // how often the watch was opened
+	serial  int    // of the watch that is open, or was last
 }
 
 // A subscription is one reflector's part in the shared watch.
@@ -199,7 +199,7 @@ func (s *subscription) follow(ctx context.Context) (served bool, err error) {
 		case !read:
 			err = s.readInEpoch(ctx, state.epoch)
 		case overdue:
-			err = s.verify(ctx, state.opened)
+			err = s.verify(ctx, state.serial)
 		case r.sleepUntilWoken():
 			return true, nil
 		}
@@ -223,7 +223,7 @@ func (s *subscription) setEpoch(epoch uint64) {
 	s.epoch = epoch
 }
 
-// poll waits while the shared watch cannot be opened, and reads.
+// poll waits while the shared watch does not serve, and reads.
 func (s *subscription) poll(ctx context.Context, overdue bool) {
 	r := s.reflector
 	wait, following := r.interval, "poll"
@@ -253,7 +253,7 @@ func (s *subscription) readInEpoch(ctx context.Context, epoch uint64) error {
 }
 
 // verify reads the Lease because news is overdue, and reports what the watch missed.
-func (s *subscription) verify(ctx context.Context, opened int) error {
+func (s *subscription) verify(ctx context.Context, serial int) error {
 	r := s.reflector
 	distrusted := r.distrusts()
 	missed, err := r.missedNews(ctx)
@@ -262,10 +262,10 @@ func (s *subscription) verify(ctx context.Context, opened int) error {
 		return err
 	}
 	if distrusted && !r.store.latest().exists() {
-		s.watch.openAfresh()
+		s.watch.reopenAfresh()
 		return nil
 	}
-	for missed && ctx.Err() == nil && !s.watch.reportMissed(r, opened) {
+	for missed && ctx.Err() == nil && !s.watch.reportMissed(r, serial) {
 		r.pause(ctx, r.interval)
 	}
 	return nil
@@ -406,8 +406,8 @@ func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state.opened++
-	w.opened = w.clock.now().mono
+	w.state.serial++
+	w.openedAt = w.clock.now().mono
 	if opts.ResourceVersion == "" {
 		w.afresh, w.skipped = true, false
 	}
@@ -466,13 +466,13 @@ func (w *sharedWatch) handOut(event watch.Event) error {
 	return nil
 }
 
-// reportMissed records that the watch did not bring r what it has read, while the watch was the last one of so many
-// opened. It returns false if it is too early to tell.
-func (w *sharedWatch) reportMissed(r *reflector, opened int) bool {
+// reportMissed records that the watch with that serial did not bring r what it has read. It returns false if it is too
+// early to tell.
+func (w *sharedWatch) reportMissed(r *reflector, serial int) bool {
 	rec := r.store.latest().record
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.state.opened != opened || rec.exists() && r.store.brought(rec.version) {
+	if w.state.serial != serial || rec.exists() && r.store.brought(rec.version) {
 		return true // it will, or has by now
 	}
 	if !rec.exists() {
@@ -481,8 +481,8 @@ func (w *sharedWatch) reportMissed(r *reflector, opened int) bool {
 	return w.suspectLocked(rec.version)
 }
 
-// openAfresh opens the watch again at any state, because it did not bring the deletion of a Lease for long.
-func (w *sharedWatch) openAfresh() {
+// reopenAfresh makes run open the watch again, at any state, because it did not bring the deletion of a Lease for long.
+func (w *sharedWatch) reopenAfresh() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.skipped = true
@@ -491,7 +491,7 @@ func (w *sharedWatch) openAfresh() {
 
 // suspectLocked opens the watch again that did not bring version, unless that was just done. The caller holds mu.
 func (w *sharedWatch) suspectLocked(version uint64) bool {
-	if w.clock.now().mono.Sub(w.opened) < w.interval {
+	if w.clock.now().mono.Sub(w.openedAt) < w.interval {
 		return false
 	}
 	w.skipped = w.skipped || version <= w.version

@@ -95,7 +95,7 @@ func (cs campaigns) close() {
 	for _, c := range cs {
 		c.strays.Wait()
 		c.unregister()
-		c.withdraw()
+		c.resolveDoubt()
 		c.reflector.close()
 		c.lease.failures.close()
 	}
@@ -244,7 +244,7 @@ func (k *candidates) releaseStrays(s *session) {
 	s.campaign.strays.Go(func() error {
 		for s.ctx.Err() == nil {
 			for _, c := range others {
-				if err := c.freeDoubtful(s.ctx, c.claims.inDoubt()); err != nil && err != errNotOurs &&
+				if err := c.freeInDoubt(s.ctx, c.claims.inDoubt()); err != nil && err != errNotOurs &&
 					s.ctx.Err() == nil {
 					c.log.warn("lease of an earlier claim not released; it will expire", "error", err)
 				}
