@@ -5,12 +5,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,7 +34,7 @@ func (f *fleet) renewByHand() {
 }
 
 // A Lease with a finalizer is deleted at the release and stays. The campaign acquires it all the same, with few
-// requests, and the Lease is gone once the finalizer is.
+// requests, also if it hears of the deletion late, and the Lease is gone once the finalizer is.
 func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
@@ -41,14 +43,26 @@ func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := f.server.Config()
-	var requests, deletions atomic.Int64
+	var requests, deletions, creations atomic.Int64
+	events := newGate()
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			requests.Add(1)
-			if req.Method == http.MethodDelete {
+			switch req.Method {
+			case http.MethodDelete:
 				deletions.Add(1)
+				events.close() // its answer comes before its event
+			case http.MethodPost:
+				creations.Add(1)
+				events.open()
+			case http.MethodPatch:
+				events.open()
 			}
-			return next.RoundTrip(req)
+			resp, err := next.RoundTrip(req)
+			if err == nil && req.URL.Query().Has("watch") {
+				resp.Body = gatedBody{resp.Body, events, req.Context()}
+			}
+			return resp, err
 		})
 	})
 	var m leasehold.Monitor
@@ -77,8 +91,8 @@ func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
 	if f.get().DeletionTimestamp == nil {
 		t.Error("the Lease was not deleted")
 	}
-	if n, d := requests.Load(), deletions.Load(); n > 30 || d != 1 {
-		t.Errorf("%d requests, %d of them to delete it; want one of these", n, d)
+	if n, d, c := requests.Load(), deletions.Load(), creations.Load(); n > 30 || d != 1 || c != 0 {
+		t.Errorf("%d requests, %d of them to delete the Lease and %d to create it; want it deleted once", n, d, c)
 	}
 	f.patch(`{"metadata":{"finalizers":null}}`)
 	await(3)
@@ -87,6 +101,62 @@ func TestDeleteOnReleaseWithFinalizer_G8(t *testing.T) {
 	if _, err := f.admin.Get(t.Context(), lease, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the Lease is left: %v", err)
 	}
+}
+
+// A gate holds back what passes it while it is closed.
+type gate struct {
+	mu     sync.Mutex
+	opened chan struct{} // closed while the gate is open
+}
+
+func newGate() *gate {
+	g := &gate{opened: make(chan struct{})}
+	close(g.opened)
+	return g
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.opened:
+		g.opened = make(chan struct{})
+	default:
+	}
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.opened:
+	default:
+		close(g.opened)
+	}
+}
+
+// wait waits until the gate is open, or ctx ends.
+func (g *gate) wait(ctx context.Context) {
+	g.mu.Lock()
+	opened := g.opened
+	g.mu.Unlock()
+	select {
+	case <-opened:
+	case <-ctx.Done():
+	}
+}
+
+// A gatedBody is the body of the response to a request with that context, and passes a gate.
+type gatedBody struct {
+	io.ReadCloser
+	gate *gate
+	ctx  context.Context
+}
+
+func (b gatedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.gate.wait(b.ctx)
+	return n, err
 }
 
 // A gateway is an HTTP proxy before the API server that can answer itself.
