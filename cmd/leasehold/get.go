@@ -104,6 +104,7 @@ func (t *tool) getWatch(ctx context.Context, sel selection, p *printer) error {
 type selection struct {
 	all      bool
 	selector string
+	group    string
 
 	client    coordinationv1client.LeasesGetter
 	namespace string   // "" for all
@@ -113,6 +114,7 @@ type selection struct {
 func (s *selection) flags(flags *pflag.FlagSet) {
 	flags.BoolVarP(&s.all, "all-namespaces", "A", false, "select the leases of all namespaces")
 	flags.StringVarP(&s.selector, "selector", "l", "", "select the leases with these labels, as team=storage,tier!=1")
+	flags.StringVar(&s.group, "group", "", "select the leases of a group, as spread and the library make them")
 }
 
 // resolve returns the selection with the names in args, and the client and namespace of the common flags.
@@ -122,6 +124,15 @@ func (s selection) resolve(t *tool, args []string) (selection, error) {
 		return s, usagef("--all-namespaces and the name of a lease are mutually exclusive")
 	case s.selector != "" && len(args) > 0:
 		return s, usagef("--selector and the name of a lease are mutually exclusive")
+	}
+	if s.group != "" {
+		if len(args) > 0 || s.selector != "" {
+			return s, usagef("--group excludes --selector and the names of leases")
+		}
+		if _, err := leaseName(s.group); err != nil {
+			return s, err
+		}
+		s.selector = groupLabel + "=" + s.group
 	}
 	s.names = nil
 	for _, arg := range args {

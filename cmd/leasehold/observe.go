@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// A change of a lease: another holder, none, or one that stopped renewing it. A renewal is none. The JSON is stable:
-// report records it.
+// A change of a lease: another holder, none, or one that stopped renewing it. A renewal is none. One of a group is that
+// of a member's own Lease, or of a key: another owner, or none. The JSON is stable: report records it.
 type change struct {
 	Time            time.Time `json:"time"` // when it was seen
 	Namespace       string    `json:"namespace"`
@@ -26,13 +26,19 @@ type change struct {
 	Holder          string    `json:"holder,omitempty"`
 	Transitions     int32     `json:"transitions"`
 	DurationSeconds int32     `json:"durationSeconds,omitempty"` // of the lease; 0 if it has no holder
+
+	Group string     `json:"group,omitempty"`
+	Key   string     `json:"key,omitempty"`   // of the group, whose table has the name; Holder owns it
+	Cause string     `json:"cause,omitempty"` // of a key: why
+	Since *time.Time `json:"since,omitempty"` // of a member: when its term began, by its own clock
 }
 
 const (
 	held    = "held"
 	free    = "free"
 	expired = "expired" // not seen to be renewed for the duration
-	missing = "missing" // there is no such Lease
+	missing = "missing" // there is no such Lease, or key
+	moving  = "moving"  // a key, which was asked back from its owner
 	ended   = "ended"   // the last change of a recording, of no lease: the watch ended
 )
 
@@ -61,10 +67,18 @@ func (s selection) observe(ctx context.Context, t *tool, emit func(event)) error
 		go func() { failed <- f.follow(ctx) }()
 	}
 	o := observer{leases: map[types.NamespacedName]*observed{}, emit: emit}
+	if s.group != "" {
+		o.group = newGroupObserver(s.group, emit, func(err error) {
+			t.log.Warn("the group's table cannot be read", "group", s.group, "error", err)
+		})
+		o.emit = o.group.change
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		timer.Reset(o.expire(time.Now()))
+		now := time.Now()
+		timer.Reset(o.expire(now))
+		o.updateGroup(now)
 		select {
 		case sights := <-news:
 			now := time.Now()
@@ -92,6 +106,7 @@ type sight struct {
 type observer struct {
 	leases map[types.NamespacedName]*observed
 	emit   func(event)
+	group  *groupObserver // nil if the leases are not those of a group
 }
 
 type observed struct {
@@ -100,8 +115,18 @@ type observed struct {
 	due   time.Time             // when it expires; zero if it does not
 }
 
+// updateGroup emits what has changed in the group, if there is one.
+func (o *observer) updateGroup(now time.Time) {
+	if o.group != nil {
+		o.group.update(now)
+	}
+}
+
 // see records s, and emits it if it is a change.
 func (o *observer) see(s sight, now time.Time) {
+	if o.group != nil {
+		o.group.see(s, now)
+	}
 	l, known := o.leases[s.key]
 	if !known {
 		l = &observed{}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/duration"
 )
 
 func reportCommand() *command {
@@ -29,10 +30,16 @@ It watches leases until it is interrupted, or for the time given by --for, and w
 when and how long, how long they were free or expired, and how long each hand-over took. Holders are shown by their
 pod or host: a restarted process keeps its line. The page needs no other files. With --record it also appends what it
 sees to a file, one JSON object a line as of watch -o json; --from renders the page of such a recording, without an
-API server.`,
+API server.
+
+With --group it shows who owned how many keys of a group, and which, how long keys had no owner, and each move with its
+cause. The keys have lanes of their own if there are 200 or fewer.`,
 		examples: `
 # What happens to the leader during the upgrade?
 leasehold report reconciler --for 30m --html upgrade.html
+
+# Where do the keys of a group go?
+leasehold report --group tenants --for 30m --html tenants.html
 
 # Keep the recording, and render it later
 leasehold report -A --record leases.jsonl
@@ -48,7 +55,8 @@ leasehold report --from leases.jsonl --html leases.html`,
 			switch {
 			case lasts < 0:
 				return usagef("--for %v: want a positive time", lasts)
-			case from != "" && (record != "" || lasts != 0 || len(args) > 0 || s.all || s.selector != ""):
+			case from != "" && (record != "" || lasts != 0 || len(args) > 0 || s.all || s.selector != "" ||
+				s.group != ""):
 				return usagef("--from renders a recording as it is: it excludes all flags but --html")
 			}
 			page, err := t.openPage(html)
@@ -187,6 +195,8 @@ var pageText string
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"clock": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") },
 	"span":  roundly,
+	"name":  candidate,
+	"age":   func(since, now time.Time) string { return duration.HumanDuration(max(0, now.Sub(since))) },
 	"head":  func(s string) string { head, _ := split(s); return head },
 	"tail":  func(s string) string { _, tail := split(s); return tail },
 }).Parse(pageText))
@@ -215,6 +225,7 @@ type page struct {
 	From, To time.Time
 	Ticks    []tick
 	Leases   []leasePage
+	Groups   []groupPage
 }
 
 type tick struct {
@@ -244,6 +255,32 @@ type bar struct {
 	Colour      string
 }
 
+type groupPage struct {
+	Name    string
+	Facts   []string
+	Members []memberLane
+	Keys    []lane // of which each bar is an owner's
+	Moves   []move
+	Colours map[string]string
+}
+
+// A memberLane shows how many keys a member owned, or nobody did.
+type memberLane struct {
+	lane
+	Levels []levelBar
+	Since  time.Time // zero if it is no member at the end
+	Most   int
+	Now    int
+}
+
+type levelBar struct {
+	level
+	Left, Width, Top float64 // percent
+}
+
+// maxLanes is how many keys have lanes of their own.
+const maxLanes = 200
+
 func (b bar) Lasted() time.Duration { return b.lasted() }
 func (b bar) Leaderless() bool      { return b.leaderless() }
 
@@ -262,7 +299,8 @@ func renderPage(w io.Writer, changes []change) error {
 		at := p.From.Add(total * time.Duration(i) / (ticks - 1))
 		p.Ticks = append(p.Ticks, tick{left(at), at.UTC().Format("15:04:05")})
 	}
-	for _, h := range histories(changes, end) {
+	leases, groups := groupHistories(histories(changes, end))
+	for _, h := range leases {
 		l := leasePage{Name: h.String(), Facts: h.facts(), Leaderless: h.led("")}
 		names := append(h.candidates(), "")
 		lanes := map[string]*lane{}
@@ -296,5 +334,57 @@ func renderPage(w io.Writer, changes []change) error {
 		}
 		p.Leases = append(p.Leases, l)
 	}
+	for _, g := range groups {
+		p.Groups = append(p.Groups, g.page(end, left))
+	}
 	return pageTemplate.Execute(w, p)
+}
+
+// page returns what the page shows of a group. A time is left percent of the width from the left.
+func (g groupHistory) page(end time.Time, left func(time.Time) float64) groupPage {
+	p := groupPage{Name: g.String(), Facts: g.facts(), Moves: g.moves(), Colours: map[string]string{}}
+	highest := 1
+	for i, name := range append(g.owners(), "") {
+		m := memberLane{lane: lane{Name: name, Colour: palette[i%len(palette)].html}, Since: g.since(name)}
+		levels := g.levels(name)
+		for _, l := range levels {
+			m.Most = max(m.Most, l.Keys)
+			if l.Keys > 0 {
+				m.Levels = append(m.Levels, levelBar{level: l, Left: left(l.From), Width: left(l.To) - left(l.From)})
+			}
+		}
+		m.Now = at(levels, end)
+		highest = max(highest, m.Most)
+		if name == "" {
+			if m.Most == 0 {
+				continue
+			}
+			m.Name, m.Colour = nobody, ""
+		}
+		p.Colours[name] = m.Colour
+		p.Members = append(p.Members, m)
+	}
+	for _, m := range p.Members {
+		for i, l := range m.Levels {
+			m.Levels[i].Top = 100 * (1 - float64(l.Keys)/float64(highest))
+		}
+	}
+	if len(g.Keys) > maxLanes {
+		return p
+	}
+	for _, h := range g.Keys {
+		l := lane{Name: h.Key}
+		for _, s := range h.Spans {
+			if s.Status == missing {
+				continue
+			}
+			b := bar{span: s, Left: left(s.From), Width: left(s.To) - left(s.From)}
+			if !s.leaderless() {
+				b.Colour = p.Colours[candidate(s.Holder)]
+			}
+			l.Bars = append(l.Bars, b)
+		}
+		p.Keys = append(p.Keys, l)
+	}
+	return p
 }

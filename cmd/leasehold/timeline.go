@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -12,10 +13,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// A history is the sequence of holders of one lease, as it was seen.
+// A history is the sequence of holders of one lease, or of owners of one key of a group, as it was seen.
 type history struct {
 	types.NamespacedName
-	Spans []span
+	Group, Key string
+	Spans      []span
 }
 
 // A span is a time without changes of the lease.
@@ -24,15 +26,29 @@ type span struct {
 	Transitions     int32
 	DurationSeconds int32 // of the lease; 0 if unknown
 	From, To        time.Time
-	Reason          string // why it began
+	Reason          string    // why it began
+	Since           time.Time // of a member of a group: when its term began, by its own clock
 }
 
 func (s span) lasted() time.Duration { return s.To.Sub(s.From) }
 
 // leaderless reports whether nobody led. A holder that does not renew the lease does not lead.
-func (s span) leaderless() bool { return s.Status != held }
+func (s span) leaderless() bool { return s.Status != held && s.Status != moving }
 
 func (s span) duration() time.Duration { return time.Duration(s.DurationSeconds) * time.Second }
+
+// keyReason returns why the span of a key began.
+func keyReason(before *span, c change) string {
+	switch {
+	case before == nil:
+		return "first seen"
+	case c.Cause != "":
+		return c.Cause
+	case c.Status == held:
+		return "given"
+	}
+	return c.Status
+}
 
 // reason returns why s began after the span before; nil if there is none.
 func reason(before *span, s span) string {
@@ -71,9 +87,13 @@ func reason(before *span, s span) string {
 	return ""
 }
 
-// histories returns the histories of the leases in changes until end, ordered by namespace and name.
+// histories returns the histories of the leases and keys in changes until end, ordered by namespace and name.
 func histories(changes []change, end time.Time) []history {
-	byLease := map[types.NamespacedName]*history{}
+	type object struct {
+		types.NamespacedName
+		key string
+	}
+	byObject := map[object]*history{}
 	var all []*history
 	finish := func(h *history, at time.Time) {
 		if n := len(h.Spans); n > 0 {
@@ -85,11 +105,11 @@ func histories(changes []change, end time.Time) []history {
 			end = c.Time
 			continue
 		}
-		key := types.NamespacedName{Namespace: c.Namespace, Name: c.Name}
-		h := byLease[key]
+		of := object{types.NamespacedName{Namespace: c.Namespace, Name: c.Name}, c.Key}
+		h := byObject[of]
 		if h == nil {
-			h = &history{NamespacedName: key}
-			byLease[key] = h
+			h = &history{NamespacedName: of.NamespacedName, Group: c.Group, Key: c.Key}
+			byObject[of] = h
 			all = append(all, h)
 		}
 		finish(h, c.Time)
@@ -101,7 +121,12 @@ func histories(changes []change, end time.Time) []history {
 		if n := len(h.Spans); n > 0 {
 			before = &h.Spans[n-1]
 		}
-		next.Reason = reason(before, next)
+		if c.Since != nil {
+			next.Since = *c.Since
+		}
+		if next.Reason = reason(before, next); c.Key != "" {
+			next.Reason = keyReason(before, c)
+		}
 		h.Spans = append(h.Spans, next)
 	}
 	slices.SortFunc(all, func(a, b *history) int {
@@ -269,39 +294,104 @@ func timeline(changes []change, began, now time.Time, width int, colour bool) st
 	if now.Sub(began) > longestTimeline {
 		began = now.Add(-longestTimeline)
 	}
-	most := min(28, max(8, width-24)) // columns of a name
-	columns := 0
-	hs := histories(changes, now)
-	for _, h := range hs {
-		for _, name := range append(h.candidates(), nobody) {
-			columns = max(columns, min(most, utf8.RuneCountInString(name)))
-		}
-	}
-	bar := max(10, width-columns-len("   100% "))
-	var b strings.Builder
-	for _, h := range hs {
-		fmt.Fprintf(&b, "%s\n", h.String())
-		for _, fact := range h.facts() {
-			fmt.Fprintf(&b, " %s\n", cut(fact, columns+bar+6))
-		}
-		for i, name := range h.candidates() {
-			paint, plain := "", ""
-			if colour {
-				paint, plain = palette[i%len(palette)].terminal, "\x1b[0m"
-			}
-			fmt.Fprintf(&b, " %-*s %s%s%s %4s\n", columns, ending(name, most), paint, h.bar(name, began, now, bar),
-				plain, percent(h.led(name), h))
-		}
-		if gap := h.led(""); gap > 0 {
-			fmt.Fprintf(&b, " %-*s %s %4s\n", columns, nobody, h.bar("", began, now, bar), percent(gap, h))
-		}
-	}
-	if len(hs) == 0 {
+	leases, groups := groupHistories(histories(changes, now))
+	if len(leases)+len(groups) == 0 {
 		return "No leases found so far.\n"
 	}
+	f := figure{began: began, now: now, colour: colour}
+	most := min(28, max(8, width-24)) // columns of a name
+	names := []string{nobody}
+	for _, h := range leases {
+		names = append(names, h.candidates()...)
+	}
+	for _, g := range groups {
+		names = append(names, g.owners()...)
+	}
+	for _, name := range names {
+		f.columns = max(f.columns, min(most, utf8.RuneCountInString(name)))
+	}
+	f.bar = max(10, width-f.columns-len("   100% "))
+	for _, h := range leases {
+		f.title(h.String(), h.facts())
+		for i, name := range h.candidates() {
+			f.lane(i, name, h.bar(name, began, now, f.bar), percent(h.led(name), h))
+		}
+		if gap := h.led(""); gap > 0 {
+			f.lane(-1, nobody, h.bar("", began, now, f.bar), percent(gap, h))
+		}
+	}
+	for _, g := range groups {
+		f.group(g)
+	}
 	past := "-" + now.Sub(began).Round(time.Second).String()
-	fmt.Fprintf(&b, " %*s %s%*s\n", columns, "", past, bar-len(past), "now")
-	return b.String()
+	fmt.Fprintf(&f.text, " %*s %s%*s\n", f.columns, "", past, f.bar-len(past), "now")
+	return f.text.String()
+}
+
+// A figure is a timeline that is drawn.
+type figure struct {
+	text       strings.Builder
+	began, now time.Time
+	columns    int // of a name
+	bar        int // columns of a bar
+	colour     bool
+}
+
+func (f *figure) title(name string, facts []string) {
+	fmt.Fprintf(&f.text, "%s\n", name)
+	for _, fact := range facts {
+		fmt.Fprintf(&f.text, " %s\n", cut(fact, f.columns+f.bar+6))
+	}
+}
+
+// lane draws a bar between a name and a figure, in the colour of a candidate by its number; a negative one has none.
+func (f *figure) lane(number int, name, bar, figure string) {
+	paint, plain := "", ""
+	if f.colour && number >= 0 {
+		paint, plain = palette[number%len(palette)].terminal, "\x1b[0m"
+	}
+	fmt.Fprintf(&f.text, " %-*s %s%s%s %4s\n", f.columns, ending(name, f.columns), paint, bar, plain, figure)
+}
+
+// group draws how many keys each member had.
+func (f *figure) group(g groupHistory) {
+	f.title(g.String()+", a group", g.facts())
+	owners, highest := append(g.owners(), ""), 1
+	levels := map[string][]level{}
+	for _, name := range owners {
+		levels[name] = g.levels(name)
+		highest = max(highest, most(levels[name], f.began, f.now))
+	}
+	for i, name := range owners {
+		bar := heights(levels[name], f.began, f.now, f.bar, highest)
+		switch {
+		case name != "":
+			f.lane(i, name, bar, strconv.Itoa(at(levels[name], f.now)))
+		case strings.TrimSpace(bar) != "":
+			f.lane(-1, nobody, bar, strconv.Itoa(at(levels[name], f.now)))
+		}
+	}
+	var ages []string
+	for _, name := range g.owners() {
+		if since := g.since(name); !since.IsZero() {
+			ages = append(ages, fmt.Sprintf("%s for %s", printable(name), roundly(max(0, f.now.Sub(since)))))
+		}
+	}
+	if ages != nil {
+		fmt.Fprintf(&f.text, " %s\n", cut("members: "+strings.Join(ages, ", "), f.columns+f.bar+6))
+	}
+}
+
+// heights draws levels as blocks, of which the highest is full.
+func heights(levels []level, from, to time.Time, columns, highest int) string {
+	blocks := []rune(" ▁▂▃▄▅▆▇█")
+	cells := make([]rune, columns)
+	for i := range cells {
+		edge := func(i int) time.Time { return from.Add(to.Sub(from) * time.Duration(i) / time.Duration(columns)) }
+		keys := most(levels, edge(i), edge(i+1))
+		cells[i] = blocks[(keys*(len(blocks)-1)+highest-1)/highest]
+	}
+	return string(cells)
 }
 
 const nobody = "(nobody)"

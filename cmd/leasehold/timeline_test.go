@@ -20,7 +20,8 @@ import (
 // story returns the changes of two leases within 100 seconds.
 func story() []change {
 	at := func(second int, name, status, holder string, transitions int32) change {
-		c := change{now.Add(time.Duration(second) * time.Second), "default", name, status, holder, transitions, 0}
+		c := change{Time: now.Add(time.Duration(second) * time.Second), Namespace: "default", Name: name,
+			Status: status, Holder: holder, Transitions: transitions}
 		if holder != "" {
 			c.DurationSeconds = 15
 		}
@@ -87,8 +88,8 @@ func TestReasons(t *testing.T) {
 		{seen{held, "d", 1, 30}, "acquired"},
 		{seen{held, "d", 2, 30}, "acquired"}, // too fast to be seen free
 	} {
-		changes = append(changes, change{now.Add(time.Duration(i) * time.Second), "default", "job", c.status, c.holder,
-			c.transitions, c.duration})
+		changes = append(changes, change{Time: now.Add(time.Duration(i) * time.Second), Namespace: "default",
+			Name: "job", Status: c.status, Holder: c.holder, Transitions: c.transitions, DurationSeconds: c.duration})
 		want += c.reason + "\n"
 	}
 	h := histories(changes, now.Add(14*time.Second))[0]

@@ -26,11 +26,16 @@ func watchCommand() *command {
 		long: `
 It shows the state of the leases, and then each change: another holder, free, missing, or expired, which is when this
 machine has not seen the holder renew the lease for its duration. Renewals are not shown. With --timeline it draws who
-held the leases when.`,
+held the leases when.
+
+With --group it shows the members of a group, and for each of its keys the owner and each change: moving when it was
+asked back, free or expired when nobody has it. A change of a key says why. With --timeline it draws how many keys each
+member owned.`,
 		examples: `
 leasehold watch reconciler
 leasehold watch -A -l team=storage
 leasehold watch reconciler --timeline
+leasehold watch --group tenants --timeline
 
 # One JSON object a line, for a minute
 leasehold watch reconciler -o json --for 1m`,
@@ -91,9 +96,13 @@ var changeHeader = strings.TrimRight(fmt.Sprintf(changeFormat, "TIME", "LEASE", 
 
 // printChange prints c: a line of the table, or an object.
 func (f format) printChange(w io.Writer, c change) {
+	key := ""
+	if c.Key != "" {
+		key = " " + printable(c.Key)
+	}
 	switch f {
 	case "name":
-		fmt.Fprintln(w, resource+c.Name)
+		fmt.Fprintln(w, resource+c.Name+key)
 	case "json":
 		line, _ := json.Marshal(c) // cannot fail
 		fmt.Fprintf(w, "%s\n", line)
@@ -101,8 +110,15 @@ func (f format) printChange(w io.Writer, c change) {
 		fmt.Fprintln(w, "---")
 		f.marshal(w, c)
 	default:
-		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name, c.Status,
-			fmt.Sprint(c.Transitions), or(c.Holder))
+		transitions, holder := fmt.Sprint(c.Transitions), or(c.Holder)
+		if c.Key != "" {
+			transitions = ""
+		}
+		if c.Cause != "" {
+			holder += ": " + c.Cause
+		}
+		fmt.Fprintf(w, changeFormat, c.Time.UTC().Format(time.RFC3339), c.Namespace+"/"+c.Name+key, c.Status,
+			transitions, holder)
 	}
 }
 
