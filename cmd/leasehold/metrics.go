@@ -11,9 +11,9 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// metrics returns the state of leases in the text format of Prometheus, with the names, help and order of the
-// exposition of leaseprom.
-func metrics(leases []leasehold.LeaseStatus) []byte {
+// metrics returns the state of leases, then of groups, in the text format of Prometheus, with the names, help and order
+// of the exposition of leaseprom.
+func metrics(leases []leasehold.LeaseStatus, groups []leasehold.GroupStatus) []byte {
 	var text bytes.Buffer
 	if len(leases) == 0 {
 		return nil
@@ -72,7 +72,43 @@ func metrics(leases []leasehold.LeaseStatus) []byte {
 			}
 		}
 	}
+	for _, m := range groupMetrics {
+		if len(groups) > 0 {
+			family("leasehold_"+m.name, m.kind, m.help)
+		}
+		for _, s := range groups {
+			labels := []string{"name", s.Name, "namespace", s.Namespace}
+			if m.value != nil {
+				sample("leasehold_"+m.name, m.value(s), labels...)
+				continue
+			}
+			for _, why := range slices.Sorted(maps.Keys(s.Ended)) {
+				sample("leasehold_"+m.name, float64(s.Ended[why]), append(labels, "why", why)...)
+			}
+		}
+	}
 	return text.Bytes()
+}
+
+// groupMetrics are the metrics of a group. One without a value is the ends of sessions by why.
+var groupMetrics = []struct {
+	name, kind, help string
+	value            func(leasehold.GroupStatus) float64
+}{
+	{name: "key_sessions_ended_total", kind: "counter", help: "Sessions of keys that ended, by why."},
+	{name: "key_sessions_total", kind: "counter", help: "Sessions of keys that this process began.",
+		value: func(s leasehold.GroupStatus) float64 { return float64(s.Sessions) }},
+	{name: "keys", kind: "gauge", help: "Keys of the group, as this process sees it.",
+		value: func(s leasehold.GroupStatus) float64 { return float64(s.Keys) }},
+	{name: "keys_moving", kind: "gauge", help: "Keys that are asked back from their owners.",
+		value: func(s leasehold.GroupStatus) float64 { return float64(s.Moving) }},
+	{name: "keys_overdue", kind: "gauge",
+		help:  "Keys whose work has not returned long after its session ended; 10 at most.",
+		value: func(s leasehold.GroupStatus) float64 { return float64(len(s.Overdue)) }},
+	{name: "keys_owned", kind: "gauge", help: "Keys that this process owns.",
+		value: func(s leasehold.GroupStatus) float64 { return float64(s.Owned) }},
+	{name: "keys_unowned", kind: "gauge", help: "Keys that nobody owns.",
+		value: func(s leasehold.GroupStatus) float64 { return float64(s.Unowned) }},
 }
 
 // leaseMetrics are the metrics of a lease. One without a value is the histogram, or the losses by reason.

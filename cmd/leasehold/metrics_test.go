@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/leasehold-go/leasehold"
@@ -43,12 +44,43 @@ func TestMetrics(t *testing.T) {
 		status("ns2", "reconciler", func(s *leasehold.LeaseStatus) {
 			s.Campaigning, s.Holder, s.Updates = true, &leasehold.HolderStatus{}, 1
 		}),
-	}))
+	}, nil))
 	got = regexp.MustCompile(`(leasehold_valid_seconds\{[^}]*\}) 1234.5`).ReplaceAllString(got, "$1 …")
 	if got != string(want) {
 		t.Errorf("answered\n%s\nwant\n%s", got, want)
 	}
-	if empty := metrics(nil); len(empty) != 0 {
+	if empty := metrics(nil, nil); len(empty) != 0 {
 		t.Errorf("about no lease: %s", empty)
+	}
+}
+
+// /metrics says of a group what leaseprom's collector says.
+func TestGroupMetrics(t *testing.T) {
+	source, err := os.ReadFile("../../leaseprom/leaseprom.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(metrics([]leasehold.LeaseStatus{{}}, []leasehold.GroupStatus{{Namespace: "default", Name: "workers",
+		Keys: 3, Owned: 2, Unowned: 1, Moving: 4, Overdue: []string{"a"}, Sessions: 5,
+		Ended: map[string]uint64{"moved": 6, "lost": 7}}}))
+	for _, sample := range []string{
+		`keys{name="workers",namespace="default"} 3`, `keys_owned{name="workers",namespace="default"} 2`,
+		`keys_unowned{name="workers",namespace="default"} 1`, `keys_moving{name="workers",namespace="default"} 4`,
+		`keys_overdue{name="workers",namespace="default"} 1`,
+		`key_sessions_total{name="workers",namespace="default"} 5`,
+		`key_sessions_ended_total{name="workers",namespace="default",why="lost"} 7`,
+		`key_sessions_ended_total{name="workers",namespace="default",why="moved"} 6`,
+	} {
+		if !strings.Contains(got, "\nleasehold_"+sample+"\n") {
+			t.Errorf("no %s in\n%s", sample, got)
+		}
+	}
+	for _, m := range groupMetrics {
+		if !strings.Contains(string(source), `desc("`+m.name+`", "`+m.help+`"`) {
+			t.Errorf("leaseprom has no %s with the help %q", m.name, m.help)
+		}
+	}
+	if n := strings.Count(string(source), `desc("key`); n != len(groupMetrics) {
+		t.Errorf("leaseprom has %d metrics of groups, this command %d", n, len(groupMetrics))
 	}
 }

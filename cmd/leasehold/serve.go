@@ -19,7 +19,7 @@ func serve(address string, monitor *leasehold.Monitor) error {
 	mux.Handle("/leases", monitor)
 	mux.HandleFunc("/metrics", func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		w.Write(metrics(monitor.Leases()))
+		w.Write(metrics(monitor.Leases(), monitor.Groups()))
 	})
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, req *http.Request) {
 		if err := monitor.Check(req); err != nil {
