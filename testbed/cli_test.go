@@ -31,8 +31,8 @@ import (
 // cli runs cmd/leasehold, which is built once, against the real API server.
 type cli struct {
 	*fleet
-	dir       string // the working directory of commands
-	podConfig string // a kubeconfig for the service account of the manifests, once it is written
+	dir        string            // the working directory of commands
+	podConfigs map[string]string // kubeconfigs for the service accounts of the manifests
 }
 
 var built struct {
@@ -59,7 +59,7 @@ func newCLI(t *testing.T) *cli {
 	if built.err != nil {
 		t.Fatal(built.err)
 	}
-	return &cli{fleet: newFleet(t, server), dir: t.TempDir()}
+	return &cli{fleet: newFleet(t, server), dir: t.TempDir(), podConfigs: map[string]string{}}
 }
 
 // removeCLI removes what newCLI built.

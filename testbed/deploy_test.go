@@ -31,6 +31,7 @@ const deploy = "../deploy"
 
 // kinds maps the kinds of the manifests to their resources.
 var kinds = map[string]schema.GroupVersionResource{
+	"Namespace":           {Version: "v1", Resource: "namespaces"},
 	"ServiceAccount":      {Version: "v1", Resource: "serviceaccounts"},
 	"Role":                {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
 	"RoleBinding":         {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
@@ -55,7 +56,7 @@ func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstr
 	var applied []*unstructured.Unstructured
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
 		here := strings.NewReplacer("namespace: default", "namespace: "+c.ns, "namespaces: [default]",
-			"namespaces: ["+c.ns+"]").Replace(string(doc))
+			"namespaces: ["+c.ns+"]", "namespace: importers", "namespace: "+c.ns).Replace(string(doc))
 		var u unstructured.Unstructured
 		if err := yaml.UnmarshalStrict([]byte(here), &u.Object); err != nil {
 			c.Fatalf("%s: %v", name, err)
@@ -68,10 +69,13 @@ func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstr
 			c.Fatalf("%s: %s is not expected", name, u.GetKind())
 		}
 		var resources dynamic.ResourceInterface = client.Resource(kind)
-		if u.GetKind() == "FlowSchema" {
+		switch u.GetKind() {
+		case "FlowSchema":
 			u.SetName(u.GetName() + "-" + c.ns)
 			c.Cleanup(func() { resources.Delete(c.Context(), u.GetName(), metav1.DeleteOptions{}) })
-		} else {
+		case "Namespace":
+			u.SetName(c.ns)
+		default:
 			if u.GetNamespace() != c.ns {
 				c.Errorf("%s: %s %s is in namespace %q", name, u.GetKind(), u.GetName(), u.GetNamespace())
 			}
@@ -91,19 +95,22 @@ func (c *cli) apply(name string, edit func(*unstructured.Unstructured)) []*unstr
 	return applied
 }
 
-// asPod starts the tool as the service account of the manifests.
-func (c *cli) asPod(args ...string) *call {
+// asPod starts the tool as the service account of rbac.yaml.
+func (c *cli) asPod(args ...string) *call { return c.as("reconciler", args...) }
+
+// as starts the tool as a service account of the manifests.
+func (c *cli) as(account string, args ...string) *call {
 	c.Helper()
-	if c.podConfig == "" { // once: another process may be reading it
-		var err error
-		c.podConfig, err = c.server.UserKubeconfig("system:serviceaccount:"+c.ns+":reconciler",
+	if c.podConfigs[account] == "" { // once: another process may be reading it
+		config, err := c.server.UserKubeconfig("system:serviceaccount:"+c.ns+":"+account,
 			"system:serviceaccounts", "system:serviceaccounts:"+c.ns)
 		if err != nil {
 			c.Fatal(err)
 		}
+		c.podConfigs[account] = config
 	}
 	cmd := c.command(args...)
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.podConfig)
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.podConfigs[account])
 	return c.startCmd(cmd)
 }
 
@@ -147,26 +154,6 @@ func TestManifests(t *testing.T) {
 // The Role of rbac.yaml is enough, and the file describes correctly the effect of each missing verb.
 func TestRoleIsMinimal(t *testing.T) {
 	t.Parallel()
-	without := func(verb string) func(*unstructured.Unstructured) {
-		return func(u *unstructured.Unstructured) {
-			if u.GetKind() != "Role" {
-				return
-			}
-			rules, _, _ := unstructured.NestedSlice(u.Object, "rules")
-			var left []any
-			for _, rule := range rules {
-				r := rule.(map[string]any)
-				verbs := slices.DeleteFunc(slices.Clone(r["verbs"].([]any)), func(v any) bool { return v == verb })
-				if len(verbs) > 0 {
-					r["verbs"] = verbs
-					left = append(left, r)
-				}
-			}
-			if err := unstructured.SetNestedSlice(u.Object, left, "rules"); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	needs := func(verb, names string) string {
 		return fmt.Sprintf(`needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"],%s verbs: `+
 			`[\"%s\"]}`, names, verb)
@@ -182,13 +169,13 @@ func TestRoleIsMinimal(t *testing.T) {
 	t.Run("no watch: it is polled", func(t *testing.T) {
 		t.Parallel()
 		c := newCLI(t)
-		c.apply("rbac.yaml", without("watch"))
+		c.apply("rbac.yaml", without(t, "watch"))
 		takeTurns(c, needs("watch", named))
 	})
 	t.Run("no create: the Lease must be there", func(t *testing.T) {
 		t.Parallel()
 		c := newCLI(t)
-		c.apply("rbac.yaml", without("create"))
+		c.apply("rbac.yaml", without(t, "create"))
 		a := c.asPod("run", "reconciler", "--", "true")
 		c.await("told", func() bool { return strings.Contains(a.stderr.String(), needs("create", "")) })
 		a.signal(syscall.SIGTERM)
@@ -205,7 +192,7 @@ func TestRoleIsMinimal(t *testing.T) {
 	t.Run("no patch: it cannot be taken", func(t *testing.T) {
 		t.Parallel()
 		c := newCLI(t)
-		c.apply("rbac.yaml", without("patch"))
+		c.apply("rbac.yaml", without(t, "patch"))
 		c.apply("lease.yaml", nil)
 		a := c.asPod("run", "reconciler", "--", "touch", "ran")
 		c.await("told", func() bool { return strings.Contains(a.stderr.String(), needs("patch", named)) })
@@ -218,12 +205,34 @@ func TestRoleIsMinimal(t *testing.T) {
 	t.Run("no get: nothing works", func(t *testing.T) {
 		t.Parallel()
 		c := newCLI(t)
-		c.apply("rbac.yaml", without("get"))
+		c.apply("rbac.yaml", without(t, "get"))
 		a := c.asPod("run", "reconciler", "--", "touch", "ran")
 		c.await("told", func() bool { return strings.Contains(a.stderr.String(), needs("get", named)) })
 		a.signal(syscall.SIGTERM)
 		a.wantCode(143)
 	})
+}
+
+// without returns an edit that takes a verb from the Role.
+func without(t *testing.T, verb string) func(*unstructured.Unstructured) {
+	return func(u *unstructured.Unstructured) {
+		if u.GetKind() != "Role" {
+			return
+		}
+		rules, _, _ := unstructured.NestedSlice(u.Object, "rules")
+		var left []any
+		for _, rule := range rules {
+			r := rule.(map[string]any)
+			verbs := slices.DeleteFunc(slices.Clone(r["verbs"].([]any)), func(v any) bool { return v == verb })
+			if len(verbs) > 0 {
+				r["verbs"] = verbs
+				left = append(left, r)
+			}
+		}
+		if err := unstructured.SetNestedSlice(u.Object, left, "rules"); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // takeTurns runs candidates that acquire the lease one after the other, after a release and after a crash. No request
@@ -265,33 +274,9 @@ func TestRunDeployment(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	c.apply("rbac.yaml", nil)
-	objects := c.apply("run.yaml", nil)
-	var d appsv1.Deployment
-	text, err := objects[0].MarshalJSON()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := yaml.Unmarshal(text, &d); err != nil {
-		t.Fatal(err)
-	}
-	container := d.Spec.Template.Spec.Containers[0]
-	if container.Command[0] != "leasehold" || container.Command[len(container.Command)-1] != "--" {
-		t.Fatalf("command %q", container.Command)
-	}
-	if grace := *d.Spec.Template.Spec.TerminationGracePeriodSeconds; grace <= 25 ||
-		!slices.Contains(container.Command, "--grace-period=25s") {
-		t.Errorf("a pod has %d s to end, and %q", grace, container.Command)
-	}
-	args := slices.Clone(container.Command[1:])
-	for i, arg := range args {
-		if strings.HasPrefix(arg, "--listen=") {
-			args[i] = "--listen=127.0.0.1:0" // these replicas share a network
-		}
-	}
-	// A short failover after the crash.
-	args = slices.Insert(args, len(args)-1, "--duration=2s")
+	count, args := c.replicas("run.yaml", "--duration=2s") // a short failover after the crash
 	var replicas []*call
-	for range *d.Spec.Replicas {
+	for range count {
 		replicas = append(replicas, c.asPod(append(slices.Clone(args), "sh", "-c", say("leader")+"exec sleep 600")...))
 	}
 	pid := c.pid("leader")
@@ -313,6 +298,220 @@ func TestRunDeployment(t *testing.T) {
 			a.heeds()
 			a.signal(syscall.SIGTERM)
 			a.wantCode(143)
+		}
+	}
+}
+
+// replicas applies a Deployment that runs the tool. It returns how many replicas there are, and their arguments up to
+// "--", with more.
+func (c *cli) replicas(manifest string, more ...string) (count int32, args []string) {
+	c.Helper()
+	text, err := c.apply(manifest, nil)[0].MarshalJSON()
+	if err != nil {
+		c.Fatal(err)
+	}
+	var d appsv1.Deployment
+	if err := yaml.Unmarshal(text, &d); err != nil {
+		c.Fatal(err)
+	}
+	container := d.Spec.Template.Spec.Containers[0]
+	if container.Command[0] != "leasehold" || container.Command[len(container.Command)-1] != "--" {
+		c.Fatalf("command %q", container.Command)
+	}
+	if grace := *d.Spec.Template.Spec.TerminationGracePeriodSeconds; grace <= 25 ||
+		!slices.Contains(container.Command, "--grace-period=25s") {
+		c.Errorf("a pod has %d s to end, and %q", grace, container.Command)
+	}
+	args = slices.Clone(container.Command[1:])
+	for i, arg := range args {
+		if strings.HasPrefix(arg, "--listen=") {
+			args[i] = "--listen=127.0.0.1:0" // these replicas share a network
+		}
+	}
+	return *d.Spec.Replicas, slices.Insert(args, len(args)-1, more...)
+}
+
+// The replicas of spread.yaml, with their command and service account: each key runs in one of them, and those of one
+// that crashed in the others.
+func TestSpreadDeployment(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	c.apply("group.yaml", nil)
+	count, args := c.replicas("spread.yaml", "--duration=3s")
+	members := []string{"x", "y", "z"}
+	if int(count) != len(members) {
+		t.Fatalf("%d replicas", count)
+	}
+	replicas := map[string]*call{}
+	for _, member := range members {
+		with := slices.Insert(slices.Clone(args), len(args)-1, "-i", member)
+		replicas[member] = c.as("importers", append(with, "sh", "-c", alone+"exec sleep 600 9>&-")...)
+	}
+	running := func() (keys int) {
+		for _, member := range members {
+			keys += c.running(member)
+		}
+		return keys
+	}
+	c.await("4 keys, at all members", func() bool {
+		return running() == 4 && c.running("x") > 0 && c.running("y") > 0 && c.running("z") > 0
+	})
+	replicas["y"].signal(syscall.SIGKILL)
+	replicas["y"].wantCode(-1)
+	c.await("4 keys at x and z", func() bool { return running() == 4 && c.running("y") == 0 })
+	for _, member := range []string{"x", "z"} {
+		replicas[member].signal(syscall.SIGTERM)
+		replicas[member].wantCode(0)
+		c.wantNoneForbidden(replicas[member])
+	}
+	if n := running(); n != 0 {
+		t.Errorf("%d commands still run", n)
+	}
+	c.wantTokens()
+}
+
+// wantNoneForbidden checks that no request was refused.
+func (c *cli) wantNoneForbidden(a *call) {
+	c.Helper()
+	for line := range strings.Lines(a.stderr.String()) {
+		if strings.Contains(line, "forbidden") {
+			c.Errorf("refused: %s", line)
+		}
+	}
+}
+
+// The Role of group.yaml is minimal: the file describes correctly the effect of each missing verb.
+func TestGroupRoleIsMinimal(t *testing.T) {
+	t.Parallel()
+	named := func(verb string) string {
+		return fmt.Sprintf(`needs the rule {apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], verbs: `+
+			`[\"%s\"]}`, verb)
+	}
+	start := func(c *cli, member string) *call {
+		return c.as("importers", "spread", "importers", "--keys=a,b,c,d", "--duration=3s", "-i", member, "--",
+			"sh", "-c", alone+"exec sleep 600 9>&-")
+	}
+	told := func(c *cli, a *call, verb string) {
+		c.Helper()
+		c.await("told "+verb, func() bool { return strings.Contains(a.stderr.String(), named(verb)) })
+	}
+	for _, verb := range []string{"get", "create", "patch"} {
+		t.Run("no "+verb+": it cannot take part", func(t *testing.T) {
+			t.Parallel()
+			c := newCLI(t)
+			c.apply("group.yaml", without(t, verb))
+			x := start(c, "x")
+			told(c, x, verb)
+			x.signal(syscall.SIGTERM)
+			x.wantCode(0)
+			if n := c.running("x"); n > 0 || c.file("overlaps") != "" {
+				t.Errorf("%d commands ran", n)
+			}
+		})
+	}
+	t.Run("no list: it works, and never assigns", func(t *testing.T) {
+		t.Parallel()
+		c := newCLI(t)
+		c.apply("group.yaml", without(t, "list"))
+		x := start(c, "x")
+		told(c, x, "list")
+		admin := c.start("spread", "importers", "--keys=a,b,c,d", "--duration=3s", "-i", "admin", "--", "sh", "-c",
+			alone+"exec sleep 600 9>&-")
+		c.awaitRunning(2, "x")
+		c.awaitRunning(2, "admin")
+		for _, a := range []*call{x, admin} {
+			a.signal(syscall.SIGTERM)
+			a.wantCode(0)
+		}
+	})
+	t.Run("no watch: it is polled", func(t *testing.T) {
+		t.Parallel()
+		c := newCLI(t)
+		c.apply("group.yaml", without(t, "watch"))
+		x := start(c, "x")
+		told(c, x, "watch")
+		c.awaitRunning(4, "x")
+		y := start(c, "y")
+		c.awaitRunning(2, "y")
+		x.signal(syscall.SIGTERM)
+		x.wantCode(0)
+		c.awaitRunning(4, "y")
+		y.signal(syscall.SIGTERM)
+		y.wantCode(0)
+	})
+	for verb, want := range map[string]bool{"delete": true, "nothing": false} {
+		t.Run("no "+verb+": Leases of former members stay", func(t *testing.T) {
+			t.Parallel()
+			c := newCLI(t)
+			c.apply("group.yaml", without(t, verb))
+			x := start(c, "x")
+			c.awaitRunning(4, "x")
+			former := c.member("x")
+			y := start(c, "y")
+			c.awaitRunning(2, "y")
+			x.signal(syscall.SIGTERM)
+			x.wantCode(0)
+			c.awaitRunning(4, "y")
+			if want {
+				told(c, y, verb)
+			} else {
+				c.await("deleted", func() bool { return !c.leaseExists(former) })
+				c.wantNoneForbidden(y)
+			}
+			if got := c.leaseExists(former); got != want {
+				t.Errorf("the Lease %s is there: %v", former, got)
+			}
+			y.signal(syscall.SIGTERM)
+			y.wantCode(0)
+		})
+	}
+}
+
+// member returns the name of the Lease of a member.
+func (c *cli) member(identity string) (name string) {
+	c.Helper()
+	leases, err := c.admin.List(c.Context(), metav1.ListOptions{})
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, l := range leases.Items {
+		if h := l.Spec.HolderIdentity; h != nil && *h == identity {
+			return l.Name
+		}
+	}
+	c.Fatalf("%s has no Lease", identity)
+	return ""
+}
+
+// leaseExists reports whether there is a Lease.
+func (c *cli) leaseExists(name string) bool {
+	_, err := c.admin.Get(c.Context(), name, metav1.GetOptions{})
+	return err == nil
+}
+
+// The alerts that docs/operations.md explains are those of the file.
+func TestAlerts(t *testing.T) {
+	file, err := os.ReadFile(filepath.Join(deploy, "prometheus", "alerts.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rules struct {
+		Groups []struct {
+			Name  string
+			Rules []struct{ Alert, Expr string }
+		}
+	}
+	if err := yaml.Unmarshal(file, &rules); err != nil || len(rules.Groups) != 2 || len(rules.Groups[1].Rules) < 4 {
+		t.Errorf("%+v, %v", rules, err)
+	}
+	docs, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := range strings.SplitSeq(string(docs), "```yaml\ngroups:\n") {
+		if alerts, _, _ := strings.Cut(block, "```"); strings.HasPrefix(alerts, "- name: ") &&
+			!strings.Contains(string(file), alerts) {
+			t.Errorf("not in the file:\n%s", alerts)
 		}
 	}
 }
