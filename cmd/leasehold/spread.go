@@ -94,8 +94,10 @@ func (o *spreadOptions) flags(flags *pflag.FlagSet) {
 		"address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases for JSON")
 }
 
-// maxBuckets is how many keys --buckets may ask for.
-const maxBuckets = 65536
+const (
+	maxBuckets = 65536 // keys that --buckets may ask for
+	maxWeight  = 1000  // the library's limit
+)
 
 // complete checks the flags, and returns the keys.
 func (o *spreadOptions) complete(t *tool) (keys []string, err error) {
@@ -110,6 +112,8 @@ func (o *spreadOptions) complete(t *tool) (keys []string, err error) {
 		}
 	}
 	switch {
+	case o.weight < 1 || o.weight > maxWeight:
+		return nil, usagef("--weight %d: want 1 to %d", o.weight, maxWeight)
 	case given != 1:
 		return nil, usagef("want one of --keys, --keys-from and --buckets")
 	case o.changed("keys"):
