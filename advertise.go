@@ -23,17 +23,19 @@ func WithAdvertise(address string) Option {
 	}
 }
 
-// annotations returns those of the Lease as we hold it since stamp; nil for none.
+// annotations returns those of the Lease as we hold it since stamp; nil for none. What we do not say ourselves is empty:
+// with our term, that of an earlier holder would count as ours.
 func (l *leaseClient) annotations(stamp time.Time) map[string]string {
 	if l.advertise == "" && l.priority == nil {
 		return nil
 	}
-	annotations := map[string]string{annotation.Term: annotation.FormatTerm(stamp)}
-	if l.advertise != "" {
-		annotations[annotation.Address] = l.advertise
-	}
+	priority := ""
 	if l.priority != nil {
-		annotations[annotation.Priority] = strconv.Itoa(*l.priority)
+		priority = strconv.Itoa(*l.priority)
 	}
-	return annotations
+	return map[string]string{
+		annotation.Term:     annotation.FormatTerm(stamp),
+		annotation.Address:  l.advertise,
+		annotation.Priority: priority,
+	}
 }

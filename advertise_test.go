@@ -102,6 +102,36 @@ func TestAdvertisedTerm(t *testing.T) {
 	})
 }
 
+// What a holder that crashed says of itself is not taken for what the next one says, which publishes something else.
+func TestAdvertisedByAnother(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		first, next []Option
+		want        annotation.Notes
+	}{
+		{"an address, then a priority", []Option{WithAdvertise("a:80")}, []Option{WithPriority(1)},
+			annotation.Notes{Priority: 1, Prioritized: true}},
+		{"a priority, then an address", []Option{WithPriority(1)}, []Option{WithAdvertise("b:80")},
+			annotation.Notes{Address: "b:80"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inPriorityWorld(t, func(w *world) {
+				w.run("a", nil, tt.first...)
+				w.sleep(time.Second)
+				w.run("b", nil, append(tt.next, WithFieldManager("another"))...)
+				w.sleep(time.Second)
+				w.cut("a")
+				w.sleep(D + time.Second)
+				w.wantLeader("b")
+				if got := annotation.Read(w.lease()); got.Address != tt.want.Address || got.Priority != tt.want.Priority ||
+					got.Prioritized != tt.want.Prioritized {
+					t.Errorf("the holder says %+v, want %+v", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
 // Annotations are no sign of life: a candidate waits no longer for a holder that does not renew.
 func TestAnnotationsAreNoSignOfLife(t *testing.T) {
 	inWorld(t, func(w *world) {
