@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,6 +66,28 @@ func TestBeatHandsOver(t *testing.T) {
 		close(returns)
 		a.quit()
 		b.quit()
+	})
+}
+
+// The first d begins with the session, not with the claim: one that had to be renewed first has all of it.
+func TestBeatBegins(t *testing.T) {
+	const limit = 20 * time.Second
+	inWorld(t, func(w *world) {
+		var slept atomic.Int64
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				slept.Add(int64(R/2 + time.Second)) // while the request is under way
+				return leasetest.Fault{}
+			}
+			return leasetest.Fault{After: 2 * time.Second}
+		})
+		s := w.acquire(w.Context(), "a", WithBeat(limit), withClock(sleepyClock{&slept}))
+		began := time.Now()
+		<-s.Done()
+		if took := time.Since(began); took < limit {
+			t.Errorf("%v after %v", s.Err(), took)
+		}
+		s.Release()
 	})
 }
 

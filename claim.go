@@ -258,6 +258,7 @@ func (c *candidate) begin(ctx context.Context, r record, sent instant) (*session
 		s.finish()
 		return nil, err
 	}
+	s.beaten.Store(true) // the first d of WithBeat begins now
 	s.yielded.Store(true)
 	return s, nil
 }
