@@ -64,6 +64,9 @@ func lostBecause(reason, format string, args ...any) error {
 func (l *loss) Error() string { return ErrLost.Error() + ": " + l.text }
 func (l *loss) Unwrap() error { return ErrLost }
 
+// Reason returns why, as metrics count it.
+func (l *loss) Reason() string { return l.reason }
+
 // The classes of API errors. What a request's error means is decided here and nowhere else.
 
 // outcomeUnknown reports whether a write that failed with err may have taken effect all the same. Only an

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -602,6 +603,77 @@ func TestRunRestart(t *testing.T) {
 	}
 	a.signal(syscall.SIGTERM)
 	a.wantCode(143)
+}
+
+// A command that does not change its beat file any more is stopped in time, although the API server answers, and
+// another process has the lease when it expires. SIGTERM comes first.
+func TestRunBeat(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	path := filepath.Join(c.dir, "beat")
+	if err := os.WriteFile(path, nil, 0o600); err != nil { // of an earlier run
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	// Ten times the file is touched, with the time of it going backwards; then the work is stuck.
+	const script = `trap 'echo TERM >>signals' TERM
+for i in 9 8 7 6 5 4 3 2 1 0; do touch -d "2026-01-01 00:00:0$i" "$LEASEHOLD_BEAT_FILE"; sleep 0.4; done
+date +%s%N >stuck
+while :; do sleep 0.1; done`
+	a := c.start("run", "job", "--duration=4s", "--identity=a", "--beat-file="+path, "--beat=2s", "--stop-timeout=300ms",
+		"--listen="+address, "--", "bash", "-c", say("started")+script)
+	pid := c.pid("started")
+	c.run("two", func(s leasehold.Session) {
+		if alive(pid) {
+			t.Error("the command runs while another has the lease")
+		}
+		<-s.Done()
+	}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(4*time.Second))
+	c.await("stuck", func() bool { return c.file("stuck") != "" })
+	stuck, err := strconv.ParseInt(c.file("stuck"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.await("gone", func() bool { return !alive(pid) })
+	// The last look that found a change may have been a tenth and a quarter of the two seconds after it.
+	if took := time.Since(time.Unix(0, stuck)); took < time.Second {
+		t.Errorf("stopped %v after its last beat", took)
+	} else {
+		t.Logf("stopped %v after its work was stuck", took)
+	}
+	a.wantCode(123)
+	if got := a.stderr.String(); !strings.Contains(got, "lease lost: the work did not call Beat for 2s") {
+		t.Errorf("it says %s", got)
+	}
+	if got := c.file("signals"); got != "TERM" {
+		t.Errorf("before SIGKILL it received %q", got)
+	}
+	c.awaitLeader("two")
+
+	// One that shows that its work goes on, however slow, is left alone.
+	c.start("run", "other", "--beat-file="+path, "--beat=1s", "--", "sh", "-c",
+		`for i in 1 2 3 4 5 6 7 8 9; do echo $i >"$LEASEHOLD_BEAT_FILE.new"; mv "$LEASEHOLD_BEAT_FILE.new" `+
+			`"$LEASEHOLD_BEAT_FILE"; sleep 0.4; done; exit 7`).wantCode(7)
+
+	// With --restart the tool campaigns again, and counts the loss.
+	os.Remove(path)
+	b := c.start("run", "again", "--restart", "--beat-file="+path, "--beat=1s", "--listen="+address, "--", "sh", "-c",
+		"echo >>starts; sleep 600")
+	c.await("started again", func() bool {
+		starts, _ := os.ReadFile(filepath.Join(c.dir, "starts"))
+		return bytes.Count(starts, []byte("\n")) > 1
+	})
+	if got := get(t, "http://"+address+"/metrics"); !strings.Contains(got,
+		`leasehold_losses_total{name="again",namespace="`+c.ns+`",reason="stalled"} 1`) {
+		t.Errorf("metrics: %s", got)
+	}
+	b.signal(syscall.SIGTERM)
+	b.wantCode(143)
 }
 
 // As the first process of a container the tool collects orphans.

@@ -127,7 +127,7 @@ func (sp *spreader) start(s leasehold.Session, key string) (*keeper, error) {
 	args := []string{keeperArg, key, strconv.FormatUint(s.FencingToken(), 10), sp.stopTimeout.String(),
 		sp.gracePeriod.String(), sp.tool.logLevel.String(), sp.tool.logFormat, sp.path}
 	k := &keeper{cmd: exec.Command(self, append(args, sp.argv...)...), control: control, done: make(chan struct{})}
-	k.cmd.Env = append(environ(s, false, "LEASEHOLD_KEY="+key), "LEASEHOLD_GROUP="+sp.group)
+	k.cmd.Env = append(environ(s, "LEASEHOLD_KEY="+key), "LEASEHOLD_GROUP="+sp.group)
 	k.cmd.Stdout, k.cmd.Stderr = os.Stdout, os.Stderr
 	k.cmd.ExtraFiles = []*os.File{read, kept}
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // out of reach of a terminal's signals

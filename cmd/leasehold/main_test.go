@@ -180,6 +180,10 @@ func TestRunOptions(t *testing.T) {
 		{"--once --restart", "--once and --restart are mutually exclusive"},
 		{"--restart --wait 1s", "--restart waits"},
 		{"--restart --no-wait", "--restart waits"},
+		{"--beat-file x", "--beat-file and --beat are required together"},
+		{"--beat 1m", "--beat-file and --beat are required together"},
+		{"--beat-file x --beat 999ms", "--beat 999ms: want at least 1s"},
+		{"--beat-file x --beat 1s", "1.5s"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			var o runOptions
@@ -247,7 +251,9 @@ func TestPrintLeases(t *testing.T) {
 	golden(t, "get-A.table", printed(printer{list: true, namespaces: true}, leases, "table"))
 	leases = slices.Clone(leases)
 	leases[1].Annotations = map[string]string{annotation.Term: annotation.FormatTerm(leases[1].Spec.AcquireTime.Time),
-		annotation.Address: "10.0.0.7:8080", annotation.Priority: "-3"}
+		annotation.Address: "10.0.0.7:8080", annotation.Priority: "-3",
+		annotation.Standby: annotation.FormatStandby(leases[1].Spec.AcquireTime.Time,
+			annotation.Candidate{Identity: "reconciler-5c8d_77ab", Priority: 4})}
 	leases[3].Annotations = map[string]string{annotation.Term: "of another term", annotation.Address: "10.0.0.8:8080"}
 	golden(t, "get-A-wide.table", printed(printer{list: true, namespaces: true}, leases, "wide"))
 	golden(t, "get-one.yaml", printed(printer{}, leases[1:2], "yaml"))

@@ -36,6 +36,11 @@ has ended, sends SIGKILL after --grace-period or on a second signal, and release
 needed. Other signals are passed on. In the same way the command ends, by SIGTERM, if "leasehold handover" asks for that
 or, with --yield, if a candidate of higher --priority stands by.
 
+With --beat-file=FILE --beat=1m the command has to change that file at least once a minute, as by touch(1). If it does
+not, its work is stuck, and the lease is lost: the processes receive SIGTERM, and SIGKILL after --stop-timeout, and
+another process can hold the lease when it expires. The first minute begins with the command. A file that does not exist
+yet, or cannot be read, is one that does not change; clocks do not matter.
+
 On Linux this covers all descendants of the command, also those that left its process group, as with "set -m",
 timeout(1) or setsid; elsewhere it covers the process group. A second process, the watchdog, kills them if the tool is
 killed, or is stopped until the lease expires. It cannot kill processes of another user. If the tool was killed by
@@ -45,7 +50,8 @@ descendant.
 
 The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and
 LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a store can refuse late writes. With
---slots it has LEASEHOLD_SLOT, from 0: no two commands that run have the same.
+--slots it has LEASEHOLD_SLOT, from 0: no two commands that run have the same. With --beat-file it has
+LEASEHOLD_BEAT_FILE.
 
 With --no-wait the tool skips the command if the lease has a holder, also one that crashed: a new process has to see a
 lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
@@ -63,6 +69,9 @@ leasehold run nightly-report --wait 1s --held-exit-code 0 -- ./report.sh
 
 # At most three at once over all machines, each with a number of its own
 leasehold run importer --slots 3 -- sh -c './import --worker $LEASEHOLD_SLOT'
+
+# A program that is stuck is stopped, and another process has the lease
+leasehold run consumer --beat-file /tmp/beat --beat 1m -- sh -c 'while ./consume-one; do touch /tmp/beat; done'
 
 # Wait half a minute for the lease, and give the program five seconds to stop when it is lost
 leasehold run migrate --wait 30s --duration 30s --stop-timeout 5s -- ./migrate`,
@@ -87,6 +96,7 @@ type runOptions struct {
 	holding
 	once, restart bool
 	stopping
+	beats beatFile
 }
 
 // stopping holds the times that processes have to end.
@@ -125,6 +135,7 @@ func (o *runOptions) flags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.restart, "restart", false,
 		"campaign again when the command ends or the lease is lost, until asked to stop")
 	o.stopping.flags(flags)
+	o.beats.flags(flags)
 	o.holding.flags(flags)
 }
 
@@ -136,6 +147,9 @@ func (o *runOptions) complete() error {
 		return usagef("--once and --restart are mutually exclusive")
 	case o.restart && (o.noWait || o.wait > 0):
 		return usagef("--restart waits for the lease again and again: it excludes --wait and --no-wait")
+	}
+	if err := o.beats.check(); err != nil {
+		return err
 	}
 	return o.stopping.complete(o.timing)
 }
@@ -167,6 +181,12 @@ func (t *tool) runCommand(o *runOptions, lease string, argv []string) error {
 		return err
 	}
 	defer host.close()
+	if o.beats.used() {
+		opts = append(opts, leasehold.WithBeat(o.beats.within))
+		stop := make(chan struct{})
+		defer close(stop)
+		go o.beats.follow(stop)
+	}
 	r := &runner{runOptions: o, tool: t, path: path, argv: argv, options: opts, host: host}
 	return r.run()
 }
@@ -273,20 +293,15 @@ func (r *runner) campaign() (end outcome, err error) {
 	return end, err
 }
 
-// environ returns the environment of a command that runs in session s, of a slot or not, with mark, by which the
-// watchdog finds its descendants.
-func environ(s leasehold.Session, slotted bool, mark string) []string {
+// environ returns the environment of a command that runs in session s, with more in it.
+func environ(s leasehold.Session, more ...string) []string {
 	h := s.Holder()
-	own := []string{
-		"LEASEHOLD_LEASE=" + h.Name,
-		"LEASEHOLD_NAMESPACE=" + h.Namespace,
-		"LEASEHOLD_IDENTITY=" + h.Identity,
-		"LEASEHOLD_FENCING_TOKEN=" + strconv.FormatUint(s.FencingToken(), 10),
-		mark,
-	}
-	if slotted {
-		own = append(own, "LEASEHOLD_SLOT="+strconv.Itoa(s.Slot()))
-	}
+	own := append(more,
+		"LEASEHOLD_LEASE="+h.Name,
+		"LEASEHOLD_NAMESPACE="+h.Namespace,
+		"LEASEHOLD_IDENTITY="+h.Identity,
+		"LEASEHOLD_FENCING_TOKEN="+strconv.FormatUint(s.FencingToken(), 10),
+	)
 	inherited := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		return slices.ContainsFunc(own, func(o string) bool { return strings.HasPrefix(o, name+"=") })

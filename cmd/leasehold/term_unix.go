@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -48,7 +49,15 @@ const (
 
 // term runs the command as long as session s lasts, and returns when all its processes are gone.
 func (r *runner) term(s leasehold.Session) outcome {
-	return r.supervise(s, environ(s, r.slotted(), r.host.watchdog.mark), s.FencingToken())
+	env := []string{r.host.watchdog.mark} // by which it finds the command's descendants
+	if r.slotted() {
+		env = append(env, "LEASEHOLD_SLOT="+strconv.Itoa(s.Slot()))
+	}
+	if r.beats.used() {
+		env = append(env, "LEASEHOLD_BEAT_FILE="+r.beats.path)
+		r.beats.session.Store(&s)
+	}
+	return r.supervise(s, environ(s, env...), s.FencingToken())
 }
 
 // supervise runs the command with an environment for as long as s lasts.
@@ -144,12 +153,12 @@ func (sv *supervisor) check() {
 		return
 	}
 	sv.cut = sv.group.status == nil
-	if now < sv.trusted {
+	if now < sv.trusted && !workStuck(sv.lost) {
 		// It was still trusted: another holds the lease already, or any candidate may acquire it.
 		sv.killBy(now, "the lease is gone")
 		sv.kill()
 	} else {
-		sv.killBy(sv.trusted+sv.stopTimeout, "the stop timeout ended after the lease was lost")
+		sv.killBy(min(now, sv.trusted)+sv.stopTimeout, "the stop timeout ended after the lease was lost")
 		if now < sv.killAt {
 			sv.group.signalAll(syscall.SIGTERM)
 		}
