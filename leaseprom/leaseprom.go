@@ -21,6 +21,7 @@ import (
 //	leasehold_winding_down                  gauge      1 if it leads although its work was told to end
 //	leasehold_valid_seconds                 gauge      how long leadership is certain without another renewal
 //	leasehold_overrun                       gauge      1 if work goes on although its lease is lost
+//	leasehold_priority                      gauge      the priority of this process's candidate; 0 if it has none
 //	leasehold_claimed                       gauge      1 if any candidate held the lease when it was last seen
 //	leasehold_duration_seconds              gauge      the duration of the lease
 //	leasehold_transitions                   gauge      how often any candidate has acquired the lease
@@ -60,6 +61,7 @@ var (
 	valid       = desc("valid_seconds", "How long leadership is certain without another renewal.")
 	overrun     = desc("overrun", "Whether work goes on although its lease is lost.")
 	claimed     = desc("claimed", "Whether the lease was held, by any candidate, when it was last seen.")
+	priority    = desc("priority", "The priority of this process's candidate.")
 	duration    = desc("duration_seconds",
 		"How long other candidates leave the lease to a holder that does not renew it.")
 	transitions = desc("transitions",
@@ -106,6 +108,7 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		gauge(windingDown, number(s.WindingDown))
 		gauge(valid, s.ValidForSeconds)
 		gauge(overrun, number(s.Overrun))
+		gauge(priority, float64(s.Priority))
 		gauge(claimed, number(s.Holder != nil))
 		gauge(duration, s.LeaseDurationSeconds)
 		if s.Holder != nil {

@@ -58,6 +58,9 @@ func TestExposition(t *testing.T) {
 			// stands still.
 			if identity != "other" {
 				opts = append(opts, leasehold.WithMonitor(&monitor), leasehold.WithDuration(time.Hour))
+				if identity == "one" {
+					opts = append(opts, leasehold.WithPriority(7))
+				}
 			} else {
 				// its first renewal would come after the end of the test
 				opts = append(opts, leasehold.WithDuration(24*time.Hour))

@@ -40,7 +40,7 @@ func TestGet(t *testing.T) {
 	}
 	wide := c.start("get", "job", "-o", "wide")
 	wide.wantCode(0)
-	if got := wide.stdout.String(); !strings.Contains(got, "EXPIRES   AGE   MANAGER   ADDRESS   PRIORITY\n") {
+	if got := wide.stdout.String(); !strings.Contains(got, "EXPIRES   AGE   MANAGER   ADDRESS   PRIORITY   NEXT\n") {
 		t.Errorf("get -o wide: %s", got)
 	}
 	exists := c.start("claim", "job", "--create=new")

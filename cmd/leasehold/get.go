@@ -32,7 +32,8 @@ With --watch each change is shown too: another holder, none, or an expiry; "leas
 are none. A lease may also be named as lease/NAME.
 
 -o wide adds when the lease expires, the age of the Lease, the field manager that wrote its holder, the address that
-the holder advertises, and its priority.`,
+the holder advertises, its priority, and who is to hold the lease next, if a standby has a priority or a release names
+one.`,
 		examples: `
 # All leases of the namespace
 leasehold get

@@ -133,6 +133,8 @@ var leaseMetrics = []struct {
 	{name: "losses_total", kind: "counter", help: "Sessions that ended because the lease was lost."},
 	{name: "overrun", kind: "gauge", help: "Whether work goes on although its lease is lost.",
 		value: func(s leasehold.LeaseStatus) float64 { return truth(s.Overrun) }},
+	{name: "priority", kind: "gauge", help: "The priority of this process's candidate.",
+		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Priority) }},
 	{name: "renewal_latency_seconds", kind: "histogram", help: "Duration of successful renewals."},
 	{name: "renewals_total", kind: "counter", help: "Successful renewals.",
 		value: func(s leasehold.LeaseStatus) float64 { return float64(s.Renewals) }},

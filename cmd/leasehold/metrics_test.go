@@ -33,7 +33,7 @@ func TestMetrics(t *testing.T) {
 		status("ns1", "migration", func(s *leasehold.LeaseStatus) { s.Updates, s.Sessions = 3, 1 }),
 		status("ns1", "reconciler", func(s *leasehold.LeaseStatus) {
 			s.Campaigning, s.Leading, s.ValidForSeconds, s.Holder = true, true, 1234.5, &leasehold.HolderStatus{}
-			s.Updates, s.Sessions, s.Renewals, s.Losses["deleted"] = 7, 2, 2, 1
+			s.Updates, s.Sessions, s.Renewals, s.Losses["deleted"], s.Priority = 7, 2, 2, 1, 7
 			s.RenewalLatency.Count, s.RenewalLatency.SumSeconds = 2, 3
 			for i, b := range s.RenewalLatency.Buckets {
 				if b.UpToSeconds >= 1.5 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -117,7 +118,7 @@ func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
 	var lines [][]string
 	if !p.noHeaders && !p.table.begun() {
 		lines = append(lines, []string{"NAMESPACE", "NAME", "STATUS", "HOLDER", "SINCE", "RENEWED", "DURATION",
-			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER", "ADDRESS", "PRIORITY"})
+			"TRANSITIONS", "EXPIRES", "AGE", "MANAGER", "ADDRESS", "PRIORITY", "NEXT"})
 	}
 	for _, r := range rows {
 		s, notes := r.lease.Spec, annotation.Read(&r.lease)
@@ -125,6 +126,7 @@ func (p *printer) printTable(w io.Writer, rows []row, now time.Time) error {
 			r.lease.Namespace, r.lease.Name, r.status, or(holderOf(s)), age(s.AcquireTime, now), age(s.RenewTime, now),
 			or(durationOf(s)), strconv.Itoa(int(valueOf(s.LeaseTransitions))),
 			expiry(s, now), age(created(r.lease), now), or(manager(r.lease)), or(notes.Address), or(priority(notes)),
+			or(cmp.Or(notes.Standby.Identity, notes.Successor)),
 		})
 	}
 	for i, line := range lines {
