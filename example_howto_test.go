@@ -9,11 +9,19 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"path"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -101,6 +109,46 @@ func ExampleWithAdvertise() {
 	cancel()
 	<-done
 	// Output: the leader serves /orders
+}
+
+// A label on the leader's pod, by which a Service finds it, is set first and removed last in the loop body. A leader
+// that is frozen or cut off keeps its label, so that two pods may have it: the handler has to look at s.Err().
+func ExampleSessions_podLabel() {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { // for the API server
+		patch, _ := io.ReadAll(req.Body)
+		fmt.Printf("%s %s\n", path.Base(req.URL.Path), patch)
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"apiVersion":"v1","kind":"Pod"}`)
+	}))
+	defer api.Close()
+	client, err := corev1client.NewForConfigAndClient(&rest.Config{Host: api.URL}, api.Client())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	label := func(ctx context.Context, role string) error {
+		patch := fmt.Appendf(nil, `{"metadata":{"labels":{"role":%s}}}`, role)
+		_, err := client.Pods("default").Patch(ctx, "web-0", types.MergePatchType, patch, metav1.PatchOptions{})
+		return err
+	}
+
+	label(context.Background(), "null") // that of an earlier container of this pod, which was killed
+	for s := range leasehold.Sessions(context.Background(), leasehold.WithLease("web"),
+		leasehold.WithNamespace("default"), cluster()) {
+		if err := label(s.Context(), `"leader"`); err != nil {
+			continue // the next leader may have more luck
+		}
+		fmt.Println("serving") // until s.Done()
+
+		// The lease is held until the body returns, so that the next leader sets its label after that.
+		label(context.WithoutCancel(s.Context()), "null")
+		break
+	}
+	// Output:
+	// web-0 {"metadata":{"labels":{"role":null}}}
+	// web-0 {"metadata":{"labels":{"role":"leader"}}}
+	// serving
+	// web-0 {"metadata":{"labels":{"role":null}}}
 }
 
 type printer struct{}
@@ -233,6 +281,39 @@ func ExampleWithPriority() {
 	// Output:
 	// small-node: lease yielded: to "large-node", which has priority 10 over 1
 	// large-node leads
+}
+
+// Labels of the pod decide who leads next: the zone of the database first, then the newest version. In a pod the labels
+// come from a file of the downward API.
+func ExampleWithPriority_labels() {
+	priority := func(labels map[string]string) (p int) {
+		for part := range strings.SplitSeq(labels["app.kubernetes.io/version"], ".") {
+			number, _ := strconv.Atoi(part)
+			p = 1000*p + number
+		}
+		if labels["topology.kubernetes.io/zone"] == "eu-1a" {
+			p += 1_000_000_000
+		}
+		return p
+	}
+	for _, labels := range []map[string]string{
+		{"topology.kubernetes.io/zone": "eu-1b", "app.kubernetes.io/version": "1.12.0"},
+		{"topology.kubernetes.io/zone": "eu-1b", "app.kubernetes.io/version": "1.9.3"},
+		{"topology.kubernetes.io/zone": "eu-1a", "app.kubernetes.io/version": "1.9.3"},
+	} {
+		s, err := leasehold.Acquire(context.Background(), leasehold.WithLease("reconciler"),
+			leasehold.WithNamespace("default"), leasehold.WithPriority(priority(labels)), cluster())
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		s.Release()
+		fmt.Println(priority(labels))
+	}
+	// Output:
+	// 1012000
+	// 1009003
+	// 1001009003
 }
 
 // A leader hands the lease over to a candidate of its choice.
