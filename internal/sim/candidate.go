@@ -49,6 +49,9 @@ type settings struct {
 	slots    int  // WithSlots; 0 for none
 	priority *int // WithPriority; nil for none
 	yields   bool // WithYield
+
+	beat    time.Duration // WithBeat; 0 for none
+	address string        // WithAdvertise; "" for none
 }
 
 // A candidate is a process that campaigns again and again.
@@ -79,6 +82,9 @@ func (c *candidate) String() string {
 	}
 	if c.yields {
 		s += ", yields"
+	}
+	if c.beat > 0 {
+		s += fmt.Sprintf(", beat %v", c.beat)
 	}
 	if c.process != nil {
 		s += fmt.Sprintf(", shares the watch of %s if %d do", c.process.name, c.sharedFrom)
@@ -219,6 +225,12 @@ func (k *campaign) run(ctx context.Context) (err error) {
 	if k.yields {
 		opts = append(opts, leasehold.WithYield())
 	}
+	if k.beat > 0 {
+		opts = append(opts, leasehold.WithBeat(k.beat))
+	}
+	if k.address != "" {
+		opts = append(opts, leasehold.WithAdvertise(k.address))
+	}
 	w.lastBegan.Store(int64(w.now()))
 	w.checker.note(k.label, "campaigns")
 	defer context.AfterFunc(ctx, func() { w.checker.ctxEnded(k) })()
@@ -289,6 +301,7 @@ func (k *campaign) body(s leasehold.Session) (more bool) {
 		after = r.logUniform(time.Second, 2*k.duration)
 	}
 	defer w.checker.bodyEnds(x, how)
+	defer k.beats(x)()
 	timer := time.NewTimer(work)
 	defer timer.Stop()
 	select {
@@ -312,6 +325,43 @@ func (k *campaign) body(s leasehold.Session) (more bool) {
 		time.Sleep(min(after, max(0, w.faultsEnd-w.now()))) // once the faults are over it campaigns
 	}
 	return true
+}
+
+// beats calls Beat of a session in time until the function that it returns is called or, of some, the work is stuck.
+func (k *campaign) beats(x *session) (end func()) {
+	if k.beat == 0 {
+		return func() {}
+	}
+	w := k.world
+	r := newRNG(w.seed, 27, k.link.id, uint64(w.now()))
+	stuck := 1000 * time.Hour
+	if last := w.faultsEnd - 2*k.beat; w.now() < last && r.chance(0.3) {
+		stuck = r.uniform(w.now(), last)
+	}
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		timer := time.NewTimer(0)
+		defer timer.Stop()
+		for {
+			select {
+			case <-timer.C:
+			case <-done:
+				return
+			}
+			if w.now() >= stuck {
+				w.checker.note(k.label, "its work is stuck")
+				<-done
+				return
+			}
+			w.checker.beats(x)
+			timer.Reset(r.logUniform(k.beat/20, k.beat/2))
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
 }
 
 // release ends a session or, in some worlds, hands it over to a candidate, which may not run.

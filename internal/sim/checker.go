@@ -97,6 +97,8 @@ type term struct {
 	// forced says how somebody else declared the Lease free while it was held; "" if nobody did. From then on until the
 	// holder is told, nothing protects it.
 	forced string
+
+	asked bool // somebody asked its holder to make way
 }
 
 // link returns its holder's, nil if it is not a process of this world.
@@ -127,6 +129,7 @@ type session struct {
 	campaign *campaign
 	term     *term
 	began    time.Duration
+	beat     time.Duration // when it last called Beat; at first, when it began
 	running  bool
 	overran  bool
 }
@@ -225,6 +228,12 @@ func (c *checker) committed(change leasetest.Change) {
 	candidate, elector := c.world.process(change.Client)
 	if old != nil && old != now {
 		c.termEnds(did, old, candidate)
+	}
+	if before := change.Old; did.Began && candidate != nil && before != nil && before.Spec.Strategy != nil {
+		c.violationLocked("%s: took a lease that has a strategy", candidate.name)
+	}
+	if now != nil && now.campaign != nil && change.Type != watch.Deleted {
+		now.asked = now.asked || now.campaign.asks(change.New)
 	}
 	if now != nil {
 		c.renews(now, oracle.Micros(change.New.Spec.RenewTime), candidate, elector)
@@ -341,7 +350,7 @@ func (c *checker) sessionBegins(k *campaign, s leasehold.Session) *session {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sessions++
-	x := &session{Session: s, campaign: k, began: c.world.now(), running: true}
+	x := &session{Session: s, campaign: k, began: c.world.now(), beat: c.world.now(), running: true}
 	c.log(k.label, "leads, token %d, valid for %v", s.FencingToken(), s.ValidFor())
 	h := s.Holder()
 	o := c.oracles[h.Name]
@@ -350,6 +359,8 @@ func (c *checker) sessionBegins(k *campaign, s leasehold.Session) *session {
 	switch {
 	case x.term.campaign != k || x.term.Identity != h.Identity || x.term.Acquired != h.AcquireTime.UnixMicro():
 		c.violationLocked("%s: leads without having taken the lease", k.label)
+	case h.Address != k.address:
+		c.violationLocked("%s: leads with the address %q", k.label, h.Address)
 	case s.ValidFor() < k.renewDeadline/2:
 		c.violationLocked("%s: begins with %v of trust, want at least %v", k.label, s.ValidFor(), k.renewDeadline/2)
 	}
@@ -379,6 +390,8 @@ func (c *checker) bodyEnds(x *session, how string) {
 		c.lost++
 	}
 	c.checkLoss(x)
+	c.checkBeat(x)
+	c.checkYield(x)
 	x.running = false
 	c.bodies = slices.DeleteFunc(c.bodies, func(y *session) bool { return x == y })
 	c.log(x.campaign.label, "body ends: %s %v", how, x.Err())
@@ -389,6 +402,9 @@ func (c *checker) checkLoss(x *session) {
 	loss := c.world.hooks.Loss(x.Session)
 	if loss == nil {
 		return
+	}
+	if stalled(loss) {
+		return // checkBeat checks that
 	}
 	if text := loss.Error(); !strings.Contains(text, "not renewed") && !strings.Contains(text, "slept") {
 		if !x.term.Ended && !(strings.Contains(text, "deleted") && x.campaign.toldGone() >= x.began) {
@@ -408,6 +424,38 @@ func (c *checker) checkLoss(x *session) {
 		}
 	}
 	c.violationLocked("%s: its trust is counted from when it sent nothing", x.campaign.label)
+}
+
+// beats calls Beat of a session.
+func (c *checker) beats(x *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !x.running {
+		return // its end is being checked
+	}
+	c.checkBeat(x)
+	x.beat = c.world.now()
+	x.Beat()
+}
+
+// stalled reports whether a session was lost because it did not call Beat.
+func stalled(loss error) bool {
+	return loss != nil && strings.Contains(loss.Error(), "did not call Beat")
+}
+
+// checkBeat checks that a session is lost that did not call Beat in time, and no other.
+func (c *checker) checkBeat(x *session) {
+	limit := x.campaign.beat
+	if limit == 0 {
+		return
+	}
+	silent := time.Duration(float64(c.world.now()-x.beat) * x.campaign.rate) // by its own clock
+	switch loss := c.world.hooks.Loss(x.Session); {
+	case stalled(loss) && silent < limit-time.Millisecond:
+		c.violationLocked("%s: %v, but it did %v ago", x.campaign.label, loss, silent)
+	case loss == nil && silent > limit*5/4+time.Second:
+		c.violationLocked("%s: it has not called Beat for %v, and leads", x.campaign.label, silent)
+	}
 }
 
 // overrun checks a call of WithOverrun's function.

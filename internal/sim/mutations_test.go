@@ -155,7 +155,8 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 	return all
 }
 
-// readCore returns the files of the core, and of the part of it that shares out the keys of groups.
+// readCore returns the files of the core, of the part of it that shares out the keys of groups, and of the one that
+// reads annotations.
 func readCore(t *testing.T) map[string]string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(coreDir, "*.go"))
@@ -166,8 +167,12 @@ func readCore(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	annotations, err := filepath.Glob(filepath.Join(coreDir, "internal", "annotation", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	files := map[string]string{}
-	for _, name := range append(names, shards...) {
+	for _, name := range slices.Concat(names, shards, annotations) {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}

@@ -83,11 +83,24 @@ func (c *checker) observed(o *observer, h leasehold.Holder) {
 		if !c.oracle.Held(h.Identity, h.AcquireTime) {
 			c.violationLocked("Holders yields %v, who never held the lease", h)
 		}
+		if want := c.address(now); h.Address != want && !c.world.forges {
+			c.violationLocked("Holders yields %s with the address %q, want %q", h.Identity, h.Address, want)
+		}
 	} else if o.seen > 0 && o.last == now {
 		c.violationLocked("Holders yields nobody twice")
 	}
 	o.last = now
 	o.seen++
+}
+
+// address returns what the holder of a term publishes.
+func (c *checker) address(of oracle.Key) string {
+	for _, t := range c.terms {
+		if t.Identity == of.Identity && t.Acquired == of.Acquired && t.campaign != nil {
+			return t.campaign.address
+		}
+	}
+	return ""
 }
 
 // observedAll checks that the observer knows the holder, who has been the same for a while.

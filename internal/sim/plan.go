@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold"
-	"github.com/leasehold-go/leasehold/internal/annotation"
 	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -55,6 +54,8 @@ func newWorld(hooks Hooks, seed uint64) *World {
 	w.planLinks(newRNG(seed, 20))
 	w.planFinalizers(newRNG(seed, 21))
 	w.planPriorities(newRNG(seed, 22))
+	w.planHostile(newRNG(seed, 25))
+	w.planBeats(newRNG(seed, 26))
 	w.sortPlan()
 	return w
 }
@@ -303,8 +304,7 @@ func (w *World) aLease(r rng) string {
 	return leases[r.IntN(len(leases))]
 }
 
-// planPriorities gives candidates priorities, in some worlds, in which an operator asks holders to hand the lease over
-// and writes annotations about candidates that do not exist.
+// planPriorities gives candidates priorities, in some worlds.
 func (w *World) planPriorities(r rng) {
 	if w.slots > 0 || !r.chance(0.4) {
 		return
@@ -316,40 +316,20 @@ func (w *World) planPriorities(r rng) {
 		}
 		c.yields = r.chance(0.4)
 	}
-	if r.chance(0.5) {
-		return
-	}
-	for range 1 + r.IntN(20) {
-		who := []string{"", "nobody", w.candidates[r.IntN(len(w.candidates))].identity}[r.IntN(3)]
-		kind := r.IntN(3)
-		what := fmt.Sprintf("writes annotation %d about %q", kind, who)
-		w.plan(r.uniform(0, w.faultsEnd-1), "operator", what, func() {
-			w.srv.Edit(namespace, name, func(l *coordinationv1.Lease) { annotate(l, kind, who) })
-		})
-	}
 }
 
-// annotate writes one of the annotations that candidates heed.
-func annotate(l *coordinationv1.Lease, kind int, who string) {
-	var acquired time.Time
-	var transitions int32
-	if l.Spec.AcquireTime != nil {
-		acquired = l.Spec.AcquireTime.Time
+// planBeats has candidates show that their work goes on, and publish addresses, in some worlds.
+func (w *World) planBeats(r rng) {
+	if !r.chance(0.3) {
+		return
 	}
-	if l.Spec.LeaseTransitions != nil {
-		transitions = *l.Spec.LeaseTransitions
-	}
-	if l.Annotations == nil {
-		l.Annotations = map[string]string{}
-	}
-	switch kind {
-	case 0:
-		l.Annotations[annotation.HandOver] = annotation.FormatHandOver(acquired, who)
-	case 1:
-		best := annotation.Candidate{Identity: who, Priority: math.MaxInt}
-		l.Annotations[annotation.Standby] = annotation.FormatStandby(acquired, best)
-	case 2:
-		l.Annotations[annotation.Successor] = annotation.FormatSuccessor(transitions, who)
+	for _, c := range w.candidates {
+		if r.chance(0.5) {
+			c.beat = r.logUniform(time.Second, 4*c.duration)
+		}
+		if r.chance(0.5) {
+			c.address = c.name + ":8080"
+		}
 	}
 }
 

@@ -75,6 +75,7 @@ type World struct {
 
 	slots       int  // that a candidate knows, at most; 0 where the lease has none
 	prioritized bool // some candidates have priorities
+	forges      bool // an operator writes what holders say of themselves
 
 	latency   time.Duration // the longest way of a message in one direction where nothing is wrong
 	faultsEnd time.Duration // when the faults begin to end
