@@ -31,7 +31,7 @@ func TestConformance(t *testing.T) {
 // TestExpired is the fact behind leasetest.Server.Compact, which cannot be asked of a server that has just started.
 func TestExpired(t *testing.T) {
 	t.Parallel()
-	server := startServer(t)
+	server := startServer(t, controlplane.Options{NoFsync: true})
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}

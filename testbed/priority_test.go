@@ -4,17 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"github.com/leasehold-go/leasehold"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
+	"github.com/leasehold-go/leasehold/testbed/internal/clientgo"
 )
 
 const annotations = "leasehold-go.github.io/"
@@ -177,16 +186,7 @@ func TestHandOver(t *testing.T) {
 // yield.
 func TestCoordinatedLeaderElection(t *testing.T) {
 	t.Parallel()
-	server, err := controlplane.Start(t.Context(), controlplane.Options{NoFsync: true, CoordinatedLeaderElection: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	f := newFleet(t, server)
+	f := newFleet(t, startServer(t, controlplane.Options{NoFsync: true, CoordinatedLeaderElection: true}))
 	strategy := coordinationv1.OldestEmulationVersion
 	created, err := f.admin.Create(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease},
 		Spec: coordinationv1.LeaseSpec{Strategy: &strategy}}, metav1.CreateOptions{})
@@ -214,4 +214,220 @@ func TestCoordinatedLeaderElection(t *testing.T) {
 		t.Errorf("the session ended with %v", err)
 	}
 	f.await("released", func() bool { return f.get().Spec.HolderIdentity == nil })
+}
+
+// The controller of coordinated leader election, and client-go's candidates for it, lead undisturbed beside a candidate
+// that waits: it neither claims nor registers, and has the lease once nobody coordinates it any more.
+func TestBesideCoordinatedLeaderElection(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, startServer(t, controlplane.Options{NoFsync: true, CoordinatedLeaderElection: true}))
+	cfg := f.server.Config()
+	transport, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	clients, err := kubernetes.NewForConfigAndClient(cfg, transport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var coordinated sync.WaitGroup
+	defer coordinated.Wait()
+	defer cancel()
+	var led atomic.Int64
+	for _, version := range []string{"1.1.0", "1.0.0"} {
+		identity := "coordinated-" + version
+		candidate, _, err := leaderelection.NewCandidate(clients, f.ns, identity, lease, version, version,
+			coordinationv1.OldestEmulationVersion)
+		if err != nil {
+			t.Fatal(err)
+		}
+		coordinated.Go(func() { candidate.Run(ctx) })
+		coordinated.Go(func() {
+			leaderelection.RunOrDie(ctx, leaderelection.LeaderElectionConfig{
+				Lock: &resourcelock.LeaseLock{
+					LeaseMeta:  metav1.ObjectMeta{Namespace: f.ns, Name: lease},
+					Client:     clients.CoordinationV1(),
+					LockConfig: resourcelock.ResourceLockConfig{Identity: identity},
+				},
+				LeaseDuration: 15 * time.Second, RenewDeadline: 10 * time.Second, RetryPeriod: 500 * time.Millisecond,
+				Coordinated: true, ReleaseOnCancel: true,
+				Callbacks: leaderelection.LeaderCallbacks{
+					OnStartedLeading: func(leading context.Context) {
+						led.Add(1)
+						f.enter(0, func() string {
+							if leading.Err() != nil {
+								return ""
+							}
+							return identity
+						})
+					},
+					OnStoppedLeading: func() {},
+				},
+			})
+		})
+	}
+	f.awaitLeader("coordinated-1.0.0")
+	if l := f.get(); l.Spec.Strategy == nil || *l.Spec.Strategy != coordinationv1.OldestEmulationVersion {
+		t.Fatalf("the controller has written %v", l.Spec)
+	}
+	f.run("ours", nil, f.asAdmin(), leasehold.WithPriority(100), leasehold.WithYield())
+	f.await("warned", func() bool {
+		return strings.Contains(f.log.String(), "waiting until the Lease has no strategy")
+	})
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if who := f.leader(); who != "coordinated-1.0.0" {
+			t.Fatalf("%q leads", who)
+		}
+	}
+	if n := led.Load(); n != 1 {
+		t.Errorf("they led %d times", n)
+	}
+	cancel()
+	coordinated.Wait()
+	if err := clients.CoordinationV1beta1().LeaseCandidates(f.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{},
+		metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.patch(`{"spec":{"strategy":null,"preferredHolder":null}}`)
+	f.awaitLeader("ours")
+}
+
+// Candidates that know nothing of priorities (without one, client-go's, and one that does as kube-lease-manager does)
+// take turns with those that have some: nobody leads beside another, nobody is kept out, and no term ends early but by
+// a yield.
+func TestMixedPriorities(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, controlplane.ForTest(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	const (
+		duration = 5 * time.Second
+		turn     = 400 * time.Millisecond
+		away     = 3 * time.Second // with fewer of them there, those that poll find the lease free
+	)
+	var mu sync.Mutex
+	turns := map[string]int{}
+	lead := func(kind, name string, token uint64, ended func() error) {
+		var over atomic.Bool
+		f.enter(token, func() string {
+			if over.Load() || ended() != nil {
+				return ""
+			}
+			return name
+		})
+		for end := time.Now().Add(turn); time.Now().Before(end) && ended() == nil; time.Sleep(10 * time.Millisecond) {
+		}
+		if err := ended(); err != nil && !errors.Is(err, leasehold.ErrYielded) && ctx.Err() == nil {
+			t.Errorf("%s: its term ended early: %v", name, err)
+		}
+		over.Store(true)
+		mu.Lock()
+		defer mu.Unlock()
+		turns[kind]++
+	}
+	ours := func(kind, name string, opts ...leasehold.Option) {
+		all.Go(func() {
+			opts = append(opts, leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), f.asAdmin(),
+				leasehold.WithIdentity(name), leasehold.WithDuration(duration), leasehold.WithLogger(f.logger()))
+			for ctx.Err() == nil {
+				s, err := leasehold.Acquire(ctx, opts...)
+				if err != nil {
+					continue
+				}
+				lead(kind, name, s.FencingToken(), s.Err)
+				if err := s.Release(); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				time.Sleep(away)
+			}
+		})
+	}
+	ours("priority", "p1", leasehold.WithPriority(1))
+	ours("priority", "p2", leasehold.WithPriority(2), leasehold.WithYield())
+	ours("priority", "p3", leasehold.WithPriority(3))
+	ours("no priority", "none")
+	all.Go(func() {
+		clientgo.Candidate{
+			Client: leases(t, f.server.Config()), Namespace: f.ns, Lease: lease, Identity: "client-go",
+			Duration: duration, Deadline: 3 * time.Second, Period: 50 * time.Millisecond, Away: away,
+		}.Run(ctx, func(leading context.Context) { lead("client-go", "client-go", 0, leading.Err) })
+	})
+	all.Go(func() {
+		k := &leaseManager{client: leases(t, f.server.Config()).Leases(f.ns), identity: "klm", duration: duration}
+		for ctx.Err() == nil {
+			if !k.acquire(ctx) {
+				continue
+			}
+			lead("kube-lease-manager", k.identity, 0, func() error { return k.held(ctx) })
+			k.release(context.WithoutCancel(ctx))
+			time.Sleep(away)
+		}
+	})
+	f.await("three turns each", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(turns) == 4 && !slices.ContainsFunc(slices.Collect(maps.Values(turns)),
+			func(n int) bool { return n < 3 })
+	})
+	t.Logf("turns: %v", turns)
+}
+
+// A leaseManager makes the requests that kube-lease-manager 0.12 makes: without a resourceVersion, but by a field
+// manager of its own. It goes by the times in the Lease and by the local clock.
+type leaseManager struct {
+	client   coordinationv1client.LeaseInterface
+	identity string
+	duration time.Duration
+}
+
+// acquire claims the lease if nobody holds it. A record that has expired is cleared, whatever it is by then.
+func (k *leaseManager) acquire(ctx context.Context) bool {
+	time.Sleep(50 * time.Millisecond)
+	l, err := k.client.Get(ctx, lease, metav1.GetOptions{})
+	if err != nil {
+		return false
+	}
+	if s := l.Spec; s.HolderIdentity != nil {
+		if s.RenewTime == nil || s.LeaseDurationSeconds == nil ||
+			time.Since(s.RenewTime.Time) > time.Duration(*s.LeaseDurationSeconds)*time.Second {
+			k.release(ctx)
+		}
+		return false
+	}
+	now := time.Now().UTC().Format(metav1.RFC3339Micro)
+	claim := fmt.Sprintf(`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":%q},"spec":{`+
+		`"holderIdentity":%q,"leaseDurationSeconds":%d,"acquireTime":%q,"renewTime":%q}}`, lease, k.identity,
+		k.duration/time.Second, now, now)
+	if !k.patch(ctx, types.ApplyPatchType, claim) {
+		return false
+	}
+	transitions := int32(0)
+	if l.Spec.LeaseTransitions != nil {
+		transitions = *l.Spec.LeaseTransitions
+	}
+	return k.patch(ctx, types.StrategicMergePatchType, fmt.Sprintf(`{"spec":{"leaseTransitions":%d}}`, transitions+1))
+}
+
+// held returns why the lease is not this candidate's, or nil.
+func (k *leaseManager) held(ctx context.Context) error {
+	l, err := k.client.Get(context.WithoutCancel(ctx), lease, metav1.GetOptions{})
+	if err == nil && (l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity != k.identity) {
+		err = errors.New("another holds the lease")
+	}
+	return err
+}
+
+func (k *leaseManager) release(ctx context.Context) {
+	k.patch(ctx, types.StrategicMergePatchType,
+		`{"spec":{"acquireTime":null,"renewTime":null,"holderIdentity":null,"leaseDurationSeconds":null}}`)
+}
+
+func (k *leaseManager) patch(ctx context.Context, kind types.PatchType, body string) bool {
+	_, err := k.client.Patch(ctx, lease, kind, []byte(body),
+		metav1.PatchOptions{FieldManager: "kube-lease-manager-" + k.identity})
+	return err == nil
 }

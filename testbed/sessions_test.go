@@ -398,12 +398,12 @@ func TestPromptLoss_G4(t *testing.T) {
 }
 
 // startServer starts an API server of the test's own.
-func startServer(t *testing.T) *controlplane.Server {
+func startServer(t *testing.T, o controlplane.Options) *controlplane.Server {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: needs a real API server")
 	}
-	server, err := controlplane.Start(t.Context(), controlplane.Options{NoFsync: true})
+	server, err := controlplane.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +418,7 @@ func startServer(t *testing.T) *controlplane.Server {
 // An API server that is killed or stops for a while, and comes back within the renew deadline, costs nobody the lease.
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	server := startServer(t)
+	server := startServer(t, controlplane.Options{NoFsync: true})
 	f := newFleet(t, server)
 	f.run("one", nil, f.asAdmin(), leasehold.WithDuration(30*time.Second))
 	f.awaitLeader("one")
@@ -445,7 +445,7 @@ func TestOutage(t *testing.T) {
 // the server is back.
 func TestOutageTooLong(t *testing.T) {
 	t.Parallel()
-	server := startServer(t)
+	server := startServer(t, controlplane.Options{NoFsync: true})
 	f := newFleet(t, server)
 	f.run("one", nil, f.asAdmin(), leasehold.WithDuration(8*time.Second))
 	f.awaitLeader("one")
