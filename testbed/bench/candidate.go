@@ -90,13 +90,7 @@ func (c *candidate) crash() {
 	c.stop()
 }
 
-func runLeasehold(ctx context.Context, c *candidate, cfg *rest.Config, t timing) error {
-	return runLeaseholdWith(ctx, c, cfg, t)
-}
-
-func runLeaseholdWith(
-	ctx context.Context, c *candidate, cfg *rest.Config, t timing, extra ...leasehold.Option,
-) (err error) {
+func runLeasehold(ctx context.Context, c *candidate, cfg *rest.Config, t timing) (err error) {
 	opts := []leasehold.Option{
 		leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(metav1.NamespaceDefault), leasehold.WithLease(c.lease),
 		leasehold.WithIdentity(c.name), leasehold.WithDuration(t.duration), leasehold.WithError(&err),
@@ -105,7 +99,7 @@ func runLeaseholdWith(
 	if t.interval != 0 {
 		opts = append(opts, leasehold.WithRenewInterval(t.interval))
 	}
-	for s := range leasehold.Sessions(ctx, append(opts, extra...)...) {
+	for s := range leasehold.Sessions(ctx, opts...) {
 		c.work(s.Context())
 	}
 	return err

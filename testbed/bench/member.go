@@ -37,6 +37,7 @@ const (
 	workElector   = "client-go" // be a candidate
 	workRawWrite  = "raw write" // renew what it holds, by raw requests
 	workRawWatch  = "raw watch" // watch a lease, by raw requests
+	workReplica   = "replica"   // be a candidate of a Deployment
 )
 
 // A task is what such a process is told.
@@ -50,6 +51,12 @@ type task struct {
 	Duration time.Duration `json:"duration"`
 	Deadline time.Duration `json:"deadline"` // of client-go
 	Period   time.Duration `json:"period"`   // of client-go
+
+	// Of a replica.
+	Of          string `json:"of"` // workLeasehold or workElector
+	Prioritized bool   `json:"prioritized"`
+	Priority    int    `json:"priority"`
+	Yields      bool   `json:"yields"`
 }
 
 // name returns the name of the i-th lease.
@@ -108,7 +115,7 @@ func newWorker(t task) (worker, error) {
 }
 
 // runMember does what is asked for on in, a line each: "census" writes one to out, "weigh" one with what memory is in
-// use, "stop" ends the campaigns and then the process.
+// use, "stop" ends the campaigns and then the process. A replica is asked nothing.
 func runMember(in io.Reader, out io.Writer) error {
 	commands := bufio.NewScanner(in)
 	if !commands.Scan() {
@@ -119,6 +126,13 @@ func runMember(in io.Reader, out io.Writer) error {
 		return err
 	}
 	silence()
+	if t.Work == workReplica {
+		cfg, err := clientcmd.BuildConfigFromFlags("", t.Kubeconfig)
+		if err != nil {
+			return err
+		}
+		return runReplica(t, cfg, commands, out)
+	}
 	w, err := newWorker(t)
 	if err != nil {
 		return err
