@@ -625,8 +625,8 @@ func TestRunBeat(t *testing.T) {
 for i in 9 8 7 6 5 4 3 2 1 0; do touch -d "2026-01-01 00:00:0$i" "$LEASEHOLD_BEAT_FILE"; sleep 0.4; done
 date +%s%N >stuck
 while :; do sleep 0.1; done`
-	a := c.start("run", "job", "--duration=4s", "--identity=a", "--beat-file="+path, "--beat=2s", "--stop-timeout=300ms",
-		"--listen="+address, "--", "bash", "-c", say("started")+script)
+	a := c.start("run", "job", "--duration=4s", "--identity=a", "--beat-file="+path, "--beat=2s",
+		"--stop-timeout=300ms", "--listen="+address, "--", "bash", "-c", say("started")+script)
 	pid := c.pid("started")
 	c.run("two", func(s leasehold.Session) {
 		if alive(pid) {

@@ -14,8 +14,8 @@ import (
 	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
-// planHostile has somebody write annotations by hand, in some worlds: about candidates that exist and that do not, about
-// this term and others, and rubbish; and once in a while a strategy, for some time.
+// planHostile plans annotations by hand, in some worlds: about candidates that exist and that do not, about this term
+// and others, and rubbish; and once in a while a strategy, for some time.
 func (w *World) planHostile(r rng) {
 	if !r.chance(0.35) {
 		return

@@ -39,7 +39,7 @@ var rollings = []rolling{
 }
 
 const (
-	startsAfter = time.Second // from when an old replica is told to stop to the start of the program of the next new one
+	startsAfter = time.Second // from SIGTERM of an old replica to the start of the program of the next new one
 	readyAfter  = time.Second // from then until the new one counts as available (minReadySeconds)
 )
 
