@@ -501,9 +501,39 @@ func TestSharedWatchEndsAtOnceAfresh(t *testing.T) {
 	})
 }
 
+// A Lease is said not to exist for longer than its duration, to a campaign that does not create it: the watch, which
+// brought no deletion, is opened at any state, and brings the Lease.
+func TestSharedWatchNotFoundForLong(t *testing.T) {
+	inCrowd(t, func(c *crowd) {
+		for i := range 40 {
+			c.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: leaseOf(i)}})
+		}
+		c.campaign(0, 40, WithCreateMode(UseExisting))
+		c.sleep(time.Minute)
+		c.asked()
+		found := false
+		c.fail(func(r leasetest.Request) leasetest.Fault {
+			switch {
+			case r.Verb == "watch":
+				found = true
+			case r.Name == leaseOf(0) && !found:
+				return leasetest.Fault{Err: apierrors.NewNotFound(leasesGroupResource, r.Name)}
+			}
+			return leasetest.Fault{}
+		})
+		c.sleep(I)
+		c.wantLeading(39)
+		c.sleep(2 * D)
+		c.wantLeading(40)
+		if n := c.asked()["watch all"]; n != 1 {
+			t.Errorf("the watch was opened %d times", n)
+		}
+	})
+}
+
 // A version that the server has forgotten is no outage: the watch, an own one or the shared one, is opened again at
 // once, and nothing is logged.
-func TestWatchOfForgottenVersion(t *testing.T) {
+func TestSharedWatchForgottenVersion(t *testing.T) {
 	for verb, leases := range map[string]int{"watch": 1, "watch all": 40} {
 		t.Run(verb, func(t *testing.T) {
 			inCrowd(t, func(c *crowd) {
