@@ -34,9 +34,9 @@ func defaultBackOff() backoff.BackOff {
 // delays are the pauses after failures in a row. Each goroutine that makes requests has its own. A policy
 // of the user's that does not name a delay at once is not asked again before it has answered.
 type delays struct {
-	policy   backoff.BackOff
-	user     *userCode // runs the policy; nil for the default one
-	restart  bool      // the next failure is the first in a row again
+	policy   backoff.BackOff // the default one is made when it is used
+	user     *userCode       // runs the policy; nil for the default one
+	restart  bool            // the next failure is the first in a row again
 	fallback backoff.BackOff
 	asked    chan time.Duration // has room for the answer of a policy that was late; nil while none is
 }
@@ -44,7 +44,7 @@ type delays struct {
 // newDelays returns delays by a policy of newPolicy's, which may be the user's.
 func newDelays(newPolicy func() backoff.BackOff, user *userCode) *delays {
 	if newPolicy == nil {
-		return &delays{policy: defaultBackOff()}
+		return &delays{}
 	}
 	return &delays{policy: newPolicy(), user: user, fallback: defaultBackOff()}
 }
@@ -66,6 +66,9 @@ func (d *delays) reset() { d.restart = true }
 // ask returns the delay that the policy names, or the default one if it does not name one soon.
 func (d *delays) ask() time.Duration {
 	if d.user == nil {
+		if d.policy == nil {
+			d.policy = defaultBackOff()
+		}
 		pause := step(d.policy, d.restart)
 		d.restart = false
 		return pause

@@ -68,7 +68,7 @@ func BenchmarkTermOver(b *testing.B) {
 	r := heldRecord(b)
 	t := r.term()
 	for b.Loop() {
-		if err := t.over(r, D); err != nil {
+		if err := t.over(&r, D); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -153,7 +153,7 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	c.attempt.free = false
 	sent := c.campaign.clock.now()
 	n := c.campaign.claims.begin(o.record, c.campaign.lease.identity, sent.mono)
-	r, err := c.sendClaim(ctx, o, n)
+	r, err := c.sendClaim(ctx, &o, &n)
 	done()
 	decided := err == nil || !outcomeUnknown(err)
 	if err == nil {
@@ -173,7 +173,7 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 }
 
 // sendClaim sends the write. One that is cut short has an unknown outcome: ctx does not end it, its timeout does.
-func (c *candidate) sendClaim(ctx context.Context, o observation, n claim) (record, error) {
+func (c *candidate) sendClaim(ctx context.Context, o *observation, n *claim) (record, error) {
 	r, err := c.campaign.lease.request(context.WithoutCancel(ctx), "acquire", c.campaign.acquireTimeout.current(),
 		func(ctx context.Context) (record, error) {
 			if !o.exists() {
@@ -182,7 +182,7 @@ func (c *candidate) sendClaim(ctx context.Context, o observation, n claim) (reco
 			return c.campaign.lease.acquire(ctx, o.record, n.term.acquired)
 		})
 	if err == nil {
-		c.campaign.store.addAnswer(r, o)
+		c.campaign.store.addAnswer(r, *o)
 	}
 	return r, err
 }
@@ -193,7 +193,8 @@ func (c *candidate) verifyClaim(n claim, r record) error {
 	t := n.term
 	t.uid = r.uid
 	// The watch may have brought meanwhile that another holds the lease again.
-	if err := cmp.Or(t.over(r, c.campaign.lease.duration), t.over(now.record, c.campaign.lease.duration)); err != nil {
+	duration := c.campaign.lease.duration
+	if err := cmp.Or(t.over(&r, duration), t.over(&now.record, duration)); err != nil {
 		c.warnUndone(err)
 		return err
 	}

@@ -114,7 +114,7 @@ func (t term) is(claimed term) bool {
 }
 
 // over returns nil if r still shows term t, whose holder wrote duration, else why t is over.
-func (t term) over(r record, duration time.Duration) error {
+func (t term) over(r *record, duration time.Duration) error {
 	switch {
 	case !r.exists() || r.uid != t.uid:
 		return lostBecause(deleted, "the Lease was deleted")

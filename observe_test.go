@@ -159,7 +159,7 @@ func TestTermOver(t *testing.T) {
 			"lease lost: its duration was cut from 10s to 0s"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := heldByB.term().over(tt.r, heldByB.duration)
+			err := heldByB.term().over(&tt.r, heldByB.duration)
 			switch {
 			case tt.want == "" && err != nil:
 				t.Errorf("lost: %v", err)

@@ -54,12 +54,12 @@ func successorGrace(o *options) time.Duration { return min(o.renewInterval/2, ti
 
 // heed ends the session's context if r, which shows its term, asks for that. The lease is kept until the work has
 // ended.
-func (s *session) heed(r record) {
+func (s *session) heed(r *record) {
 	identity, why := s.askedBy(r)
 	if why == "" {
 		return
 	}
-	s.successor.CompareAndSwap(nil, &identity)
+	s.successor.CompareAndSwap(nil, new(identity))
 	if s.ctx.Context.Err() != nil {
 		return // the work winds down as it is
 	}
@@ -70,7 +70,7 @@ func (s *session) heed(r record) {
 }
 
 // askedBy returns why the session is to end by what r says, "" if it is not, and who is to have the lease next.
-func (s *session) askedBy(r record) (identity, why string) {
+func (s *session) askedBy(r *record) (identity, why string) {
 	c, n, standby := s.campaign, r.notes, r.notes.Standby
 	own := c.lease.identity
 	switch {

@@ -127,7 +127,7 @@ func (s *session) free() error {
 		if err := s.loss(); err != nil {
 			return err
 		}
-		return s.term.over(r, c.lease.duration)
+		return s.term.over(&r, c.lease.duration)
 	})
 	if errors.Is(err, ErrLost) {
 		s.lose(err)

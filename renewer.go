@@ -115,11 +115,11 @@ func (r *renewer) run(ctx context.Context) {
 		case <-timer.C:
 		case <-r.store.changed:
 			s.checkTrust()
-			r.absorb(r.store.latest().record)
+			r.absorbLatest()
 		case reply := <-r.replies:
 			r.inFlight = false
 			s.checkTrust()
-			r.handleReply(reply)
+			r.handleReply(&reply)
 			timer = renewTimer(timer)
 		case <-s.lost:
 		case <-r.request:
@@ -149,7 +149,7 @@ func gathering(o *options) time.Duration {
 // counted from it.
 func (r *renewer) renew(ctx context.Context, now instant) {
 	s, on := r.session, r.store.latest().record
-	if r.absorb(on); s.loss() != nil {
+	if r.absorb(&on); s.loss() != nil {
 		return
 	}
 	r.reflector.expectVersion(on.version)
@@ -172,12 +172,12 @@ func (r *renewer) renew(ctx context.Context, now instant) {
 
 // handleReply plans the next renewal by how the last one ended. One that took effect has not failed, even if its reply
 // was lost. One that was answered, but with another time than was sent, counts as failed.
-func (r *renewer) handleReply(reply reply) {
+func (r *renewer) handleReply(reply *reply) {
 	s := r.session
 	if reply.err == nil {
-		r.absorb(reply.record)
+		r.absorb(&reply.record)
 	}
-	r.absorb(r.store.latest().record)
+	r.absorbLatest()
 	if len(r.pending) == 0 {
 		if reply.err == nil {
 			s.campaign.stats.renewed(-reply.sent.left(r.clock.now()))
@@ -205,9 +205,16 @@ func (r *renewer) reportAltered() {
 	}
 }
 
+// absorbLatest is absorb for the newest record.
+func (r *renewer) absorbLatest() {
+	latest := r.store.latest()
+	r.absorb(&latest.record)
+}
+
 // absorb draws conclusions from what the Lease says: that another has it, or that a renewal took effect, even
-// one whose reply never came.
-func (r *renewer) absorb(rec record) {
+// one whose reply never came. Records are passed by their addresses here, so that the stack of a renewer, of which
+// there may be thousands, stays at 4 kB.
+func (r *renewer) absorb(rec *record) {
 	s := r.session
 	if s.loss() != nil {
 		return

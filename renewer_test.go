@@ -131,7 +131,7 @@ func TestRepliesOfRenewals(t *testing.T) {
 				if tt.answer != "" {
 					answer.record = shows(tt.answer)
 				}
-				r.handleReply(answer)
+				r.handleReply(&answer)
 				if err := s.loss(); err != nil {
 					t.Fatal(err)
 				}
@@ -168,7 +168,7 @@ func TestRepliesOfRenewals(t *testing.T) {
 				if altered := tt.answer == "another"; s.altered.Load() != altered {
 					t.Errorf("altered: %v, want %v", s.altered.Load(), altered)
 				}
-				r.handleReply(answer) // of the next renewal
+				r.handleReply(&answer) // of the next renewal
 				w.sleep(time.Second)
 				logged := w.logged("the API server stored another renewTime")
 				if altered := tt.answer == "another"; logged != map[bool]int{true: 1}[altered] {
@@ -201,7 +201,7 @@ func TestAbsorbedLosses_G6(t *testing.T) {
 				tt.seen.version++
 				r.pending = []renewal{{own.renewed, sent}}
 				r.store.addAnswer(tt.seen, r.store.latest())
-				r.handleReply(reply{tt.seen, nil, sent})
+				r.handleReply(&reply{tt.seen, nil, sent})
 				if loss := r.session.loss(); !errors.Is(loss, ErrLost) {
 					t.Errorf("lost: %v", loss)
 				}

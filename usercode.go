@@ -155,6 +155,7 @@ func (u *userCode) next() func() {
 		return nil
 	}
 	f := u.queue[0]
+	u.queue[0] = nil // what it refers to can be collected
 	u.queue = u.queue[1:]
 	return f
 }
@@ -230,17 +231,24 @@ func ask[T any](
 	discard func(T),
 ) (T, error) {
 	type answer struct {
-		value T
-		err   error
+		value    T
+		err      error
+		returned bool
 	}
 	if u.busy(what) {
 		return *new(T), fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts",
 			what, maxOverdue)
 	}
-	a := answer{err: fmt.Errorf("%s: the program's code exited its goroutine", what)}
+	var a answer
 	answers, abandoned := make(chan answer), make(chan struct{})
 	defer close(abandoned)
-	u.start(what, limit, func() { a.value, a.err = f(ctx) }, func() {
+	u.start(what, limit, func() {
+		a.value, a.err = f(ctx)
+		a.returned = true
+	}, func() {
+		if !a.returned {
+			a.err = fmt.Errorf("%s: the program's code exited its goroutine", what)
+		}
 		select {
 		case answers <- a:
 		case <-abandoned:

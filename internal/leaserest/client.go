@@ -69,15 +69,23 @@ func New(config *rest.Config, next http.RoundTripper) (*Client, error) {
 }
 
 // Leases returns the Leases of a namespace, of all namespaces for List and Watch if it is empty.
-func (c *Client) Leases(namespace string) *Leases { return &Leases{client: c, namespace: namespace} }
+func (c *Client) Leases(namespace string) *Leases {
+	l := &Leases{client: c, url: *c.base}
+	if namespace != "" {
+		l.url.Path += "/namespaces/" + namespace
+	}
+	l.url.Path += "/leases"
+	return l
+}
 
 // Leases are those of a namespace. The methods are as those of a typed client; the errors are API errors where the
 // server answered with one, and tell how long it asked to wait (apierrors.SuggestsClientDelay).
 type Leases struct {
-	client    *Client
-	namespace string
-	watches   atomic.Int32         // that are open
-	written   atomic.Pointer[echo] // by the last patch, until a watch brings it
+	client  *Client
+	url     url.URL                 // of all of them
+	watches atomic.Int32            // that are open
+	patches atomic.Int32            // under way
+	patched atomic.Pointer[decoded] // by the last patch, from its answer to its event or the other way round
 }
 
 // Get reads a Lease.
@@ -87,8 +95,12 @@ func (l *Leases) Get(ctx context.Context, name string, opts metav1.GetOptions) (
 
 // List reads the Leases that opts select.
 func (l *Leases) List(ctx context.Context, opts metav1.ListOptions) (*coordinationv1.LeaseList, error) {
+	content, data, err := l.do(ctx, http.MethodGet, "", &opts, "", nil)
+	if err != nil {
+		return nil, err
+	}
 	list := &coordinationv1.LeaseList{}
-	return list, l.do(ctx, http.MethodGet, "", &opts, "", nil, list)
+	return list, decode(content, data, list)
 }
 
 // Create creates a Lease.
@@ -112,6 +124,8 @@ func (l *Leases) Patch(
 	if len(subresources) > 0 {
 		return nil, fmt.Errorf("a Lease has no subresources, not %s", strings.Join(subresources, "/"))
 	}
+	l.patches.Add(1)
+	defer l.patches.Add(-1)
 	return l.lease(ctx, http.MethodPatch, name, &opts, string(kind), patch)
 }
 
@@ -122,11 +136,12 @@ func (l *Leases) Delete(ctx context.Context, name string, opts metav1.DeleteOpti
 	if err != nil {
 		return err
 	}
-	return l.do(ctx, http.MethodDelete, name, &metav1.GetOptions{}, contentJSON, body, nil)
+	_, _, err = l.do(ctx, http.MethodDelete, name, &metav1.GetOptions{}, contentJSON, body)
+	return err
 }
 
-// Watch watches the Leases that opts select. The watch ends with ctx. The object of an event may be the one that an
-// earlier call has returned: nobody may change it.
+// Watch watches the Leases that opts select. The watch ends with ctx. The object of an event may be the one that a call
+// returns: nobody may change it.
 func (l *Leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 	opts.Watch = true
 	ctx, cancel := context.WithCancel(ctx)
@@ -144,33 +159,47 @@ func (l *Leases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Inte
 func (l *Leases) lease(
 	ctx context.Context, method, name string, opts any, content string, body []byte,
 ) (*coordinationv1.Lease, error) {
-	lease := &coordinationv1.Lease{}
-	if err := l.do(ctx, method, name, opts, content, body, lease); err != nil {
+	received, data, err := l.do(ctx, method, name, opts, content, body)
+	if err != nil {
 		return nil, err
 	}
-	return lease, nil
+	return l.decode(received, data, method == http.MethodPatch && l.watches.Load() > 0)
 }
 
-// do makes a request, and decodes its answer into answer, if that is not nil.
+// do makes a request, and returns the content type and the bytes of its answer.
 func (l *Leases) do(
-	ctx context.Context, method, name string, opts any, content string, body []byte, answer message,
-) error {
+	ctx context.Context, method, name string, opts any, content string, body []byte,
+) (received string, data []byte, err error) {
 	resp, err := l.send(ctx, method, name, opts, content, body)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	defer resp.Body.Close()
-	data, err := readAll(resp)
-	if err != nil || answer == nil {
-		return err
+	data, err = readAll(resp)
+	return resp.Header.Get("Content-Type"), data, err
+}
+
+// A decoded is a Lease as it came and decoded.
+type decoded struct {
+	data  []byte
+	lease *coordinationv1.Lease
+}
+
+// decode reads a Lease. The answer to a patch and the event of it have the same bytes, so that only the first of the
+// two is decoded: it is kept if keep says that the second may come.
+func (l *Leases) decode(content string, data []byte, keep bool) (*coordinationv1.Lease, error) {
+	if d := l.patched.Load(); d != nil && bytes.Equal(d.data, data) {
+		l.patched.CompareAndSwap(d, nil)
+		return d.lease, nil
 	}
-	if err := decode(resp.Header.Get("Content-Type"), data, answer); err != nil {
-		return err
+	lease := &coordinationv1.Lease{}
+	if err := decode(content, data, lease); err != nil {
+		return nil, err
 	}
-	if lease, ok := answer.(*coordinationv1.Lease); ok && method == http.MethodPatch && l.watches.Load() > 0 {
-		l.written.Store(&echo{data, lease})
+	if keep {
+		l.patched.Store(&decoded{bytes.Clone(data), lease})
 	}
-	return nil
+	return lease, nil
 }
 
 // send makes a request. An answer that is no success is an error.
@@ -181,11 +210,7 @@ func (l *Leases) send(
 	if err != nil {
 		return nil, err
 	}
-	u := *l.client.base
-	if l.namespace != "" {
-		u.Path += "/namespaces/" + l.namespace
-	}
-	u.Path += "/leases"
+	u := l.url
 	if name != "" {
 		u.Path += "/" + name
 	}

@@ -333,7 +333,48 @@ func TestWatchEcho(t *testing.T) {
 	if _, err := l.Patch(t.Context(), "x", types.MergePatchType, nil, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if l.written.Load() != nil {
+	if l.patched.Load() != nil {
 		t.Error("an answer is kept although no watch is open")
+	}
+}
+
+// The event may come before the answer to the write.
+func TestWatchEchoFirst(t *testing.T) {
+	e := encodings[1]
+	written := e.object("Lease", testLease())
+	patching, watched := make(chan struct{}), make(chan struct{})
+	l := serve(t, func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Content-Type", e.content)
+		if req.Method == http.MethodPatch {
+			close(patching)
+			<-watched
+			w.Write(written)
+			return
+		}
+		w.(http.Flusher).Flush()
+		<-patching
+		w.Write(e.event(watch.Modified, written))
+		w.(http.Flusher).Flush()
+		<-req.Context().Done()
+	})
+	w, err := l.Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	var event watch.Event
+	go func() {
+		event = <-w.ResultChan()
+		close(watched)
+	}()
+	answer, err := l.Patch(t.Context(), "x", types.MergePatchType, nil, metav1.PatchOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if event.Object.(*coordinationv1.Lease) != answer {
+		t.Error("the answer was decoded although the event had been")
+	}
+	if l.patched.Load() != nil {
+		t.Error("an event is kept whose answer has come")
 	}
 }

@@ -117,15 +117,16 @@ func (e jsonEvents) next() (string, []byte, error) {
 // protobufEvents are messages without an envelope that each follow their length. The object in each has one.
 type protobufEvents struct {
 	from   io.Reader
+	length [4]byte
 	buffer []byte
+	event  metav1.WatchEvent
 }
 
 func (e *protobufEvents) next() (string, []byte, error) {
-	var length [4]byte
-	if _, err := io.ReadFull(e.from, length[:]); err != nil {
+	if _, err := io.ReadFull(e.from, e.length[:]); err != nil {
 		return "", nil, err
 	}
-	n := int(binary.BigEndian.Uint32(length[:]))
+	n := int(binary.BigEndian.Uint32(e.length[:]))
 	if n > mostBytes {
 		return "", nil, fmt.Errorf("an event of %d bytes, want %d at most", n, mostBytes)
 	}
@@ -136,9 +137,9 @@ func (e *protobufEvents) next() (string, []byte, error) {
 	if _, err := io.ReadFull(e.from, data); err != nil {
 		return "", nil, io.ErrUnexpectedEOF
 	}
-	var event metav1.WatchEvent
-	if err := event.Unmarshal(data); err != nil {
+	e.event.Type, e.event.Object.Raw = "", e.event.Object.Raw[:0]
+	if err := e.event.Unmarshal(data); err != nil {
 		return "", nil, err
 	}
-	return event.Type, event.Object.Raw, nil
+	return e.event.Type, e.event.Object.Raw, nil
 }

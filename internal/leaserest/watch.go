@@ -1,14 +1,12 @@
 package leaserest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -73,22 +71,11 @@ func (w *watcher) send(ctx context.Context, event watch.Event) bool {
 	}
 }
 
-// An echo is the answer to a write, as it came and decoded. The event of that write has the same object.
-type echo struct {
-	data  []byte
-	lease *coordinationv1.Lease
-}
-
 // decode reads the object of an event: a Status in one that is an error, else a Lease.
 func (w *watcher) decode(content string, data []byte, kind watch.EventType) (runtime.Object, error) {
-	if e := w.leases.written.Load(); e != nil && bytes.Equal(e.data, data) {
-		w.leases.written.CompareAndSwap(e, nil)
-		return e.lease, nil
-	}
 	if kind == watch.Error {
 		status := &metav1.Status{}
 		return status, decode(content, data, status)
 	}
-	lease := &coordinationv1.Lease{}
-	return lease, decode(content, data, lease)
+	return w.leases.decode(content, data, w.leases.patches.Load() > 0)
 }
