@@ -26,9 +26,10 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// A Client makes each request once, and logs nothing.
+// A Client makes each request once, and logs nothing. It follows no redirects, which would send the program's
+// credentials to another server.
 type Client struct {
-	http      *http.Client
+	transport http.RoundTripper
 	base      *url.URL
 	accept    []string                                     // header Accept
 	userAgent []string                                     // header User-Agent
@@ -46,7 +47,7 @@ func New(config *rest.Config, next http.RoundTripper) (*Client, error) {
 	}
 	base.Path = strings.TrimRight(base.Path, "/") + path
 	client := &Client{
-		http:      &http.Client{Transport: next},
+		transport: next,
 		base:      base,
 		accept:    []string{contentProtobuf + "," + contentJSON},
 		userAgent: []string{cmp.Or(config.UserAgent, rest.DefaultKubernetesUserAgent())},
@@ -225,7 +226,7 @@ func (l *Leases) send(
 	if content != "" {
 		req.Header.Set("Content-Type", content)
 	}
-	resp, err := l.client.http.Do(req)
+	resp, err := l.client.transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}

@@ -190,6 +190,7 @@ func TestFailures(t *testing.T) {
 				return apierrors.IsServiceUnavailable(err) &&
 					apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 			}},
+			{"a redirect, to a server that would be sent our credentials", "text/html", 307, nil, nil},
 			{"another kind of object", e.content, 200, e.object("Pod", testLease()), nil},
 			{"no object", e.content, 200, []byte("nonsense"), nil},
 			{"another encoding", "text/plain", 200, []byte("ok"), nil},
@@ -200,6 +201,7 @@ func TestFailures(t *testing.T) {
 					requests.Add(1)
 					w.Header().Set("Content-Type", tt.content)
 					w.Header().Set("Retry-After", "7")
+					w.Header().Set("Location", "/elsewhere")
 					w.WriteHeader(tt.code)
 					w.Write(tt.body)
 				})
