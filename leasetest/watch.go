@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -180,6 +181,7 @@ type watcher struct {
 
 	mu     sync.Mutex
 	queue  []queued
+	room   int  // how many events may be queued
 	ended  bool // by the server: the reader learns of it after the queue
 	silent bool
 	cut    bool
@@ -213,6 +215,7 @@ func (s *Server) watch(
 		result:    make(chan watch.Event),
 		stopped:   make(chan struct{}),
 		wake:      make(chan struct{}, 1),
+		room:      math.MaxInt,
 	}
 	c.mu.Lock() // so that Partition sees this watch, or this watch sees the partition
 	defer c.mu.Unlock()
@@ -220,6 +223,7 @@ func (s *Server) watch(
 	defer s.mu.Unlock()
 	w.cut = c.cut
 	w.start(from, opts.SendInitialEvents)
+	w.room = len(w.queue) + watchBuffer // a reader need not be fast for what there was before
 	s.watches = append(s.watches, w)
 	var timeout <-chan time.Time
 	if t := opts.TimeoutSeconds; t != nil && *t > 0 {
@@ -329,7 +333,7 @@ func (w *watcher) push(ev watch.Event, at time.Time) {
 	if w.ended {
 		return
 	}
-	if len(w.queue) == watchBuffer {
+	if len(w.queue) == w.room {
 		w.queue, w.ended = nil, true
 	} else {
 		w.queue = append(w.queue, queued{ev, at})

@@ -213,6 +213,16 @@ func TestWatch(t *testing.T) {
 				w.Errorf("heard %d events, the last %q; want closed", len(got), got[len(got)-1])
 			}
 		}},
+		{"more leases than a slow reader may leave unread: listed all the same", func(w watched) {
+			for i := range 1500 {
+				l := lease("a")
+				l.Name = fmt.Sprint(i)
+				w.srv.Put(l)
+			}
+			if got := heard(w.open(metav1.ListOptions{})); len(got) != 1501 || got[1500] == "closed" {
+				w.Errorf("heard %d events, the last %q; want 1501", len(got), got[len(got)-1])
+			}
+		}},
 		{"counted", func(w watched) {
 			if n := w.client.WatchCount(); n != 1 {
 				w.Errorf("got %d, want 1", n)
