@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -164,10 +165,18 @@ func TestShares(t *testing.T) {
 		if len(shares) != 1 || shares[0].Owners != nil {
 			f.Fatalf("shares before there is a group: %+v", shares)
 		}
-		a := f.spread("a", Keys("x", "y", "z"), WithWeight(2))
+		a := f.spreadWork("a", Keys("x", "y", "z"), func(s Session, key string) error {
+			<-s.Done()
+			time.Sleep(1500 * time.Millisecond)
+			return nil
+		}, WithWeight(2))
 		f.sleep(3 * time.Second)
 		b := f.spread("b", Keys("x", "y", "z"))
-		f.sleep(I + 2*time.Second)
+		f.sleep(I + 4*time.Second)
+		moved := slices.IndexFunc(shares, func(s Share) bool { return len(s.Moving) > 0 })
+		if moved < 0 || len(shares[moved].Moving) != 1 || shares[moved].Owners[shares[moved].Moving[0]] != "a" {
+			f.Errorf("no share shows the one key that moves: %+v", shares)
+		}
 		last := shares[len(shares)-1]
 		owned := map[string]int{}
 		for key, who := range last.Owners {
@@ -176,7 +185,7 @@ func TestShares(t *testing.T) {
 				f.Errorf("key %q", key)
 			}
 		}
-		if owned["a"] != 2 || owned["b"] != 1 || len(last.Unowned) != 0 {
+		if owned["a"] != 2 || owned["b"] != 1 || len(last.Unowned)+len(last.Moving) != 0 {
 			f.Errorf("shares %+v", last)
 		}
 		if m := last.Members; len(m) != 2 || m[0].Identity != "a" || m[0].Weight != 2 || m[0].Keys != 2 ||

@@ -15,6 +15,7 @@ import (
 type Share struct {
 	Owners  map[string]string // by key, a bucket's number in decimal: who owns it, or is still to return it
 	Unowned []string          // the keys that nobody owns, in order
+	Moving  []string          // the keys that were asked back from their owners, in order
 	Members []Member          // in the order in which they joined
 }
 
@@ -138,6 +139,9 @@ func shareOf(v tableView) Share {
 		if e.Owner < 0 {
 			share.Unowned = append(share.Unowned, v.names[i])
 			continue
+		}
+		if e.Asked != 0 {
+			share.Moving = append(share.Moving, v.names[i])
 		}
 		share.Owners[v.names[i]] = t.Rows[e.Owner].Identity
 		keys[e.Owner]++

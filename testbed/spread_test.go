@@ -231,8 +231,8 @@ func TestSpreadCommandLeaseDeleted(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
 	start := func(member string) *call {
-		return c.start("spread", group, "--keys=a,b,c,d", "--duration=5s", "-i", member, "--", "sh", "-c",
-			stubborn+alone+"while :; do sleep 0.1 9>&-; done")
+		return c.start("spread", group, "--keys=a,b,c,d", "--duration=5s", "--grace-period=1s", "-i", member, "--",
+			"sh", "-c", stubborn+alone+"while :; do sleep 0.1 9>&-; done")
 	}
 	x := start("x")
 	c.awaitRunning(4, "x")

@@ -446,6 +446,25 @@ func (g groupHistory) facts() []string {
 		facts = append(facts, fmt.Sprintf("without an owner: %s at a time at most, none for longer than %s",
 			count(unowned, "key"), roundly(g.longestGap())))
 	}
+	for _, of := range []struct {
+		what     string
+		includes func(span) bool
+	}{
+		{"moving now", func(s span) bool { return s.Status == moving }},
+		{"without an owner now", func(s span) bool { return s.leaderless() && s.Status != missing }},
+	} {
+		var keys []string
+		var longest time.Duration
+		for _, h := range g.Keys {
+			if last := h.Spans[len(h.Spans)-1]; of.includes(last) {
+				keys = append(keys, h.Key)
+				longest = max(longest, last.lasted())
+			}
+		}
+		if keys != nil {
+			facts = append(facts, fmt.Sprintf("%s, for %s at most: %s", of.what, roundly(longest), some(keys)))
+		}
+	}
 	return facts
 }
 

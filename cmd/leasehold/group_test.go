@@ -49,7 +49,8 @@ func groupStory() []change {
 		at(60, "a", free, "", workOver), at(62, "a", held, "y", ""),
 		member(80, held, "z"), at(82, "a", held, "z", ownerLeft), at(82, "b", held, "z", ownerLeft),
 		at(82, "c", held, "z", ownerLeft), at(82.5, "<d>", free, "", ownerLeft), at(84, "<d>", held, "z", ""),
-		member(84, free, "y"), at(95, "a", missing, "", keyUnknown),
+		member(84, free, "y"), at(95, "a", missing, "", keyUnknown), at(97, "b", moving, "z", forBalance),
+		at(99, "c", free, "", workOver),
 		{Time: now.Add(100 * time.Second), Status: ended},
 	}
 }
@@ -90,7 +91,8 @@ func TestGroupReport(t *testing.T) {
 	for _, want := range []string{"4 keys, 3 members seen, 8 moves",
 		"asked back for balance: 2 moves, in 300ms (median; 300ms at most)",
 		"its owner&#39;s lease expired: 2 moves, in 20ms", "its owner left: 4 moves, in 0s (median; 1.5s at most)",
-		"without an owner: 2 keys at a time at most, none for longer than 2s", "&lt;d&gt;"} {
+		"without an owner: 2 keys at a time at most, none for longer than 2s", "&lt;d&gt;",
+		"moving now, for 3s at most: b", "without an owner now, for 1s at most: c"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the page does not say %q", want)
 		}

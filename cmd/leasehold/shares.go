@@ -25,9 +25,10 @@ func sharesCommand() *command {
 		args:  "GROUP [FLAGS]",
 		short: "Show who owns the keys of a group",
 		long: `
-It shows the members of a group of programs that share out keys with this library, how many keys each owns, and the
-keys that nobody owns. The weight is 0 for a member that leaves. SINCE is how long ago the member's term began, by the
-member's clock. A member that crashed is shown until others have its keys.`,
+It shows the members of a group of programs that share out keys with this library, how many keys each owns, the keys
+that nobody owns, and those that were asked back from their owners and move when their work has returned; "watch --group
+GROUP --timeline" shows for how long. The weight is 0 for a member that leaves. SINCE is how long ago the member's term
+began, by the member's clock. A member that crashed is shown until others have its keys.`,
 		examples: `
 leasehold shares tenants
 
@@ -100,6 +101,7 @@ type groupShare struct {
 	Members []groupMember     `json:"members"`
 	Owners  map[string]string `json:"owners"`
 	Unowned []string          `json:"unowned"`
+	Moving  []string          `json:"moving"`
 }
 
 type groupMember struct {
@@ -113,12 +115,16 @@ func (p sharesPrinter) print(w io.Writer, group string, share leasehold.Share, n
 	if p.format == "table" {
 		return p.printTable(w, share, now)
 	}
-	s := groupShare{Group: group, Members: []groupMember{}, Owners: share.Owners, Unowned: share.Unowned}
+	s := groupShare{Group: group, Members: []groupMember{}, Owners: share.Owners, Unowned: share.Unowned,
+		Moving: share.Moving}
 	if s.Owners == nil {
 		s.Owners = map[string]string{}
 	}
 	if s.Unowned == nil {
 		s.Unowned = []string{}
+	}
+	if s.Moving == nil {
+		s.Moving = []string{}
 	}
 	for _, m := range share.Members {
 		s.Members = append(s.Members, groupMember{m.Identity, m.Weight, m.Keys, m.Since.UTC()})
@@ -154,19 +160,27 @@ func (p sharesPrinter) printTable(w io.Writer, share leasehold.Share, now time.T
 		}
 		fmt.Fprintln(&text)
 		new(table).print(&text, owners)
-	} else if n := len(share.Unowned); n > 0 {
-		shown := share.Unowned[:min(n, 20)]
-		fmt.Fprintf(&text, "\nUnowned: %s", printable(strings.Join(shown, " ")))
-		if n > len(shown) {
-			fmt.Fprintf(&text, " and %d more", n-len(shown))
-		}
-		fmt.Fprintln(&text)
+	} else if len(share.Unowned) > 0 {
+		fmt.Fprintf(&text, "\nUnowned: %s\n", some(share.Unowned))
+	}
+	if len(share.Moving) > 0 {
+		fmt.Fprintf(&text, "\nMoving: %s\n", some(share.Moving))
 	}
 	if p.watch {
 		fmt.Fprintln(&text)
 	}
 	_, err := io.WriteString(w, text.String())
 	return err
+}
+
+// some returns the first of keys for a terminal, and how many more there are.
+func some(keys []string) string {
+	shown := keys[:min(len(keys), 20)]
+	text := printable(strings.Join(shown, " "))
+	if more := len(keys) - len(shown); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // compareKeys orders the numbers of buckets by their value, and other keys as text.

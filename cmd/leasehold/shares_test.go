@@ -13,6 +13,7 @@ func TestPrintShares(t *testing.T) {
 	share := leasehold.Share{
 		Owners:  map[string]string{"0": "a", "1": "a", "10": "b", "2": "a\x1b"},
 		Unowned: []string{"3", "4"},
+		Moving:  []string{"0", "10"},
 		Members: []leasehold.Member{
 			{Identity: "a", Weight: 2, Keys: 2, Since: now.Add(-time.Hour)},
 			{Identity: "b", Keys: 1, Since: now.Add(time.Second)},
