@@ -46,6 +46,7 @@ const (
 // A rolled is what became of the lease in a rolling update.
 type rolled struct {
 	handovers int
+	lost      int           // terms that ended because the lease was not renewed; only of leasehold
 	without   time.Duration // how long nobody led
 }
 
@@ -67,14 +68,14 @@ func (b *bench) rollout() error {
 			}
 		}
 		for i, kind := range rollings {
-			var handovers []int
+			var handovers, lost []int
 			var without []string
 			for _, r := range results[i] {
-				handovers = append(handovers, r.handovers)
+				handovers, lost = append(handovers, r.handovers), append(lost, r.lost)
 				without = append(without, format(r.without.Seconds(), "s"))
 			}
-			b.report.note("rollout of %d replicas, %s: in each round %v handovers, and nobody leads for %v.", replicas,
-				kind.what, handovers, without)
+			b.report.note("rollout of %d replicas, %s, in each round: %v handovers, %v sessions lost, "+
+				"nobody leads for %v.", replicas, kind.what, handovers, lost, without)
 		}
 		for i, kind := range rollings[1:] {
 			what := fmt.Sprintf("rollout of %d replicas", replicas)
@@ -156,6 +157,9 @@ func (b *bench) rollOut(kind rolling, stops []int) (result rolled, err error) {
 	slices.SortFunc(stints, func(a, b stint) int { return cmp.Compare(a.Begin.UnixNano(), b.Begin.UnixNano()) })
 	for i, s := range stints[1:] {
 		result.handovers++
+		if stints[i].Lost {
+			result.lost++
+		}
 		without := s.Begin.Sub(stints[i].End)
 		if without < 0 && kind.work == workLeasehold {
 			return result, fmt.Errorf("two lead for %v", -without)
@@ -184,6 +188,7 @@ func (b *bench) awaitStint(replicas []*replica) error {
 type stint struct {
 	Begin time.Time `json:"begin"`
 	End   time.Time `json:"end"`
+	Lost  bool      `json:"lost"` // it ended because the lease was lost
 }
 
 // A replica is a process with one candidate. It says when its program runs, and when its stints begin and end.
@@ -284,7 +289,7 @@ func runReplica(t task, cfg *rest.Config, in *bufio.Scanner, out io.Writer) erro
 		s := stint{Begin: time.Now()}
 		says.Encode(s) // what nobody reads is of no use to anybody
 		<-term.Done()
-		s.End = time.Now()
+		s.End, s.Lost = time.Now(), errors.Is(context.Cause(term), leasehold.ErrLost)
 		says.Encode(s)
 	}
 	if t.Of == workElector {
