@@ -99,8 +99,12 @@ func TestRun(t *testing.T) {
 func TestManagerOptions(t *testing.T) {
 	o := leasectrl.ManagerOptions(manager.Options{LeaderElection: true, LeaderElectionID: "widgets"})
 	if o.LeaderElection || *o.GracefulShutdownTimeout >= 0 || !*o.Controller.SkipNameValidation ||
-		o.LeaderElectionID != "widgets" {
+		*o.Controller.UsePriorityQueue || o.LeaderElectionID != "widgets" {
 		t.Errorf("%+v", o)
+	}
+	o.Controller.UsePriorityQueue = new(true)
+	if o = leasectrl.ManagerOptions(o); !*o.Controller.UsePriorityQueue {
+		t.Error("the priority queue was asked for")
 	}
 }
 

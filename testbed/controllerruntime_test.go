@@ -33,8 +33,9 @@ func manage(ctx context.Context, cfg *rest.Config, namespace string, setUp func(
 			LeaderElection: false, // the loop is the election
 			// A manager must not return before its controllers have: the lease is released then.
 			GracefulShutdownTimeout: new(time.Duration(-1)),
-			// The same controller starts again in each session. Its name need not be new.
-			Controller: config.Controller{SkipNameValidation: new(true)},
+			// The same controller starts again in each session. Its name need not be new. The priority queue can keep
+			// it from stopping (https://github.com/kubernetes-sigs/controller-runtime/issues/3538).
+			Controller: config.Controller{SkipNameValidation: new(true), UsePriorityQueue: new(false)},
 			// The first manager's port is free again only after it has returned, and standbys
 			// have none at all: serve /metrics and /healthz outside the loop.
 			Metrics:                metricsserver.Options{BindAddress: "0"},
