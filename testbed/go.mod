@@ -80,6 +80,7 @@ require (
 	github.com/josharian/intern v1.0.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/kylelemons/godebug v1.1.0 // indirect
+	github.com/leasehold-go/leasehold/leasectrl v0.0.0
 	github.com/leasehold-go/leasehold/leaseprom v0.0.0
 	github.com/mailru/easyjson v0.7.7 // indirect
 	github.com/moby/spdystream v0.5.1 // indirect
@@ -213,5 +214,7 @@ replace (
 	k8s.io/sample-controller => k8s.io/sample-controller v0.36.3
 	k8s.io/streaming => k8s.io/streaming v0.36.3
 )
+
+replace github.com/leasehold-go/leasehold/leasectrl => ../leasectrl
 
 replace github.com/leasehold-go/leasehold/leaseprom => ../leaseprom

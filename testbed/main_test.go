@@ -11,6 +11,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(replicaEnv); spec != "" {
+		os.Exit(runReplica(spec))
+	}
 	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; the command line may say otherwise
 		panic(err)
 	}
