@@ -43,14 +43,16 @@ type objectServer struct {
 	objects  map[types.NamespacedName]*corev1.ConfigMap
 	events   []watch.Event // event n made version n+1
 	watchers map[*objectWatcher]bool
-	failing  error // of all requests
-	listed   int   // objects that were sent by lists
-	sent     int   // events that were sent
+	failing  error         // of all requests
+	slow     time.Duration // that a list takes
+	old      int           // lists that an old state would do for
+	sent     int           // events that were sent
 }
 
 func newObjectServer(sharding bool) *objectServer {
 	return &objectServer{
 		sharding: sharding, objects: map[types.NamespacedName]*corev1.ConfigMap{}, watchers: map[*objectWatcher]bool{},
+		slow:    5 * time.Millisecond,
 		version: 1, events: make([]watch.Event, 1), // versions begin with 2, and a list of nothing has one
 	}
 }
@@ -133,11 +135,17 @@ func (s *objectServer) matches(opts metav1.ListOptions, object runtime.Object) b
 }
 
 func (s *objectServer) list(_ context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-	time.Sleep(5 * time.Millisecond)
+	s.mu.Lock()
+	slow := s.slow
+	s.mu.Unlock()
+	time.Sleep(slow)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failing != nil {
 		return nil, s.failing
+	}
+	if opts.ResourceVersion != "" {
+		s.old++
 	}
 	list := &corev1.ConfigMapList{ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(s.version)}}
 	if s.sharding {
@@ -148,7 +156,6 @@ func (s *objectServer) list(_ context.Context, opts metav1.ListOptions) (runtime
 			list.Items = append(list.Items, *object.DeepCopy())
 		}
 	}
-	s.listed += len(list.Items)
 	return list, nil
 }
 
@@ -338,7 +345,15 @@ func (c *cached) watch(_ context.Context, queue workqueue.TypedRateLimitingInter
 		queue.Add(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}})
 	}
 	_, err := c.cache.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc: enqueue, UpdateFunc: func(_, object any) { enqueue(object) }, DeleteFunc: enqueue,
+		AddFunc: enqueue, DeleteFunc: enqueue,
+		UpdateFunc: func(before, object any) {
+			from, to := before.(*corev1.ConfigMap), object.(*corev1.ConfigMap)
+			if older(to.ResourceVersion, from.ResourceVersion) {
+				c.Errorf("%v: %s: %s has gone from %s back to %s", time.Now(), c.name, to.Name, from.ResourceVersion,
+					to.ResourceVersion)
+			}
+			enqueue(object)
+		},
 	})
 	return err
 }
@@ -422,6 +437,9 @@ func (f *sharded) check() {
 	defer f.server.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.server.old > 0 {
+		f.Errorf("%v: %d lists may have been of an old state", time.Now(), f.server.old)
+	}
 	if held != len(f.server.objects) {
 		f.Errorf("%v: the caches hold %d objects, there are %d", time.Now(), held, len(f.server.objects))
 	}
@@ -436,9 +454,12 @@ func (f *sharded) check() {
 	}
 }
 
+// namespace returns the namespace of an object. Names that differ at their end alone would be in one bucket.
+func namespace(i int) string { return fmt.Sprintf("%d-of-the-namespaces", i%20) }
+
 func (f *sharded) change(n int) {
 	for i := range n {
-		f.server.put(fmt.Sprint("ns-", i%20), fmt.Sprint("widget-", i))
+		f.server.put(namespace(i), fmt.Sprint("widget-", i))
 	}
 }
 
@@ -479,12 +500,12 @@ func TestShare(t *testing.T) {
 					time.Sleep(lease)
 					f.check()
 					for i := range objects / 2 {
-						f.server.delete(fmt.Sprint("ns-", i%20), fmt.Sprint("widget-", i))
+						f.server.delete(namespace(i), fmt.Sprint("widget-", i))
 					}
 					time.Sleep(lease)
 					f.check()
 					for i := range objects {
-						id := types.NamespacedName{Namespace: fmt.Sprint("ns-", i%20), Name: fmt.Sprint("widget-", i)}
+						id := types.NamespacedName{Namespace: namespace(i), Name: fmt.Sprint("widget-", i)}
 						if want := i < objects/2; (f.gone[id] == 1) != want {
 							t.Errorf("%v, deleted %v, was reconciled as deleted %d times", id, want, f.gone[id])
 						}
@@ -549,6 +570,45 @@ func TestShareDrains(t *testing.T) {
 	})
 }
 
+// What a gained bucket holds is reconciled only once the cache holds it, whatever asks for it before.
+func TestShareCovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newSharded(t, newObjectServer(true), ByNamespace)
+		f.change(100)
+		a := f.start("a")
+		time.Sleep(5 * time.Second)
+		f.server.mu.Lock()
+		f.server.slow = 2 * time.Second
+		f.server.mu.Unlock()
+		b := f.start("b")
+		called, early := 0, 0
+		r := Reconciler(b.ring, reconcile.Func(
+			func(_ context.Context, req reconcile.Request) (reconcile.Result, error) {
+				called++
+				if b.get(req.NamespacedName) == nil {
+					t.Errorf("%v: %v is missing", time.Now(), req)
+				}
+				return reconcile.Result{}, nil
+			}), WithShare(b.share))
+		for end := time.Now().Add(lease); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			for i := range 20 {
+				before := called
+				id := types.NamespacedName{Namespace: namespace(i), Name: fmt.Sprint("widget-", i)}
+				_, _ = r.Reconcile(t.Context(), reconcile.Request{NamespacedName: id})
+				if called == before && b.ring.Owns(id.Namespace) {
+					early++
+				}
+			}
+		}
+		if called == 0 || early == 0 {
+			t.Errorf("%d reconciles; %d were left out because the cache did not cover them", called, early)
+		}
+		f.check()
+		a.quit()
+		b.quit()
+	})
+}
+
 // Replicas come and go, watches break and expire, lists fail, and objects are made, changed and deleted.
 func TestShareChaos(t *testing.T) {
 	seeds := uint64(20)
@@ -569,15 +629,15 @@ func TestShareChaos(t *testing.T) {
 				case 0, 1, 2, 3:
 					f.server.mu.Lock()
 					_, exists := f.server.objects[types.NamespacedName{
-						Namespace: fmt.Sprint("ns-", n%20), Name: fmt.Sprint("widget-", n)}]
+						Namespace: namespace(n), Name: fmt.Sprint("widget-", n)}]
 					f.server.mu.Unlock()
 					if exists {
-						f.server.put(fmt.Sprint("ns-", n%20), fmt.Sprint("widget-", n))
+						f.server.put(namespace(n), fmt.Sprint("widget-", n))
 					}
 				case 4:
 					f.server.put("made", fmt.Sprint("widget-", step))
 				case 5:
-					f.server.delete(fmt.Sprint("ns-", n%20), fmt.Sprint("widget-", n))
+					f.server.delete(namespace(n), fmt.Sprint("widget-", n))
 				case 6:
 					f.server.closeWatches(false)
 				case 7:

@@ -529,7 +529,8 @@ func TestShardedCaches(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 			}
 			time.Sleep(time.Second) // for those that are too many
-			if n := events(); n != wanted {
+			// A replica that the machine kept from renewing loses its share for a moment, and gets some events again.
+			if n := events(); n < wanted || n > wanted+wanted/10 {
 				t.Errorf("%d changes have become %d events, want %d", f.objects, n, wanted)
 			}
 			said := 0
