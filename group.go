@@ -471,6 +471,7 @@ func (m *membership) tellReturned() time.Duration {
 		return wait
 	}
 	m.untold = time.Time{}
+	m.owner.Told()
 	m.group.mu.Unlock()
 	m.tell()
 	return 0

@@ -23,7 +23,7 @@ type Owner struct {
 	bad              uint64
 	ending           bool   // the work of an epoch that is over has not returned
 	applied          int    // how many tables were
-	told             uint64 // the generation at which Apply last asked for a report
+	told             uint64 // the generation at which there was last something to report
 	grants           map[string]*grant
 }
 
@@ -195,6 +195,9 @@ func (o *Owner) Stopping() bool {
 	}
 	return false
 }
+
+// Told says that the others are about to be told of all that has returned.
+func (o *Owner) Told() { o.told = o.gen }
 
 // Leave says that the member wants no more keys.
 func (o *Owner) Leave() { o.weight = 0 }

@@ -58,6 +58,9 @@ func TestOwner(t *testing.T) {
 			[]any{table(5, mine(5, 0)), returned, keys(table(6, mine(5, 0)))}, tell, false, 6, false, 7, 5},
 		{"given back, not heard for long", []any{table(5, mine(5, 0)), returned, table(13, mine(5, 0))},
 			tell, false, 13, false, 7, 5},
+		{"given back long after the first table, not heard yet",
+			[]any{table(5, mine(5, 0)), table(20, mine(5, 0)), returned, table(21, mine(5, 0))},
+			Change{}, false, 21, false, 7, 5},
 		{"not heard for long, and nothing to hear", []any{table(5, mine(5, 0)), table(13, mine(5, 0))},
 			Change{}, false, 13, false, 7, 0},
 		{"given back and given anew", []any{table(5, mine(5, 0)), returned, table(8, mine(8, 0))},
@@ -93,6 +96,7 @@ func TestOwner(t *testing.T) {
 			for _, step := range c.steps {
 				if step == returned {
 					o.Returned("0", false)
+					o.Told()
 					got = Change{}
 				} else {
 					got = o.Apply(step.(*Table), []string{"0"})
