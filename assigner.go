@@ -855,7 +855,7 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 			}
 			a.first[term] = first
 		}
-		at := first.Add(a.rollout.Settle(g.campaign.options.settleTime(), first))
+		at := first.Add(a.settleTime(first))
 		settling := v.now.Before(at)
 		if settling {
 			later = earlier(later, at)
@@ -873,6 +873,15 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 	slices.SortFunc(members, func(x, y shards.Member) int { return strings.Compare(x.Lease, y.Lease) })
 	g.forgetSets(used)
 	return members, later, nil
+}
+
+// settleTime returns for how long no keys move to a member that joined at a time.
+func (a *assigner) settleTime(joined time.Time) time.Duration {
+	o := a.group.campaign.options
+	if o.group.settle >= 0 {
+		return o.group.settle
+	}
+	return a.rollout.Settle(o.renewInterval, joined)
 }
 
 // resumes reports whether the member of a term that has ended is about to go on in a new one.

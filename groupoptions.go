@@ -44,8 +44,9 @@ func WithMoves(n int) Option {
 }
 
 // WithSettle says for how long a new member of a group waits before keys that others own move to it, so that a rollout
-// moves each key about once: the renew interval by default, at least 0. Keys that nobody owns never wait for it. It is
-// for Spread and Join; the setting of the member that assigns the keys counts.
+// moves each key about once: at least 0. By default it is the renew interval, and while members replace others one after
+// the other, until the next leaves, at most twice the duration. Keys that nobody owns never wait. It is for Spread and
+// Join; the setting of the member that assigns the keys counts.
 func WithSettle(d time.Duration) Option {
 	return func(o *options) {
 		o.group.settle = d
@@ -90,14 +91,6 @@ func (o *options) validateGroup() {
 			o.fault("%s: it is for leases, not for groups", refused.name)
 		}
 	}
-}
-
-// settleTime returns for how long a new member waits before keys move to it.
-func (o *options) settleTime() time.Duration {
-	if o.group.settle < 0 {
-		return o.renewInterval
-	}
-	return o.group.settle
 }
 
 // maxMoves returns how many keys may be moving at once.

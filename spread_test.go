@@ -368,24 +368,28 @@ func TestGroupRollout(t *testing.T) {
 		name          string
 		newFirst      bool
 		within, after time.Duration // between the two of a step, and after it
-		most          float64       // moves of each key
+		least, most   float64       // moves of each key
+		opts          []Option
 	}{
-		{"new before old", true, 2 * time.Second, 2 * time.Second, 1.2},
-		{"new before old, slowly", true, 8 * time.Second, 3 * time.Second, 1.3},
-		{"new before old, one after the other", true, 12 * time.Second, 0, 1.3},
-		{"old before new", false, 2 * time.Second, 2 * time.Second, 1.3},
-		{"old before new, slowly", false, 3 * time.Second, 8 * time.Second, 1.4},
+		{"new before old", true, 2 * time.Second, 2 * time.Second, 1, 1.2, nil},
+		{"new before old, slowly", true, 8 * time.Second, 3 * time.Second, 1, 1.3, nil},
+		{"new before old, one after the other", true, 12 * time.Second, 0, 1, 1.3, nil},
+		{"new before old, and balance is wanted at once", true, 8 * time.Second, 3 * time.Second, 1.5, 2,
+			[]Option{WithSettle(0)}},
+		{"old before new", false, 2 * time.Second, 2 * time.Second, 1, 1.3, nil},
+		{"old before new, slowly", false, 3 * time.Second, 8 * time.Second, 1, 1.4, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inFleet(t, func(f *fleet) {
 				const members, keys = 10, 200
 				var old, fresh []*runner
+				spread := func(member string) *runner { return f.spread(member, Keys(numbered(keys)...), c.opts...) }
 				for i := range members {
-					old = append(old, f.spread(fmt.Sprint("old", i), Keys(numbered(keys)...)))
+					old = append(old, spread(fmt.Sprint("old", i)))
 				}
 				f.sleep(time.Minute)
 				for i := range members {
-					join := func() { fresh = append(fresh, f.spread(fmt.Sprint("new", i), Keys(numbered(keys)...))) }
+					join := func() { fresh = append(fresh, spread(fmt.Sprint("new", i))) }
 					first, second := join, old[i].quit
 					if !c.newFirst {
 						first, second = second, first
@@ -404,8 +408,8 @@ func TestGroupRollout(t *testing.T) {
 				}
 				f.mu.Unlock()
 				f.Logf("%.2f moves of each key", float64(moves)/keys)
-				if each := float64(moves) / keys; each > c.most {
-					f.Errorf("%.2f moves of each key, want at most %.1f", each, c.most)
+				if each := float64(moves) / keys; each < c.least || each > c.most {
+					f.Errorf("%.2f moves of each key, want %.1f to %.1f", each, c.least, c.most)
 				}
 				for _, r := range fresh {
 					r.quit()
