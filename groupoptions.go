@@ -44,7 +44,7 @@ func WithMoves(n int) Option {
 }
 
 // WithSettle says for how long a new member of a group waits before keys that others own move to it, so that a rollout
-// moves each key about once: at least 0. By default it is the renew interval, and while members replace others one after
+// moves each key about once: at least 0. By default it is the renew interval, and while members are replaced one after
 // the other, until the next leaves, at most twice the duration. Keys that nobody owns never wait. It is for Spread and
 // Join; the setting of the member that assigns the keys counts.
 func WithSettle(d time.Duration) Option {
