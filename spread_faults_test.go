@@ -36,6 +36,8 @@ func TestGroups(t *testing.T) {
 			seeds = 30
 		}
 	}
+	worlds, sessions := 0, 0
+	defer func() { t.Logf("%d groups with %d sessions of keys", worlds, sessions) }()
 	for i := range uint64(seeds) {
 		seed := *groupFrom + i
 		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -44,11 +46,15 @@ func TestGroups(t *testing.T) {
 					defer func() { t.Logf("log:\n%s", f.log.String()) }()
 				}
 				newGroupWorld(f, seed).play()
+				for _, starts := range f.starts {
+					sessions += starts
+				}
 			})
 		})
 		if !ok && *groupSeeds > 0 {
 			return
 		}
+		worlds++
 	}
 }
 
