@@ -20,6 +20,7 @@ type renewer struct {
 	due      instant   // when to renew next
 	last     instant   // when the last write was sent
 	wanted   bool      // the next renewal is to come sooner, because there is something to tell by it
+	before   uint64    // the version that the last renewal was based on
 	pending  []renewal // those sent after the last one that is known to have taken effect
 	inFlight bool      // a renewal is under way
 	beat     beatCheck
@@ -148,11 +149,12 @@ func gathering(o *options) time.Duration {
 // renew begins a renewal. Its time of sending, now, was taken before anything else happens, because trust is
 // counted from it.
 func (r *renewer) renew(ctx context.Context, now instant) {
-	s, on := r.session, r.store.latest().record
+	s, known := r.session, r.store.latest()
+	on := known.record
 	if r.absorb(&on); s.loss() != nil {
 		return
 	}
-	r.reflector.expectVersion(on.version)
+	r.reflector.expectVersion(r.versionDue(&known, now))
 	stamp := s.campaign.claims.stamps.forRenewal(on)
 	r.pending = append(r.pending, renewal{stamp, now})
 	r.inFlight, r.wanted, r.last = true, false, now
@@ -168,6 +170,17 @@ func (r *renewer) renew(ctx context.Context, now instant) {
 		r.replies <- reply{answer, err, now}
 		return nil
 	})
+}
+
+// versionDue returns the version that a watch has brought by now, if it lives. Where a round trip takes as long as the
+// renew interval, what was just answered may still be on its way.
+func (r *renewer) versionDue(known *observation, now instant) uint64 {
+	before := r.before
+	r.before = known.version
+	if now.mono.Sub(known.since) < watchLag {
+		return before
+	}
+	return known.version
 }
 
 // handleReply plans the next renewal by how the last one ended. One that took effect has not failed, even if its reply

@@ -218,12 +218,25 @@ func TestAbsorbedLosses_G6(t *testing.T) {
 	}
 }
 
+// A watch is not doubted for what was answered just before a renewal, but for that a renewal later.
+func TestRenewalRightAfterAnswer(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r, _ := idleRenewer(w, heldByB, nil)
+		known, now := r.store.latest(), r.clock.now()
+		first, second := r.versionDue(&known, now), r.versionDue(&known, now)
+		if first != 0 || second != heldByB.version {
+			t.Errorf("due: %d, then %d", first, second)
+		}
+	})
+}
+
 // A renewal is told from the write before it even if both were made in the same microsecond, it is noted before it is
 // sent, and it doubts a watch that has not brought what it builds upon.
 func TestRenewalIsToldApart(t *testing.T) {
 	inWorld(t, func(w *world) {
 		own := heldByB.but(func(r *record) { r.duration, r.renewed = D, time.Now().UTC().Truncate(time.Microsecond) })
 		r, _ := idleRenewer(w, own, nil)
+		r.store.seen.since = r.store.seen.since.Add(-watchLag)
 		now := r.clock.now()
 		r.wanted = true
 		r.renew(w.Context(), now)
