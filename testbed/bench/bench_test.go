@@ -69,6 +69,7 @@ func TestFormat(t *testing.T) {
 		{1.87, "s", "1.87 s"}, {-0.0031, "s", "-3.10 ms"},
 		{12, "", "12"}, {0.4821, "", "0.482"}, {31.94, "", "31.9"}, {1234.5, "", "1234"},
 		{999, "B", "999 B"}, {1500, "B", "1.50 kB"}, {2.5e6, "B", "2.50 MB"},
+		{12e9, "B", "12 GB"},
 		{5.04, "%", "5.04 %"},
 	} {
 		if got := format(tt.v, tt.unit); got != tt.want {
@@ -107,6 +108,10 @@ func TestPrintMarkdown(t *testing.T) {
 		Watches: 2000, Requests: 351,
 		Oldest: 3.1, Deadline: 12, CPU: 20.5, RawCPU: 18.2, Server: 75, BusyOldest: 3.42,
 	}}}
+	r.Groups = []groupReport{{
+		Buckets: 1000, Members: 10, Begin: 1.5, Writes: 3.5, Events: 14.1, Client: 1.2, Server: 2.3, Table: 1800,
+		Crash: 0.021, CrashWrites: 2, Join: 3.2, JoinMoves: 100, JoinWrites: 4,
+	}}
 	r.add(row{What: "a", ClientGo: summarize(1), Leasehold: summarize(2, 3)}, nil)
 	var out bytes.Buffer
 	if err := r.print(&out, true); err != nil {
@@ -116,12 +121,13 @@ func TestPrintMarkdown(t *testing.T) {
 		"| a | 1 |  | 1 | 2 | 3 | 2 |  | 0.500 |  |  |  |\n",
 		"| 1000 | 15s | 2.50 s | 6.10 | 134 kB | 150 kB | 1000 | 2000 | 351 | 3.10 s | 12 s | 3.42 s | 0 | 20.5 % | " +
 			"18.2 % | 75 % |\n",
+		"| 10 | 1000 | 1.50 s | 3.50 | 14.1 | 1.20 % | 2.30 % | 1.80 kB | 21 ms | 2 | 3.20 s | 100 | 4 |\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no line %q in\n%s", want, out.String())
 		}
 	}
-	for _, table := range [][][]string{r.comparison(), r.crowds()} {
+	for _, table := range [][][]string{r.comparison(), r.crowds(), r.groups()} {
 		for _, row := range table {
 			if len(row) != len(table[0]) {
 				t.Errorf("%d cells, the head has %d: %q", len(row), len(table[0]), row)
@@ -148,6 +154,20 @@ func TestSums(t *testing.T) {
 		if got := sums[i][1]; !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// A table grows with members and with runs, and not with the keys of a run.
+func TestTableSize(t *testing.T) {
+	small := tableSize(10, 1000, 1)
+	if more := tableSize(20, 1000, 1); more < small*3/2 {
+		t.Errorf("of 20 members %d bytes, of 10 %d", more, small)
+	}
+	if arbitrary := tableSize(10, 1000, 1000); arbitrary < 2*small {
+		t.Errorf("in arbitrary order %d bytes, in runs %d", arbitrary, small)
+	}
+	if long := tableSize(10, 10_000, 1); long > small+100 {
+		t.Errorf("of 10,000 keys %d bytes, of 1,000 %d", long, small)
 	}
 }
 

@@ -23,29 +23,76 @@ type sharing struct {
 	steady  []int // numbers of keys of two members
 	buckets int   // of two members, and of the one whose memory is measured
 	keys    int   // of the four members of which one crashes, and which a fifth joins
+	rollout int   // how many members are replaced
 }
 
-// groups measures members that share out keys: what they write while nothing happens, beside one process that leads as
-// many leases; how long the keys of a member that crashed have no owner once its Lease has expired; what a new member
-// makes others move and write; and what a ring needs for each bucket. The members are in one process, each with a
-// connection of its own.
+// groups measures members that share out keys: what they cost while nothing happens, beside one process that leads as
+// many leases and one that renews as many by raw requests; how long the keys of a member that crashed have no owner
+// once its Lease has expired; what a new member makes others move and write; how often keys move in a rollout; and what
+// a ring needs for each bucket. The members are in one process, each with a connection of its own. With -growth the
+// same is measured of groups of several sizes.
 func (b *bench) groups() error {
+	idle, err := b.cost(b.idle)
+	if err != nil {
+		return err
+	}
+	each, err := b.leasePerKey(b.sharing.steady[0], idle)
+	if err != nil {
+		return err
+	}
 	for _, n := range b.sharing.steady {
-		if err := b.groupSteady(fmt.Sprintf("%d keys", n), n, keyed(n)); err != nil {
+		if err := b.groupSteady(fmt.Sprintf("%d keys", n), n, keyed(n), idle, each); err != nil {
 			return err
 		}
 	}
 	buckets := b.sharing.buckets
-	if err := b.groupSteady(fmt.Sprintf("%d buckets", buckets), buckets, ring(buckets)); err != nil {
-		return err
-	}
-	if err := b.leasePerKey(b.sharing.steady[0]); err != nil {
+	if err := b.groupSteady(fmt.Sprintf("%d buckets", buckets), buckets, ring(buckets), idle, each); err != nil {
 		return err
 	}
 	if err := b.groupMoves(); err != nil {
 		return err
 	}
-	return b.ringWeight()
+	if err := b.groupRollouts(b.sharing.rollout, b.sharing.steady[0]); err != nil {
+		return err
+	}
+	if err := b.ringWeight(); err != nil {
+		return err
+	}
+	return b.grow(idle)
+}
+
+// A cost is what something costs while nothing happens.
+type cost struct {
+	writes, reads  float64 // requests per second
+	client, server float64 // percent of a core: of this process, and of the API server with etcd
+}
+
+// cost measures for d, and counts what the meters do.
+func (b *bench) cost(d time.Duration, meters ...*meter) (c cost, err error) {
+	count := func() (writes, reads int64) {
+		for _, m := range meters {
+			writes, reads = writes+m.writes.Load(), reads+m.reads.Load()
+		}
+		return writes, reads
+	}
+	writes, reads := count()
+	cpu, err := ownCPUTime()
+	if err != nil {
+		return c, err
+	}
+	began := time.Now()
+	if c.server, err = b.serverCPU(d); err != nil {
+		return c, err
+	}
+	seconds := time.Since(began).Seconds()
+	used, err := ownCPUTime()
+	if err != nil {
+		return c, err
+	}
+	c.client = 100 * (used - cpu).Seconds() / seconds
+	writesThen, readsThen := count()
+	c.writes, c.reads = float64(writesThen-writes)/seconds, float64(readsThen-reads)/seconds
+	return c, nil
 }
 
 // A groupMember is one member.
@@ -145,8 +192,8 @@ func (b *bench) awaitShares(keys int, members ...*groupMember) (time.Time, error
 	}
 }
 
-// groupSteady measures what two members write while nothing happens.
-func (b *bench) groupSteady(what string, keys int, p part) (err error) {
+// groupSteady measures what two members cost while nothing happens, beside what a lease for each key costs.
+func (b *bench) groupSteady(what string, keys int, p part, idle, each cost) (err error) {
 	b.say("groups: two members with %s", what)
 	group := b.lease("group")
 	x, y := b.groupMember(group, "x", p), b.groupMember(group, "y", p)
@@ -157,25 +204,38 @@ func (b *bench) groupSteady(what string, keys int, p part) (err error) {
 	if err := b.sleep(b.duration / 2); err != nil {
 		return err
 	}
-	idle := x.reads.Load() + y.reads.Load()
-	before := x.writes.Load() + y.writes.Load()
-	began := time.Now()
-	if err := b.sleep(b.window); err != nil {
+	steady, err := b.cost(b.window, x.meter, y.meter)
+	if err != nil {
 		return err
 	}
-	seconds := time.Since(began).Seconds()
-	writes := float64(x.writes.Load()+y.writes.Load()-before) / seconds
+	writes := steady.writes
 	most := 2.4 / (b.duration / 5).Seconds() // 0.8 at the default renew interval of 3 s
 	b.report.add(row{What: "group of two, " + what + ": writes/s of both", Leasehold: summarize(writes),
 		Goal: "<= " + format(most, ""), Reached: new(writes <= most)}, nil)
-	if reads := x.reads.Load() + y.reads.Load() - idle; reads > 0 {
-		b.report.note("group of two, %s: %d reads in %.0f s", what, reads, seconds)
+	const share = 50
+	for _, r := range []struct {
+		what      string
+		cpu, each float64
+	}{
+		{"CPU of both", steady.client - idle.client, each.client},
+		{"server CPU above idle", steady.server - idle.server, each.server},
+	} {
+		b.report.add(row{What: "group of two, " + what + ": " + r.what, Unit: "%", Leasehold: summarize(r.cpu),
+			Goal: fmt.Sprintf("<= 1/%d of a lease per key", share), Reached: new(r.cpu <= r.each/share)}, nil)
+	}
+	if steady.reads > 0 {
+		b.report.note("group of two, %s: %s reads per second", what, digits(steady.reads))
 	}
 	return nil
 }
 
-// leasePerKey measures what one process writes that leads a lease for each key.
-func (b *bench) leasePerKey(keys int) error {
+// leasePerKey measures what one process costs that leads a lease for each key, beside one that renews as many by raw
+// requests.
+func (b *bench) leasePerKey(keys int, idle cost) (c cost, err error) {
+	client, server, err := b.rawCPU(crowd{count: keys, duration: b.duration})
+	if err != nil {
+		return c, err
+	}
 	b.say("groups: a lease for each of %d keys", keys)
 	m := newMeter()
 	cfg := m.attach(b.server.Config())
@@ -199,20 +259,22 @@ func (b *bench) leasePerKey(keys int) error {
 	}
 	for led.Load() < int64(keys) {
 		if err := b.sleep(10 * time.Millisecond); err != nil {
-			return err
+			return c, err
 		}
 	}
 	if err := b.sleep(b.duration / 3); err != nil {
-		return err
+		return c, err
 	}
-	before, began := m.writes.Load(), time.Now()
-	if err := b.sleep(b.crowding); err != nil {
-		return err
+	if c, err = b.cost(b.crowding, m); err != nil {
+		return c, err
 	}
-	writes := float64(m.writes.Load()-before) / time.Since(began).Seconds()
-	b.report.add(row{What: fmt.Sprintf("no group, but a lease for each of %d keys: writes/s", keys),
-		Leasehold: summarize(writes)}, nil)
-	return nil
+	c.client, c.server = c.client-idle.client, c.server-idle.server
+	what := fmt.Sprintf("no group, but a lease for each of %d keys: ", keys)
+	b.report.add(row{What: what + "writes/s", Leasehold: summarize(c.writes)}, nil)
+	b.report.add(row{What: what + "CPU", Unit: "%", Leasehold: summarize(c.client), Floor: summarize(client)}, nil)
+	b.report.add(row{What: what + "server CPU above idle", Unit: "%", Leasehold: summarize(c.server),
+		Floor: summarize(server - idle.server)}, nil)
+	return c, nil
 }
 
 // groupMoves measures a crash of one of four members, and a fifth that joins four.

@@ -9,7 +9,7 @@
 // a process of its own, and bench runs on Linux only.
 //
 // What is measured, and how, is said where it is: handover.go, failover.go, herd.go, rollout.go, race.go, faults.go,
-// roundtrip.go, renewal.go, steady.go, fanout.go, program.go, many.go, groups.go.
+// roundtrip.go, renewal.go, steady.go, fanout.go, program.go, many.go, groups.go, growth.go.
 package main
 
 import (
@@ -83,6 +83,8 @@ func main() {
 			own = append(own, c)
 			return err
 		})
+	grows := flag.Bool("growth", false,
+		"measure groups of up to 65,536 buckets and 100 members too, for some 25 minutes")
 	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
@@ -100,6 +102,9 @@ func main() {
 	})
 	if len(own) > 0 {
 		size.crowds = own
+	}
+	if *grows {
+		size.growth = grown
 	}
 	chosen, err := choose(*only)
 	if err != nil || flag.NArg() > 0 || *n < 1 {
@@ -173,6 +178,7 @@ type size struct {
 	crowds      []crowd       // of leases that one process leads
 	crowding    time.Duration // how long to measure one
 	sharing     sharing       // of members of groups
+	growth      growth        // of groups
 }
 
 // farLinks are links over which leadership is hard to keep; the second is a satellite's.
@@ -196,7 +202,13 @@ var full = size{
 		{count: 20000, duration: 16 * defaults.duration},
 	},
 	crowding: 15 * time.Second,
-	sharing:  sharing{steady: []int{1000, 10000}, buckets: 65536, keys: 10000},
+	sharing:  sharing{steady: []int{1000, 10000}, buckets: 65536, keys: 10000, rollout: 10},
+}
+
+// grown are the sizes of groups for -growth. It takes about 25 minutes.
+var grown = growth{
+	buckets: []int{10, 1000, 10000, 65536}, members: []int{2, 10, 100}, rollouts: []int{100}, keys: 10000,
+	window: 20 * time.Second,
 }
 
 // quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
@@ -210,7 +222,8 @@ var quick = size{
 	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1,
 	fanning: time.Second, weighing: time.Second,
 	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true, raw: true}}, crowding: time.Second,
-	sharing: sharing{steady: []int{10, 100}, buckets: 64, keys: 100},
+	sharing: sharing{steady: []int{10, 100}, buckets: 64, keys: 100, rollout: 3},
+	growth:  growth{buckets: []int{8}, members: []int{2}, rollouts: []int{2}, keys: 8, window: time.Second},
 }
 
 // A bench runs experiments.

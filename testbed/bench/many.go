@@ -88,7 +88,7 @@ func (b *bench) crowd(c crowd) (err error) {
 		Duration: c.duration}
 	rawCPU := 0.0
 	if c.raw {
-		if rawCPU, err = b.rawCPU(c); err != nil {
+		if rawCPU, _, err = b.rawCPU(c); err != nil {
 			return err
 		}
 	}
@@ -224,38 +224,39 @@ func (b *bench) weigh(c crowd, leader *process, idle counters, report *crowdRepo
 	return nil
 }
 
-// rawCPU returns how much of a core a process uses that renews as many Leases by raw requests, in percent.
-func (b *bench) rawCPU(c crowd) (cpu float64, err error) {
+// rawCPU returns how much of a core a process uses that renews as many Leases by raw requests, in percent, and how much
+// the API server does.
+func (b *bench) rawCPU(c crowd) (cpu, server float64, err error) {
 	raw, err := b.newRawCrowd(c.count)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer raw.close()
 	if err := raw.acquire(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	p, err := b.newProcess(task{Work: workRawWrite, Kubeconfig: b.server.Kubeconfig(), Leases: raw.prefix,
 		Count: c.count, Duration: c.duration})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, p.end()) }()
 	if _, err := p.await("renewed", func(s census) bool { return s.Leading == c.count }); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if err := b.sleep(c.duration / 5); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	before, err := p.ask("census")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	begun := time.Now()
-	if err := b.sleep(max(b.crowding, c.duration/5)); err != nil {
-		return 0, err
+	if server, err = b.serverCPU(max(b.crowding, c.duration/5)); err != nil {
+		return 0, 0, err
 	}
 	after, err := p.ask("census")
-	return 100 * (after.CPU - before.CPU).Seconds() / time.Since(begun).Seconds(), err
+	return 100 * (after.CPU - before.CPU).Seconds() / time.Since(begun).Seconds(), server, err
 }
 
 // burden measures the leader while another process uses up a core.
@@ -277,6 +278,7 @@ type counters struct {
 	at       time.Time
 	watches  float64 // open now
 	requests float64 // ended since its start; those of the server itself included
+	events   float64 // sent to watches since its start
 }
 
 func (b *bench) counters() (c counters, err error) {
@@ -314,6 +316,8 @@ func (b *bench) counters() (c counters, err error) {
 			c.watches += value
 		case name == "apiserver_request_total":
 			c.requests += value
+		case name == "apiserver_watch_events_total":
+			c.events += value
 		}
 	}
 	return c, nil

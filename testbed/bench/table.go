@@ -20,6 +20,7 @@ type report struct {
 	Standbys   int           `json:"standbys"` // in a fleet
 	Rows       []row         `json:"rows"`
 	Crowds     []crowdReport `json:"crowds,omitempty"`
+	Groups     []groupReport `json:"groups,omitempty"`
 	WriteCPU   float64       `json:"writeCPU,omitempty"` // seconds of the server's for a conditional write
 	EventCPU   float64       `json:"eventCPU,omitempty"` // seconds of the server's for a watch event
 	Notes      []string      `json:"notes"`
@@ -86,6 +87,15 @@ func (r *report) print(w io.Writer, markdown bool) error {
 		fmt.Fprintln(w)
 		if err := table(w, r.crowds()); err != nil {
 			return err
+		}
+	}
+	if len(r.Groups) > 0 {
+		fmt.Fprintln(w)
+		for _, rows := range [][][]string{r.groups(), r.groupSums()} {
+			if err := table(w, rows); err != nil {
+				return err
+			}
+			fmt.Fprintln(w)
 		}
 	}
 	for _, sums := range r.sums() {
@@ -161,6 +171,22 @@ func (r *report) crowds() [][]string {
 	return rows
 }
 
+// groups is the table of groups of several sizes.
+func (r *report) groups() [][]string {
+	rows := [][]string{{
+		"members", "buckets", "all shared after", "writes/s", "events/s", "CPU of all", "server's CPU", "table",
+		"a crash: all owned, past expiry", "writes", "one joins: its share after", "moves", "writes of the table",
+	}}
+	for _, g := range r.Groups {
+		rows = append(rows, []string{
+			fmt.Sprint(g.Members), fmt.Sprint(g.Buckets), format(g.Begin, "s"), digits(g.Writes), digits(g.Events),
+			format(g.Client, "%"), format(g.Server, "%"), format(float64(g.Table), "B"), format(g.Crash, "s"),
+			fmt.Sprint(g.CrashWrites), format(g.Join, "s"), fmt.Sprint(g.JoinMoves), fmt.Sprint(g.JoinWrites),
+		})
+	}
+	return rows
+}
+
 func (s *summary) columns(unit string) []string {
 	switch {
 	case s == nil:
@@ -203,6 +229,8 @@ func format(v float64, unit string) string {
 		return digits(v*1e6) + " µs"
 	case unit == "s" && size > 0 && size < 1:
 		return digits(v*1e3) + " ms"
+	case unit == "B" && size >= 1e9:
+		return digits(v/1e9) + " GB"
 	case unit == "B" && size >= 1e6:
 		return digits(v/1e6) + " MB"
 	case unit == "B" && size >= 1e3:
