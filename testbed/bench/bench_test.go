@@ -283,7 +283,7 @@ func TestShare(t *testing.T) {
 }
 
 func TestChoose(t *testing.T) {
-	if got, err := choose(""); err != nil || len(got) != len(experiments) {
+	if got, err := choose(""); err != nil || len(got) != len(experiments)-1 || slices.Contains(got, growing) {
 		t.Errorf("all: %v, %v", got, err)
 	}
 	if got, err := choose("herd,steady"); err != nil || !slices.Equal(got, []string{"herd", "steady"}) {
@@ -314,7 +314,7 @@ func TestQuick(t *testing.T) {
 	groups := [][]string{
 		{"handover", "failover", "herd"}, {"race", "blackhole", "takeover", "roundtrip"},
 		{"renewal", "steady", "program", "rollout"},
-		{"fanout", "many", "groups"},
+		{"fanout", "many", "groups", growing},
 	}
 	if got := slices.Sorted(slices.Values(slices.Concat(groups...))); !slices.Equal(got,
 		slices.Sorted(slices.Values(names()))) {

@@ -29,8 +29,7 @@ type sharing struct {
 // groups measures members that share out keys: what they cost while nothing happens, beside one process that leads as
 // many leases and one that renews as many by raw requests; how long the keys of a member that crashed have no owner
 // once its Lease has expired; what a new member makes others move and write; how often keys move in a rollout; and what
-// a ring needs for each bucket. The members are in one process, each with a connection of its own. With -growth the
-// same is measured of groups of several sizes.
+// a ring needs for each bucket. The members are in one process, each with a connection of its own.
 func (b *bench) groups() error {
 	idle, err := b.cost(b.idle)
 	if err != nil {
@@ -55,10 +54,7 @@ func (b *bench) groups() error {
 	if err := b.groupRollouts(b.sharing.rollout, b.sharing.steady[0]); err != nil {
 		return err
 	}
-	if err := b.ringWeight(); err != nil {
-		return err
-	}
-	return b.grow(idle)
+	return b.ringWeight()
 }
 
 // A cost is what something costs while nothing happens.

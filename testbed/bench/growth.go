@@ -37,7 +37,11 @@ type groupReport struct {
 }
 
 // grow measures groups of all sizes, and rolling updates of large ones. What takes minutes is given up.
-func (b *bench) grow(idle cost) error {
+func (b *bench) grow() error {
+	idle, err := b.cost(b.idle)
+	if err != nil {
+		return err
+	}
 	for _, members := range b.growth.members {
 		for _, buckets := range b.growth.buckets {
 			r, err := b.groupOf(buckets, members, idle)

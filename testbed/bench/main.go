@@ -52,7 +52,11 @@ var experiments = []struct {
 	{"program", (*bench).program},
 	{"many", (*bench).many},
 	{"groups", (*bench).groups},
+	{growing, (*bench).grow},
 }
+
+// growing is an experiment that is run only if it is asked for.
+const growing = "growth"
 
 func names() []string {
 	var all []string
@@ -72,7 +76,8 @@ func main() {
 	}
 	asJSON := flag.Bool("json", false, "print JSON, with every sample")
 	markdown := flag.Bool("markdown", false, "print tables in Markdown, as in docs/performance.md")
-	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ","))
+	only := flag.String("only", "", "run only these experiments, of "+strings.Join(names(), ",")+
+		" (default all but "+growing+",\nwhich takes half an hour)")
 	n := flag.Int("n", full.handovers, "how many handovers to measure")
 	quickly := flag.Bool("quick", false,
 		"under a minute: shorter leases, fewer candidates and samples, to see that it works")
@@ -83,8 +88,6 @@ func main() {
 			own = append(own, c)
 			return err
 		})
-	grows := flag.Bool("growth", false,
-		"measure groups of up to 65,536 buckets and 100 members too, for some 25 minutes")
 	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
@@ -102,9 +105,6 @@ func main() {
 	})
 	if len(own) > 0 {
 		size.crowds = own
-	}
-	if *grows {
-		size.growth = grown
 	}
 	chosen, err := choose(*only)
 	if err != nil || flag.NArg() > 0 || *n < 1 {
@@ -133,10 +133,10 @@ func main() {
 	}
 }
 
-// choose returns the experiments that a list names, all for the empty one.
+// choose returns the experiments that a list names, all but the one that takes long for the empty one.
 func choose(list string) ([]string, error) {
 	if list == "" {
-		return names(), nil
+		return slices.DeleteFunc(names(), func(name string) bool { return name == growing }), nil
 	}
 	chosen := strings.Split(list, ",")
 	for _, name := range chosen {
@@ -203,12 +203,10 @@ var full = size{
 	},
 	crowding: 15 * time.Second,
 	sharing:  sharing{steady: []int{1000, 10000}, buckets: 65536, keys: 10000, rollout: 10},
-}
-
-// grown are the sizes of groups for -growth. It takes about 25 minutes.
-var grown = growth{
-	buckets: []int{10, 1000, 10000, 65536}, members: []int{2, 10, 100}, rollouts: []int{100}, keys: 10000,
-	window: 20 * time.Second,
+	growth: growth{ // half an hour
+		buckets: []int{10, 1000, 10000, 65536}, members: []int{2, 10, 100}, rollouts: []int{100}, keys: 10000,
+		window: 20 * time.Second,
+	},
 }
 
 // quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
