@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -44,6 +45,12 @@ func TestFree(t *testing.T) {
 			return fate(w, r)
 		}
 	}
+	// readsAfter reads, as if a watch brought the news then.
+	readsAfter := func(d time.Duration) func(*world, *campaign) {
+		return func(w *world, c *campaign) {
+			time.AfterFunc(time.Second+d, func() { c.reflector.read(w.Context()) })
+		}
+	}
 	steal := func(w *world) { w.steal("thief") }
 	lostReply := leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.EOF()}
 	deletes := []Option{WithDeleteOnRelease()}
@@ -52,10 +59,12 @@ func TestFree(t *testing.T) {
 		opts   []Option
 		fate   func(w *world, r leasetest.Request) leasetest.Fault
 		before func(*world, *campaign)
+		ends   time.Duration // when ctx ends; 0 for never
 		want   error
 		sent   string // the requests
 		took   time.Duration
 		left   string // the holder at the end; "none" for no Lease
+		logs   string
 	}{
 		{name: "at once", sent: "patch"},
 		{name: "unavailable for a moment", fate: first("patch", leasetest.Fault{Err: leasetest.ServiceUnavailable()}),
@@ -75,6 +84,14 @@ func TestFree(t *testing.T) {
 		}, want: lost, left: "thief"},
 		{name: "not ours, as a conflict shows", before: func(w *world, c *campaign) { w.steal("thief") }, want: lost,
 			sent: "patch get", took: pause, left: "thief"},
+		{name: "the reply is lost, and a watch brings it",
+			fate:   first("patch", leasetest.Fault{Drop: leasetest.TheReply, After: time.Second, Err: leasetest.EOF()}),
+			before: readsAfter(time.Second / 2), sent: "patch get", took: time.Second + pause},
+		{name: "no answer until ctx ends", fate: always(leasetest.Fault{Drop: leasetest.TheRequest}),
+			ends: time.Second, want: context.Canceled, sent: "patch", took: time.Second, left: "a"},
+		{name: "no answer until ctx ends, but a watch brings it", opts: deletes,
+			fate: first("patch", leasetest.Fault{Drop: leasetest.TheReply}), before: readsAfter(time.Second / 2),
+			ends: time.Second, sent: "patch get delete", took: time.Second, left: "none"},
 		{name: "no answer", fate: always(leasetest.Fault{Drop: leasetest.TheRequest}), want: context.DeadlineExceeded,
 			sent: "patch get get", took: R / 4, left: "a"},
 		{name: "unavailable", fate: always(leasetest.Fault{Err: leasetest.ServiceUnavailable()}),
@@ -84,10 +101,16 @@ func TestFree(t *testing.T) {
 		{name: "deleted on release, the reply is lost", opts: deletes, fate: first("patch", lostReply),
 			sent: "patch get delete", took: pause, left: "none"},
 		{name: "deleted on release, which fails", opts: deletes,
-			fate: first("delete", leasetest.Fault{Err: leasetest.ServiceUnavailable()}), sent: "patch delete"},
+			fate: first("delete", leasetest.Fault{Err: leasetest.ServiceUnavailable()}), sent: "patch delete",
+			logs: "the Lease was not deleted"},
+		{name: "deleted on release, once its finalizers are removed", opts: deletes,
+			before: func(w *world, c *campaign) {
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Finalizers = []string{"example.com/keep"} })
+				c.reflector.read(w.Context())
+			}, sent: "patch delete", logs: "the Lease is deleted once its finalizers are removed"},
 		{name: "deleted on release, which does not answer", opts: deletes,
 			fate: first("delete", leasetest.Fault{Drop: leasetest.TheRequest}), sent: "patch delete",
-			took: (R - I) / 4},
+			took: (R - I) / 4, logs: "the Lease was not deleted"},
 		{name: "being deleted", opts: deletes, before: func(w *world, c *campaign) {
 			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Finalizers = []string{"example.com/keep"} })
 			w.srv.Client("b").Leases(ns).Delete(w.Context(), name, metav1.DeleteOptions{})
@@ -118,8 +141,13 @@ func TestFree(t *testing.T) {
 					}
 					return tt.fate(w, r)
 				})
+				ctx, cancel := context.WithCancel(w.Context())
+				defer cancel()
+				if tt.ends > 0 {
+					time.AfterFunc(tt.ends, cancel)
+				}
 				began := time.Now()
-				err = c.free(w.Context(), "next", func(r record) error {
+				err = c.free(ctx, "next", func(r record) error {
 					if r.term() == own.term() {
 						return nil
 					}
@@ -147,8 +175,14 @@ func TestFree(t *testing.T) {
 				if tt.want == nil && exists && tt.left == "" && now.notes.Successor != "next" {
 					t.Errorf("freed for %q", now.notes.Successor)
 				}
-				if deleted := slices.Contains(sent, "delete") && !exists; deleted && now.exists() {
-					t.Errorf("the deletion is not known: %+v", now.record)
+				if slices.Contains(sent, "delete") && now.exists() != exists {
+					t.Errorf("exists: %v, known: %+v", exists, now.record)
+				}
+				synctest.Wait()
+				for _, line := range []string{"the Lease was not deleted", "the Lease is deleted once"} {
+					if want := strings.HasPrefix(tt.logs, line); (w.logged(line) == 1) != want {
+						t.Errorf("logged %q: %v", line, !want)
+					}
 				}
 			})
 		})
@@ -160,14 +194,15 @@ func TestFreeWithoutPermit(t *testing.T) {
 	cause, lost := errors.New("enough"), errors.New("not ours any more")
 	for _, tt := range []struct {
 		name   string
-		stolen bool
-		ends   bool // ctx ends; else there is a permit
+		stolen time.Duration // when another acquires the lease; never if 0
+		ends   bool          // ctx ends; else there is a permit
 		want   error
 	}{
-		{"ctx ends", false, true, cause},
-		{"ctx ends, and the term has", true, true, lost},
-		{"the term has ended when there is a permit", true, false, lost},
-		{"there is a permit", false, false, nil},
+		{"ctx ends", 0, true, cause},
+		{"ctx ends, and the term has", time.Second, true, lost},
+		{"the term has ended when there is a permit", time.Second, false, lost},
+		{"the term had ended before", -1, false, lost},
+		{"there is a permit", 0, false, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -180,6 +215,16 @@ func TestFreeWithoutPermit(t *testing.T) {
 				c.client.permits.Acquire(w.Context(), maxInFlight)
 				ctx, cancel := context.WithCancelCause(w.Context())
 				defer cancel(nil)
+				steal := func() {
+					c.store.addAnswer(own.but(func(r *record) { r.version, r.identity = r.version+9, "thief" }),
+						observation{})
+				}
+				switch {
+				case tt.stolen < 0:
+					steal()
+				case tt.stolen > 0:
+					time.AfterFunc(tt.stolen, steal)
+				}
 				freed := make(chan error, 1)
 				go func() {
 					freed <- c.free(ctx, "", func(r record) error {
@@ -190,14 +235,10 @@ func TestFreeWithoutPermit(t *testing.T) {
 					})
 				}()
 				w.sleep(R) // the budget begins with the permit
-				if len(freed) > 0 {
-					t.Fatalf("free = %v without a permit", <-freed)
+				if (len(freed) > 0) != (tt.stolen < 0) {
+					t.Fatalf("it has ended before there was a permit: %v", tt.stolen >= 0)
 				}
 				n := w.srv.Client("a").Requests()
-				if tt.stolen {
-					c.store.addAnswer(own.but(func(r *record) { r.version, r.identity = r.version+9, "thief" }),
-						observation{})
-				}
 				if tt.ends {
 					cancel(cause)
 				} else {
@@ -240,5 +281,24 @@ func TestReleaseStartsOver(t *testing.T) {
 		}
 		w.srv.Client("a").OnRequest(nil)
 		s.Release()
+	})
+}
+
+// A release that gets no permit ends with the trust in the lease.
+func TestReleaseWithoutPermit(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		permits := s.state.(*session).campaign.client.permits
+		permits.Acquire(w.Context(), maxInFlight)
+		defer permits.Release(maxInFlight)
+		w.sleep(time.Second)
+		left, began := s.ValidFor(), time.Now()
+		if err := s.Release(); !errors.Is(err, ErrLost) || time.Since(began) != left {
+			t.Errorf("Release() = %v, after %v, want %v", err, time.Since(began), left)
+		}
+		w.sleep(0)
+		if n := w.logged(`msg="lease lost"`); n != 1 {
+			t.Errorf("the loss was logged %d times", n)
+		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -124,6 +125,7 @@ func TestRepliesOfRenewals(t *testing.T) {
 				}
 				until := now.add(tt.trust)
 				s.until.Store(&until)
+				s.altered.Store(tt.until != "") // by the renewal before
 				if tt.known != "" {
 					r.store.addAnswer(shows(tt.known), r.store.latest())
 				}
@@ -167,6 +169,9 @@ func TestRepliesOfRenewals(t *testing.T) {
 				}
 				if altered := tt.answer == "another"; s.altered.Load() != altered {
 					t.Errorf("altered: %v, want %v", s.altered.Load(), altered)
+				}
+				if n := s.campaign.stats.status().Renewals; (n == 1) != (tt.answer == "second") {
+					t.Errorf("%d renewals counted", n)
 				}
 				r.handleReply(&answer) // of the next renewal
 				w.sleep(time.Second)
@@ -267,6 +272,8 @@ func TestLossDuringRenewal_G6(t *testing.T) {
 		})
 		<-patches
 		w.sleep(eps)
+		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": ""} })
+		w.sleep(eps)
 		w.steal("thief")
 		w.sleep(0)
 		select {
@@ -332,15 +339,18 @@ func TestTrustIsNotRevived_G3(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				var slept atomic.Int64
-				s := w.acquire(w.Context(), "a", withClock(sleepyClock{&slept}))
 				sent := make(chan struct{}, 9)
 				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
-					if r.Verb != "patch" {
+					switch {
+					case r.Verb == "watch" && tt.name == "reply":
+						return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+					case r.Verb != "patch":
 						return leasetest.Fault{}
 					}
 					sent <- struct{}{}
 					return tt.fault
 				})
+				s := w.acquire(w.Context(), "a", withClock(sleepyClock{&slept}))
 				acquired := time.Now()
 				<-sent
 				time.Sleep(tt.fault.Before / 2)
@@ -368,6 +378,19 @@ func TestTrustIsNotRevived_G3(t *testing.T) {
 			}
 			s.Release()
 		})
+	})
+}
+
+// The failures of one session make those of the next no slower.
+func TestRenewalsStartOver(t *testing.T) {
+	inWorld(t, func(w *world) {
+		c := idleCampaign(w)
+		s := c.newSession(w.Context(), heldByB, c.clock.now())
+		s.lose(lostBecause(taken, "at once"))
+		s.finish()
+		if !c.renewDelays.restart {
+			t.Error("the first failure of a session is not the first in a row")
+		}
 	})
 }
 
