@@ -325,6 +325,8 @@ func TestClaimsForget(t *testing.T) {
 		{"a creation that was decided, before a read", record{}, true, observation{}, 0, false, true},
 		{"a creation that was decided, after a read", record{}, true, observation{}, 0, true, false},
 		{"a creation that was not decided, after a read", record{}, false, observation{}, 0, true, true},
+		{"it is gone, as it seems", exists, false, observation{record: record{version: 6}}, 0, false, true},
+		{"not so long ago", record{}, false, observation{}, forgetClaimAfter, false, true},
 		{"long ago", record{}, false, observation{}, forgetClaimAfter + 1, false, false},
 		{"decided long ago", record{}, true, observation{}, forgetClaimAfter + 1, false, false},
 	} {
