@@ -489,33 +489,6 @@ func (c *cli) leaseExists(name string) bool {
 	return err == nil
 }
 
-// The alerts that docs/operations.md explains are those of the file.
-func TestAlerts(t *testing.T) {
-	file, err := os.ReadFile(filepath.Join(deploy, "prometheus", "alerts.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var rules struct {
-		Groups []struct {
-			Name  string
-			Rules []struct{ Alert, Expr string }
-		}
-	}
-	if err := yaml.Unmarshal(file, &rules); err != nil || len(rules.Groups) != 2 || len(rules.Groups[1].Rules) < 4 {
-		t.Errorf("%+v, %v", rules, err)
-	}
-	docs, err := os.ReadFile("../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for block := range strings.SplitSeq(string(docs), "```yaml\ngroups:\n") {
-		if alerts, _, _ := strings.Cut(block, "```"); strings.HasPrefix(alerts, "- name: ") &&
-			!strings.Contains(string(file), alerts) {
-			t.Errorf("not in the file:\n%s", alerts)
-		}
-	}
-}
-
 // The FlowSchema of flowschema.yaml matches the workload's requests for Leases, and no others.
 func TestFlowSchema(t *testing.T) {
 	c := newCLI(t)

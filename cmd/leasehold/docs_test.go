@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 )
 
 // The documents are checked here rather than in testbed, because go test caches what is read from another module.
@@ -163,6 +165,41 @@ func TestDocumentedNames(t *testing.T) {
 		for _, match := range link.FindAllStringSubmatch(text, -1) {
 			if _, err := os.Stat(filepath.Join(root, filepath.Dir(name), match[1])); err != nil {
 				t.Errorf("%s: link to %s: %v", name, match[1], err)
+			}
+		}
+	}
+}
+
+// The alerts of docs/operations.md are those of the file of rules.
+func TestDocumentedAlertsFile(t *testing.T) {
+	file, err := os.ReadFile(filepath.Join(root, "deploy/prometheus/alerts.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, err := os.ReadFile(filepath.Join(root, "docs/operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for _, block := range strings.Split(string(docs), "```yaml\ngroups:\n")[1:] {
+		alerts, _, _ := strings.Cut(block, "```")
+		want.WriteString(alerts)
+	}
+	if _, got, _ := strings.Cut(string(file), "\ngroups:\n"); got != want.String() || got == "" {
+		t.Errorf("the file has the groups\n%swant\n%s", got, want.String())
+	}
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Alert, Expr string }
+		}
+	}
+	if err := yaml.Unmarshal(file, &rules); err != nil {
+		t.Error(err)
+	}
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			if r.Alert == "" || r.Expr == "" {
+				t.Errorf("a rule without a name or an expression: %+v", r)
 			}
 		}
 	}
