@@ -17,14 +17,15 @@ import (
 // failover measures what passes after a crashed leader's lease has run out, until the work of the only standby
 // begins. The lease runs out at an observer, which watches: its duration after the observer saw the last renewal. An
 // observer that saw it later than the standby did makes a sample too small by that, and it may even be negative. The
-// floor is the round trip of a raw write that acquires.
+// floor is the round trip of a raw write that acquires, at such moments too: after a time without requests, a write
+// takes longer than one of many in a row.
 func (b *bench) failover() error {
 	o, err := b.observe()
 	if err != nil {
 		return err
 	}
 	defer o.close()
-	floor, err := b.newRawCrowd(1)
+	floor, err := b.newRawCrowd(2 * b.pairs)
 	if err != nil {
 		return err
 	}
@@ -32,13 +33,6 @@ func (b *bench) failover() error {
 	var raws []float64
 	var samples [len(sides)][]float64
 	for range b.crashes {
-		for range 2 * b.pairs {
-			begun := time.Now()
-			if err := floor.acquire(); err != nil {
-				return err
-			}
-			raws = append(raws, time.Since(begun).Seconds())
-		}
 		var duos []*duo
 		for i := range 2 * b.pairs {
 			p, err := b.newPair(i%2, b.timing)
@@ -48,15 +42,18 @@ func (b *bench) failover() error {
 			duos = append(duos, p)
 		}
 		took, errs := make([]time.Duration, len(duos)), make([]error, len(duos))
+		raw, rawErrs := make([]time.Duration, len(duos)), make([]error, len(duos))
 		var all sync.WaitGroup
 		for i, p := range duos {
 			all.Go(func() { took[i], errs[i] = p.failover(o) })
+			all.Go(func() { raw[i], rawErrs[i] = floor.failover(i, p.duration) })
 		}
 		all.Wait()
 		for i, p := range duos {
-			if errs[i] != nil {
-				return errs[i]
+			if err := errors.Join(errs[i], rawErrs[i]); err != nil {
+				return err
 			}
+			raws = append(raws, raw[i].Seconds())
 			samples[p.which] = append(samples[p.which], took[i].Seconds())
 			if err := b.halt(p.leader, p.standby); err != nil {
 				return err
@@ -87,6 +84,17 @@ func (p *duo) failover(o *observer) (time.Duration, error) {
 		return 0, fmt.Errorf("%s was not seen to lead", p.leader.name)
 	}
 	return led.Sub(last.at.Add(last.duration)), nil
+}
+
+// failover acquires the i-th Lease when a standby would whose leader crashes at some moment between renewals, and
+// returns how long that took.
+func (r *rawCrowd) failover(i int, duration time.Duration) (time.Duration, error) {
+	if err := r.sleep(duration + rand.N(duration/5)); err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	_, err := acquireRaw(r.ctx, r.leases[0], r.names[i], "holder", "")
+	return time.Since(begun), err
 }
 
 // An observer watches all Leases, by a connection of its own.
