@@ -163,8 +163,8 @@ func TestClaim(t *testing.T) {
 				if tt.ended {
 					c.client.permits.Release(maxInFlight)
 				}
-				if (s != nil) != (tt.want == nil) || err != nil && !errors.Is(err, tt.want) &&
-					!strings.Contains(err.Error(), tt.want.Error()) {
+				if (s != nil) != (tt.want == nil) || (err != nil) != (tt.want != nil) ||
+					err != nil && !errors.Is(err, tt.want) && !strings.Contains(err.Error(), tt.want.Error()) {
 					t.Errorf("claim = %v, want %v", err, tt.want)
 				}
 				if got := strings.Join(sent, " "); got != tt.sent {
