@@ -294,9 +294,9 @@ func TestBesideCoordinatedLeaderElection(t *testing.T) {
 	f.awaitLeader("ours")
 }
 
-// Candidates that know nothing of priorities (without one, client-go's, and one that does as kube-lease-manager does)
-// take turns with those that have some: nobody leads beside another, nobody is kept out, and no term ends early but by
-// a yield.
+// Candidates that know nothing of priorities (without one, client-go's, and two that do as kube-lease-manager and
+// kubert do) take turns with those that have some: nobody leads beside another, nobody is kept out, and no term ends
+// early but by a yield.
 func TestMixedPriorities(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
@@ -362,15 +362,26 @@ func TestMixedPriorities(t *testing.T) {
 			if !k.acquire(ctx) {
 				continue
 			}
-			lead("kube-lease-manager", k.identity, 0, func() error { return k.held(ctx) })
+			lead("kube-lease-manager", k.identity, 0, func() error { return heldBy(ctx, k.client, k.identity) })
 			k.release(context.WithoutCancel(ctx))
+			time.Sleep(away)
+		}
+	})
+	all.Go(func() {
+		k := &kubert{client: leases(t, f.server.Config()).Leases(f.ns), identity: "kubert", duration: duration}
+		for ctx.Err() == nil {
+			if !k.claim(ctx) {
+				continue
+			}
+			lead("kubert", k.identity, 0, func() error { return heldBy(ctx, k.client, k.identity) })
+			k.vacate(context.WithoutCancel(ctx))
 			time.Sleep(away)
 		}
 	})
 	f.await("three turns each", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(turns) == 4 && !slices.ContainsFunc(slices.Collect(maps.Values(turns)),
+		return len(turns) == 5 && !slices.ContainsFunc(slices.Collect(maps.Values(turns)),
 			func(n int) bool { return n < 3 })
 	})
 	t.Logf("turns: %v", turns)
@@ -412,10 +423,10 @@ func (k *leaseManager) acquire(ctx context.Context) bool {
 	return k.patch(ctx, types.StrategicMergePatchType, fmt.Sprintf(`{"spec":{"leaseTransitions":%d}}`, transitions+1))
 }
 
-// held returns why the lease is not this candidate's, or nil.
-func (k *leaseManager) held(ctx context.Context) error {
-	l, err := k.client.Get(context.WithoutCancel(ctx), lease, metav1.GetOptions{})
-	if err == nil && (l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity != k.identity) {
+// heldBy returns why identity does not hold the lease, or nil.
+func heldBy(ctx context.Context, client coordinationv1client.LeaseInterface, identity string) error {
+	l, err := client.Get(context.WithoutCancel(ctx), lease, metav1.GetOptions{})
+	if err == nil && (l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity != identity) {
 		err = errors.New("another holds the lease")
 	}
 	return err
@@ -430,4 +441,48 @@ func (k *leaseManager) patch(ctx context.Context, kind types.PatchType, body str
 	_, err := k.client.Patch(ctx, lease, kind, []byte(body),
 		metav1.PatchOptions{FieldManager: "kube-lease-manager-" + k.identity})
 	return err == nil
+}
+
+// A kubert makes the requests that kubert 0.25 makes: each names the resourceVersion, and what it applies is forced. It
+// goes by the times in the Lease and by the local clock.
+type kubert struct {
+	client   coordinationv1client.LeaseInterface
+	identity string
+	duration time.Duration
+}
+
+// claim claims the lease if nobody holds it, or its record has expired.
+func (k *kubert) claim(ctx context.Context) bool {
+	time.Sleep(50 * time.Millisecond)
+	l, err := k.client.Get(ctx, lease, metav1.GetOptions{})
+	if err != nil {
+		return false
+	}
+	s, transitions := l.Spec, int32(0)
+	if s.HolderIdentity != nil && s.RenewTime != nil && s.LeaseDurationSeconds != nil &&
+		time.Since(s.RenewTime.Time) < time.Duration(*s.LeaseDurationSeconds)*time.Second {
+		return false
+	}
+	if s.LeaseTransitions != nil {
+		transitions = *s.LeaseTransitions
+	}
+	now, force := time.Now().UTC().Format(metav1.RFC3339Micro), true
+	_, err = k.client.Patch(ctx, lease, types.ApplyPatchType, fmt.Appendf(nil,
+		`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"resourceVersion":%q},"spec":{`+
+			`"acquireTime":%q,"renewTime":%q,"holderIdentity":%q,"leaseDurationSeconds":%d,"leaseTransitions":%d}}`,
+		l.ResourceVersion, now, now, k.identity, k.duration/time.Second, transitions+1),
+		metav1.PatchOptions{FieldManager: "kubert", Force: &force})
+	return err == nil
+}
+
+// vacate frees the lease, unless it has changed since it was read.
+func (k *kubert) vacate(ctx context.Context) {
+	l, err := k.client.Get(ctx, lease, metav1.GetOptions{})
+	if err != nil || l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity != k.identity {
+		return
+	}
+	k.client.Patch(ctx, lease, types.StrategicMergePatchType, fmt.Appendf(nil,
+		`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"resourceVersion":%q},"spec":{`+
+			`"acquireTime":null,"renewTime":null,"holderIdentity":null,"leaseDurationSeconds":null}}`,
+		l.ResourceVersion), metav1.PatchOptions{FieldManager: "kubert"})
 }
