@@ -49,5 +49,8 @@ func (b *beatCheck) look(s *session, now time.Time) (wait time.Duration, stuck b
 		b.heard = now
 	}
 	b.next = now.Add(b.limit / 4)
-	return b.limit / 4, now.Sub(b.heard) >= b.limit
+	if stuck = now.Sub(b.heard) >= b.limit; !stuck {
+		b.next = earlier(b.next, b.heard.Add(b.limit)) // four quarters may be some nanoseconds less
+	}
+	return b.next.Sub(now), stuck
 }

@@ -91,6 +91,30 @@ func TestBeatBegins(t *testing.T) {
 	})
 }
 
+// A limit that four looks do not divide is kept all the same: a call is found by the first look after it, and missed
+// the limit after that.
+func TestBeatLimit(t *testing.T) {
+	const limit = 20*time.Second + 3
+	s := &session{}
+	s.yielded.Store(true)
+	s.beaten.Store(true)
+	began := time.Now()
+	b := beatCheck{limit: limit, heard: began}
+	now, stuck, wait := began, false, time.Duration(0)
+	for looks := 0; !stuck && looks < 10; looks++ {
+		wait, stuck = b.look(s, now)
+		if wait <= 0 {
+			t.Fatalf("wait %v", wait)
+		}
+		if !stuck {
+			now = now.Add(wait)
+		}
+	}
+	if silent := now.Sub(began); !stuck || silent != limit {
+		t.Errorf("stuck: %v, after %v, want after %v", stuck, silent, limit)
+	}
+}
+
 func TestBeatOfNothing(t *testing.T) {
 	var s Session
 	s.Beat()
