@@ -11,9 +11,8 @@ import (
 //
 // Nothing in a Lease says how many candidates follow it, and asking would cost a request. So a candidate starts
 // without a window and learns from races: each race that it loses widens the window, each that it wins narrows
-// it. The first release that a hundred new candidates see costs a hundred writes, and the third about as many;
-// the fourth costs ten or so. To spare the first ones, each candidate would have to wait without cause, a lone
-// standby too.
+// it. The first two releases that a hundred new candidates see cost a hundred writes each, and the third ten or so.
+// To spare the first ones, each candidate would have to wait without cause, a lone standby too.
 //
 // If another candidate takes the lease before the own try, the window narrows a little. Otherwise a candidate that
 // lost races would always give way to those that did not: two that take turns would keep a third out, and of a
@@ -49,7 +48,7 @@ const longestTurn = 100 * time.Millisecond
 
 // lost returns the window after a race was lost.
 func (w contentionWindow) lost(interval time.Duration) contentionWindow {
-	return min(4*w+contentionWindow(5*time.Millisecond), longestWindow, contentionWindow(interval/2))
+	return min(16*w+contentionWindow(5*time.Millisecond), longestWindow, contentionWindow(interval/2))
 }
 
 // won returns the window after the lease was acquired.

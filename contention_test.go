@@ -15,9 +15,8 @@ func TestContentionWindow(t *testing.T) {
 		got, want contentionWindow
 	}{
 		{"one race lost", contentionWindow(0).lost(I), 5 * ms},
-		{"two races lost", contentionWindow(0).lost(I).lost(I), 25 * ms},
-		{"three races lost", contentionWindow(0).lost(I).lost(I).lost(I), 105 * ms},
-		{"four races lost", contentionWindow(0).lost(I).lost(I).lost(I).lost(I), 300 * ms},
+		{"two races lost", contentionWindow(0).lost(I).lost(I), 85 * ms},
+		{"three races lost", contentionWindow(0).lost(I).lost(I).lost(I), 300 * ms},
 		{"more races lost", (300 * ms).lost(I), 300 * ms},
 		{"a short renew interval", (25 * ms).lost(100 * time.Millisecond), 50 * ms},
 		{"won", (100 * ms).won(), 50 * ms},
@@ -126,8 +125,8 @@ func TestHerdModel(t *testing.T) {
 	slices.Sort(writes)
 	t.Logf("writes: p50 %d, p99 %d, max %d; wins: %v", writes[len(writes)/2], writes[len(writes)*99/100],
 		writes[len(writes)-1], f.wins)
-	if p50, p99 := writes[len(writes)/2], writes[len(writes)*99/100]; p50 > 10 || p99 > 40 {
-		t.Errorf("writes: p50 %d, p99 %d, want at most 10 and 40", p50, p99)
+	if p50, p99 := writes[len(writes)/2], writes[len(writes)*99/100]; p50 > 5 || p99 > 20 {
+		t.Errorf("writes: p50 %d, p99 %d, want at most 5 and 20", p50, p99)
 	}
 	if least := slices.Min(f.wins); least == 0 {
 		t.Errorf("one of a hundred never led in 2,000 terms: %v", f.wins)
