@@ -124,7 +124,7 @@ func TestSeriesAreBounded(t *testing.T) {
 				leasehold.WithIdentity(fmt.Sprint(term)), leasehold.WithClient(srv.Client("a")),
 				leasehold.WithMonitor(&monitor),
 				leasehold.WithLogger(slog.New(slog.DiscardHandler))) {
-				if n := series(); n != 22 { // with one for each reason of losses
+				if n := series(); n != 23 { // with one for each reason of losses
 					t.Fatalf("%d series of one lease", n)
 				}
 				break
