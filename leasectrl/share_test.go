@@ -271,7 +271,6 @@ type cached struct {
 	share  *Share
 	cache  toolscache.SharedIndexInformer
 	client *leasetest.Client
-	pause  time.Duration // that a reconcile lasts
 	stop   context.CancelFunc
 	ended  sync.WaitGroup
 }
@@ -285,7 +284,7 @@ func newSharded(t *testing.T, server *objectServer, field string) *sharded {
 
 func (f *sharded) start(name string) *cached {
 	ctx, stop := context.WithCancel(f.Context())
-	c := &cached{sharded: f, name: name, client: f.api.Client(name), stop: stop, pause: 10 * time.Millisecond}
+	c := &cached{sharded: f, name: name, client: f.api.Client(name), stop: stop}
 	var err error
 	c.ring, err = leasehold.Join(ctx, 16,
 		leasehold.WithClient(c.client), leasehold.WithLease("widgets"), leasehold.WithNamespace("default"),
@@ -391,7 +390,7 @@ func (c *cached) reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	}()
 	before, first := c.server.get(req.NamespacedName), c.get(req.NamespacedName)
 	select {
-	case <-time.After(c.pause):
+	case <-time.After(10 * time.Millisecond):
 	case <-ctx.Done():
 	}
 	last, after := c.get(req.NamespacedName), c.server.get(req.NamespacedName)
@@ -537,7 +536,6 @@ func TestShareDrains(t *testing.T) {
 		f.change(30)
 		a := f.start("a")
 		time.Sleep(5 * time.Second)
-		a.pause = 0
 		release := make(chan struct{})
 		at := make(chan types.NamespacedName, 100)
 		r := Reconciler(a.ring, reconcile.Func(
