@@ -780,14 +780,6 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	return 0, nil
 }
 
-// earlier returns the earlier of two times.
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
 // reportOf returns what the member of a term, which m shows, reports in it.
 func (a *assigner) reportOf(v view, term shards.Term, m memberView) shards.Report {
 	switch {
