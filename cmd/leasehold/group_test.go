@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -74,31 +73,19 @@ func TestPrintGroupChange(t *testing.T) {
 
 // The page of a group says who owned how many keys and which, and why each move happened.
 func TestGroupReport(t *testing.T) {
-	var recording bytes.Buffer
-	for _, c := range groupStory() {
-		line, err := json.Marshal(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(&recording, "%s\n", line)
-	}
-	var out, stderr bytes.Buffer
-	tool := &tool{name: "leasehold", in: &recording, out: &out, err: &stderr}
-	if code := tool.main([]string{"report", "--from", "-", "--html", "-"}); code != 0 {
-		t.Fatalf("exit code %d: %s", code, stderr.String())
-	}
-	golden(t, "report-group.html", out.String())
+	page := pageOf(t, groupStory())
+	golden(t, "report-group.html", page)
 	for _, want := range []string{"4 keys, 3 members seen, 8 moves",
 		"asked back for balance: 2 moves, in 300ms (median; 300ms at most)",
 		"its owner&#39;s lease expired: 2 moves, in 20ms", "its owner left: 4 moves, in 0s (median; 1.5s at most)",
 		"without an owner: 2 keys at a time at most, none for longer than 2s", "&lt;d&gt;",
 		"moving now, for 3s at most: b", "without an owner now, for 1s at most: c"} {
-		if !strings.Contains(out.String(), want) {
+		if !strings.Contains(page, want) {
 			t.Errorf("the page does not say %q", want)
 		}
 	}
 	for _, bad := range []string{"<d>", "http://", "https://", "ZgotmplZ"} {
-		if strings.Contains(out.String(), bad) {
+		if strings.Contains(page, bad) {
 			t.Errorf("the page contains %q", bad)
 		}
 	}

@@ -129,10 +129,11 @@ func TestPrintChange(t *testing.T) {
 	}
 }
 
-// A page says who led, when, for how long and why, and escapes what the Leases contain.
-func TestReport(t *testing.T) {
+// pageOf returns the page that report makes of changes that were recorded.
+func pageOf(t *testing.T, changes []change) string {
+	t.Helper()
 	var recording bytes.Buffer
-	for _, c := range story() {
+	for _, c := range changes {
 		line, err := json.Marshal(c)
 		if err != nil {
 			t.Fatal(err)
@@ -144,18 +145,24 @@ func TestReport(t *testing.T) {
 	if code := tool.main([]string{"report", "--from", "-", "--html", "-"}); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
-	golden(t, "report.html", out.String())
+	return out.String()
+}
+
+// A page says who led, when, for how long and why, and escapes what the Leases contain.
+func TestReport(t *testing.T) {
+	page := pageOf(t, story())
+	golden(t, "report.html", page)
 	for _, want := range []string{"duration 15s, 4 terms, free for 4s, expired for 10s",
 		"hand-overs: 2 released, in 2s (median; 2s at most); 1 expired, in 10s",
 		"without a leader for 14s</span>, at most 10s at a time", "&lt;script&gt;", "not renewed for 15s",
 		"taken over after the expiry",
 		"<span>reconcile</span><span>r-7d9f5c-x2k4z</span>"} {
-		if !strings.Contains(out.String(), want) {
+		if !strings.Contains(page, want) {
 			t.Errorf("the page does not say %q", want)
 		}
 	}
 	for _, bad := range []string{"<script", "http://", "https://", "ZgotmplZ"} {
-		if strings.Contains(out.String(), bad) {
+		if strings.Contains(page, bad) {
 			t.Errorf("the page contains %q", bad)
 		}
 	}
