@@ -194,17 +194,19 @@ func TestSpreadBadInput(t *testing.T) {
 	}
 }
 
+// startStubborn starts a member whose commands ignore SIGTERM.
+func (c *cli) startStubborn(keys, member string) *call {
+	return c.start("spread", group, "--keys="+keys, "--duration=5s", "--grace-period=1s", "-i", member, "--",
+		"sh", "-c", stubborn+alone+"while :; do sleep 0.1 9>&-; done")
+}
+
 // A command that ignores SIGTERM is killed after the grace period, and its key is given on only then.
 func TestSpreadCommandIgnoresTerm(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
-	start := func(member string) *call {
-		return c.start("spread", group, "--keys=a,b", "--duration=5s", "--grace-period=1s", "-i", member, "--",
-			"sh", "-c", stubborn+alone+"while :; do sleep 0.1 9>&-; done")
-	}
-	x := start("x")
+	x := c.startStubborn("a,b", "x")
 	c.awaitRunning(2, "x")
-	y := start("y")
+	y := c.startStubborn("a,b", "y")
 	c.awaitRunning(1, "y") // after a move
 	c.awaitRunning(1, "x")
 	began := time.Now()
@@ -230,13 +232,9 @@ func TestSpreadCommandIgnoresTerm(t *testing.T) {
 func TestSpreadCommandLeaseDeleted(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t)
-	start := func(member string) *call {
-		return c.start("spread", group, "--keys=a,b,c,d", "--duration=5s", "--grace-period=1s", "-i", member, "--",
-			"sh", "-c", stubborn+alone+"while :; do sleep 0.1 9>&-; done")
-	}
-	x := start("x")
+	x := c.startStubborn("a,b,c,d", "x")
 	c.awaitRunning(4, "x")
-	y := start("y")
+	y := c.startStubborn("a,b,c,d", "y")
 	c.awaitRunning(2, "y")
 	c.awaitRunning(2, "x")
 	if err := c.admin.Delete(t.Context(), c.member("x"), metav1.DeleteOptions{}); err != nil {
