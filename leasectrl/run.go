@@ -38,8 +38,8 @@ func Run(
 
 // ManagerOptions returns o with what a manager needs whose process leads by leasehold, or shards by a ring: no leader
 // election of its own; a Start that waits for its controllers however long they take to stop; and controllers that may
-// have the names of those of an earlier manager. Unless o says otherwise they do not use the priority queue, which can
-// keep a controller from stopping, for ever (https://github.com/kubernetes-sigs/controller-runtime/issues/3538).
+// have the names of those of an earlier manager. Unless o says otherwise they do not use the priority queue, with
+// which a controller may never stop (https://github.com/kubernetes-sigs/controller-runtime/issues/3538).
 func ManagerOptions(o manager.Options) manager.Options {
 	o.LeaderElection = false
 	o.GracefulShutdownTimeout = new(time.Duration(-1))
