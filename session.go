@@ -36,13 +36,13 @@ type sessionState interface {
 // Done is closed.
 func (s Session) Context() context.Context {
 	if s.state == nil {
-		return ended
+		return endedContext
 	}
 	return s.state.context()
 }
 
-// ended is the context of the zero Session.
-var ended = func() context.Context {
+// endedContext is the context of the zero Session.
+var endedContext = func() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(ErrReleased)
 	return ctx
