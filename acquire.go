@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 )
 
 // Acquire waits until this process holds the lease and returns the session. It is for code that is not
@@ -61,6 +63,22 @@ func acquire(ctx context.Context, opts []Option, await func(campaigns) (*session
 	}
 	o.hooks.memory.setHeldHere(s.term)
 	return Session{s}, nil
+}
+
+// try acquires one of the leases, if any is free now.
+func (k *candidates) try(ctx context.Context) (*session, error) {
+	var holders []string
+	for _, one := range k.all {
+		s, err := one.try(ctx)
+		if !errors.Is(err, ErrHeld) {
+			return s, err
+		}
+		if len(holders) == 0 && one.campaign.options.slots <= 1 {
+			return nil, err
+		}
+		holders = append(holders, strconv.Quote(one.campaign.store.latest().identity))
+	}
+	return nil, fmt.Errorf("leasehold: %w: all %d slots, by %s", ErrHeld, len(holders), strings.Join(holders, ", "))
 }
 
 // maxTries is how often TryAcquire claims a lease that others claim too.

@@ -2,7 +2,6 @@ package leasehold
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -179,283 +178,9 @@ func (c *campaign) freeInDoubt(ctx context.Context, doubts []term) error {
 	})
 }
 
-// A candidate waits for one lease, on the caller's goroutine, and owns what it learned from its tries.
-type candidate struct {
-	campaign        *campaign
-	delays          *delays
-	attempt         attempt
-	rivals          *rivals // shared with the candidates for other slots
-	failures        int     // of claims in a row that did not meet with another's write
-	lostRace        bool    // the last claim met with another candidate's write
-	warnedUndone    bool    // claims succeed, but are undone at once, which was logged
-	hasty           bool    // it does not leave a released lease to the one that the release names
-	createModeMet   bool    // the create mode does not matter any more
-	warnedStrategy  bool    // another program decides who holds the lease, which was logged
-	warnedDuplicate term    // the last one that another process had in our name, which was logged
-}
-
-func newCandidate(c *campaign, r *rivals) *candidate {
-	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user), rivals: r}
-}
-
-// An attempt is what a candidate plans to do about the Lease in one state.
-type attempt struct {
-	on    record    // the state it is about
-	at    time.Time // when to claim the lease
-	check time.Time // when to check whether the watch missed something; zero when that was done
-	free  bool      // nobody holds the lease, and we have not claimed it
-
-	register time.Time // when to say on the Lease that we stand by; zero when that is not to be said
-}
-
-// look returns what is known of the lease, and how long to wait before claiming it: at most 0 when it may be claimed
-// now. The error is what ends the campaign.
-func (c *candidate) look(ctx context.Context) (observation, time.Duration, error) {
-	o, err := c.rule(ctx)
-	if err != nil {
-		return o, 0, err
-	}
-	wake := c.untilAttempt(o)
-	if due := c.attempt.register; wake > 0 && !due.IsZero() {
-		if left := due.Sub(c.campaign.clock.now().mono); left > 0 {
-			return o, min(wake, left), nil
-		}
-		c.register(ctx, o)
-		return c.look(ctx)
-	}
-	return o, wake, nil
-}
-
-// rule returns what is known of the lease, once that does not contradict the create mode. The error is what ends the
-// campaign.
-func (c *candidate) rule(ctx context.Context) (observation, error) {
-	o := c.campaign.store.latest()
-	for ; c.ruledOut(o.record, o.known) != nil && ctx.Err() == nil; o = c.campaign.store.latest() {
-		// An event may be of long ago: only a read decides.
-		r, err := c.campaign.reflector.read(ctx)
-		if err != nil {
-			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
-		} else if err := c.ruledOut(r, true); err != nil {
-			return o, err
-		}
-	}
-	return o, nil
-}
-
-// ruledOut returns why the create mode rules out the Lease that the campaign found, if it is known.
-func (c *candidate) ruledOut(r record, known bool) error {
-	switch mode := c.campaign.options.createMode; {
-	case c.createModeMet || !known:
-		return nil
-	case mode == CreateNew && r.exists() && !c.campaign.claims.include(r.term()):
-		return fmt.Errorf("leasehold: %w: %s/%s, and CreateNew wants to create it", ErrExists,
-			c.campaign.lease.namespace, c.campaign.lease.name)
-	case mode == UseExisting && !r.exists():
-		return c.notFound()
-	default:
-		c.createModeMet = mode != CreateNew
-		return nil
-	}
-}
-
-func (c *candidate) notFound() error {
-	return fmt.Errorf("leasehold: %w: %s/%s, and UseExisting does not create it", ErrNotFound,
-		c.campaign.lease.namespace, c.campaign.lease.name)
-}
-
-// untilAttempt returns how long to wait before claiming the lease as it is in o; at most 0 when it may be
-// claimed now.
-func (c *candidate) untilAttempt(o observation) time.Duration {
-	if !o.known {
-		return maxDuration // for news
-	}
-	if c.attempt.at.IsZero() || !c.attempt.on.is(o.record) {
-		c.plan(o)
-	}
-	now := c.campaign.clock.now().mono
-	wake := c.attempt.at.Sub(now)
-	if !o.exists() && c.campaign.options.createMode == UseExisting {
-		wake = maxDuration // for news
-	}
-	if wake <= 0 || c.attempt.check.IsZero() {
-		return wake
-	}
-	if check := c.attempt.check.Sub(now); check > 0 {
-		return min(wake, check)
-	}
-	c.check(o, now)
-	return c.untilAttempt(o)
-}
-
-// check reads the Lease because the watch has not brought what it should have by now: a renewal or, of a Lease that
-// a read did not find, its deletion. A candidate that does not create the Lease distrusts the watch later: if the Lease
-// exists after all, a new watch brings it.
-func (c *candidate) check(o observation, now time.Time) {
-	c.attempt.check = time.Time{}
-	switch waits := c.campaign.options.createMode == UseExisting; {
-	case o.held(), !waits:
-		c.campaign.reflector.doubt()
-	case now.Before(o.missedHolderUntil):
-		c.campaign.reflector.doubt()
-		c.attempt.check = o.missedHolderUntil
-	default:
-		c.campaign.reflector.distrust()
-	}
-}
-
-// plan makes the attempt for the Lease as it is in o.
-func (c *candidate) plan(o observation) {
-	c.campaign.stalledSince.Store(nil)
-	c.campaign.claims.forget(o, c.campaign.clock.now().mono, false)
-	if c.attempt.free && o.held() {
-		c.rivals.window = c.rivals.window.preempted()
-	}
-	c.attempt = attempt{
-		on:   o.record,
-		at:   o.acquirableAt(c.campaign.claims.include),
-		free: !o.held(),
-	}
-	switch {
-	case o.held():
-		c.attempt.check = c.campaign.renewalOverdueAt(o)
-	case !o.exists() && o.missedHolderUID != "": // a watch brings a deletion sooner
-		c.attempt.check = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
-	}
-	switch {
-	case o.strategy:
-		c.attempt.at = c.campaign.clock.now().mono.Add(maxDuration) // for news
-		c.warnStrategy()
-	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity:
-		c.attempt.at = o.clearAt()
-	case !c.campaign.claims.include(o.term()):
-		c.attempt.at = c.attempt.at.Add(c.pauseBefore(o))
-		c.warnDuplicate(o.term())
-	}
-	if c.outranks(o) {
-		interval := c.campaign.options.renewInterval // many standbys find out at once that there is a new holder
-		c.attempt.register = c.campaign.clock.now().mono.Add(c.campaign.options.between(interval/20, interval/4))
-	}
-}
-
-// pauseBefore returns how long the lease, as it is in o, is left to others once it may be acquired.
-func (c *candidate) pauseBefore(o observation) time.Duration {
-	options, now := c.campaign.options, c.campaign.clock.now().mono
-	switch next := o.notes.Successor; {
-	case next == "" || c.hasty:
-	case next == c.campaign.lease.identity:
-		return 0
-	default:
-		grace := successorGrace(options)
-		return max(c.rivals.delay(options, now), options.between(grace*3/4, grace))
-	}
-	return c.rivals.delay(options, now)
-}
-
-// coordinated is why a lease is not competed for.
-const coordinated = "coordinated leader election decides who holds it: spec.strategy is set"
-
-// warnStrategy tells operators, once, that another program decides who holds the lease.
-func (c *candidate) warnStrategy() {
-	if !c.warnedStrategy {
-		c.campaign.log.warn("waiting until the Lease has no strategy", "cause", coordinated)
-	}
-	c.warnedStrategy = true
-}
-
 // renewalOverdueAt returns by when the holder in o will have renewed the lease if it lives.
 func (c *campaign) renewalOverdueAt(o observation) time.Time {
 	return o.since.Add(c.options.between(o.wait/10*6, o.wait/10*7))
-}
-
-// warnDuplicate tells operators, once for each term, that another process holds the lease in our name.
-func (c *candidate) warnDuplicate(t term) {
-	if t.identity != c.campaign.lease.identity || t == c.warnedDuplicate {
-		return
-	}
-	c.warnedDuplicate = t
-	c.campaign.log.warn(
-		"lease held under our own identity by another process or an earlier run of this one; waiting until it expires",
-		"acquireTime", t.acquired)
-}
-
-// recoverFrom finds out what became of a claim to the lease as it was in o that failed with err, and pauses where
-// the next one would come too soon.
-func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
-	switch {
-	case err == errChanged:
-		return
-	case errors.Is(err, ErrLost) || errors.Is(err, ErrYielded) || ctx.Err() != nil:
-		c.failures++
-	case outcomeUnknown(err):
-		c.failures++
-		// Until this one is known, another write would only add to the doubt.
-		for ctx.Err() == nil {
-			_, err := c.campaign.reflector.read(ctx)
-			if err == nil {
-				break
-			}
-			sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
-		}
-		now := c.campaign.store.latest()
-		c.campaign.claims.forget(now, c.campaign.clock.now().mono, true)
-		if c.campaign.claims.include(now.term()) {
-			c.failures = 0 // it took effect
-		}
-	case conflicts(err):
-		c.campaign.log.debug("lost the race for the lease", "error", err)
-		c.rivals.window = c.rivals.window.lost(c.campaign.options.renewInterval)
-		c.failures = 0
-		again := c.lostRace
-		c.lostRace = true
-		if now := c.campaign.store.latest(); now.held() && !c.campaign.claims.include(now.term()) {
-			c.lostRace = false
-			c.delays.reset()
-			return // a standby again: the next release must not find it asleep
-		}
-		if c.campaign.store.unchangedSince(o) {
-			c.checkStalled(ctx, err)
-		}
-		if !again {
-			return // the lease may be free all the same
-		}
-	default:
-		c.failures++
-	}
-	sleep(ctx, c.campaign.clock, c.delays.next(err, c.campaign.options.renewInterval))
-}
-
-// checkStalled reads the Lease afresh when claims have failed with conflicts for the duration although nothing is
-// known to have happened to it: what is known of it is wrong then.
-func (c *candidate) checkStalled(ctx context.Context, err error) {
-	now := c.campaign.clock.now().mono
-	since := c.campaign.stalledSince.Load()
-	if since == nil {
-		c.campaign.stalledSince.Store(&now)
-		return
-	}
-	if now.Sub(*since) < c.campaign.options.duration {
-		return
-	}
-	c.campaign.stats.setError(err)
-	c.campaign.log.warn("campaign stuck: claims fail although nothing has happened to the Lease; reading it afresh",
-		"after", rounded(now.Sub(*since)), "error", err)
-	if c.campaign.reflector.readAfresh(ctx) == nil { // else it logs its own failure
-		c.campaign.stalledSince.Store(nil)
-	}
-}
-
-// pause gives others their turn after the session s, which was of this lease.
-func (c *candidate) pause(ctx context.Context, s *session) {
-	clock, interval := c.campaign.clock, c.campaign.options.renewInterval
-	lost := s.loss() != nil
-	if lost && s.began.add(interval).left(clock.now()) > 0 {
-		sleep(ctx, clock, c.delays.next(nil, interval)) // what ended it may do so again and again
-		return
-	}
-	c.delays.reset()
-	if !lost {
-		sleep(ctx, clock, c.campaign.options.between(interval/4, interval*3/4))
-	}
 }
 
 // write makes a request of a kind that keeps or frees the lease, and records what the Lease is then. The caller has
@@ -487,4 +212,80 @@ func (c *campaign) holder(r record, expiry time.Time) Holder {
 		ExpiryTime:  expiry,
 		Address:     r.notes.Address,
 	}
+}
+
+// campaigns are those of one loop, or of one call of Acquire: one or, with WithSlots, one for each slot. Those of
+// several slots have a context, an identity, and what runs the program's code in common.
+type campaigns []*campaign
+
+// newCampaigns prepares to campaign. It makes no request yet; start does.
+func newCampaigns(ctx context.Context, o *options) (campaigns, error) {
+	if o.slots == 0 {
+		c, err := newCampaign(ctx, o, nil)
+		if err != nil {
+			return nil, err
+		}
+		return campaigns{c}, nil
+	}
+	var cs campaigns
+	made := false
+	defer func() {
+		if !made {
+			cs.close()
+		}
+	}()
+	var first *campaign
+	for slot := range o.slots {
+		c, err := newCampaign(ctx, o.forSlot(slot), first)
+		if err != nil {
+			return nil, err
+		}
+		if first == nil {
+			first = c
+		}
+		cs = append(cs, c)
+	}
+	made = true
+	return cs, nil
+}
+
+// start begins to follow the Leases.
+func (cs campaigns) start() {
+	for _, c := range cs {
+		c.start()
+	}
+}
+
+// close ends the campaigns: nothing that they started is left. A claim that acquired a lease unheard of is released.
+// It may be called again after another request was made.
+func (cs campaigns) close() {
+	for _, c := range cs {
+		c.strays.Wait()
+		c.unregister()
+		c.resolveDoubt()
+		c.reflector.close()
+		c.lease.failures.close()
+	}
+	if len(cs) > 0 {
+		cs[0].user.wait()
+	}
+	for _, c := range cs {
+		c.client.close(!c.closed.Swap(true))
+		c.stats.close(c)
+		c.cancel(nil)
+	}
+}
+
+// ctx returns the context of the campaigns, which ends with the caller's, or when the program's code panics.
+func (cs campaigns) ctx() context.Context { return cs[0].ctx }
+
+// repanic goes on with a panic of the program's code that ended the campaigns.
+func (cs campaigns) repanic() { cs[0].user.repanic() }
+
+// news returns the channel that is ready to receive from when there is news of any of the Leases.
+func (cs campaigns) news() <-chan struct{} {
+	if len(cs) == 1 {
+		return cs[0].store.changed
+	}
+	return cs[0].store.changedAny
 }

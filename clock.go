@@ -35,3 +35,20 @@ func (systemClock) now() instant                       { return instant{time.Now
 func (systemClock) wait(d time.Duration) time.Duration { return d }
 
 func wallTime() time.Duration { return time.Duration(time.Now().UnixNano()) }
+
+// wallTimeAt returns when, by the wall clock, the monotonic clock of c will show t.
+func wallTimeAt(c clock, t time.Time) time.Time { return time.Now().Round(0).Add(t.Sub(c.now().mono)) }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -181,17 +181,3 @@ func (o observation) acquirableAt(ours func(term) bool) time.Time {
 	}
 	return later(o.clearAt(), o.expiresAt())
 }
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}

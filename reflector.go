@@ -154,6 +154,9 @@ func (r *reflector) get(ctx context.Context) (record, error) {
 	}
 }
 
+// watchLag bounds how long a watch is waited for that has news, before it is doubted.
+const watchLag = 100 * time.Millisecond
+
 // expectVersion checks the watch if it has not brought version, which we wrote a while ago.
 func (r *reflector) expectVersion(version uint64) {
 	if heard, _ := r.store.newest(); heard >= version {
@@ -270,11 +273,6 @@ func (r *reflector) followByOwnWatch(ctx context.Context, now time.Time, read bo
 	err = r.receive(ctx, w)
 	r.anyState = versionExpired(err)
 	return err
-}
-
-// refusedWatchPause returns for how long a watch is not tried again that was refused.
-func refusedWatchPause(interval time.Duration) time.Duration {
-	return min(100*min(interval, time.Hour), time.Hour)
 }
 
 // openOwnWatch opens a watch of the Lease in bounded time: from what is known on or, where the server has forgotten

@@ -248,9 +248,6 @@ func (s *leaseStore) describe(status *LeaseStatus) {
 	}
 }
 
-// wallTimeAt returns when, by the wall clock, the monotonic clock of c will show t.
-func wallTimeAt(c clock, t time.Time) time.Time { return time.Now().Round(0).Add(t.Sub(c.now().mono)) }
-
 // signal makes c ready to receive from, once.
 func signal(c chan struct{}) {
 	select {
