@@ -51,7 +51,7 @@ func (k *candidates) await(ctx context.Context) (*session, error) {
 			continue
 		}
 		c := k.campaigns[0]
-		timer = renewTimer(timer)
+		timer = freshTimer(timer)
 		timer.Reset(c.clock.wait(wake))
 		rested := c.clock.now().add(c.options.renewInterval / 2)
 		select {

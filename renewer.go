@@ -121,7 +121,7 @@ func (r *renewer) run(ctx context.Context) {
 			r.inFlight = false
 			s.checkTrust()
 			r.handleReply(&reply)
-			timer = renewTimer(timer)
+			timer = freshTimer(timer)
 		case <-s.lost:
 		case <-r.request:
 			r.wanted = true

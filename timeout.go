@@ -21,10 +21,10 @@ type requestTimeout struct {
 	least, most time.Duration
 }
 
-// renewTimer returns a timer in place of t, which is stopped. A timer that was set to a later time, as net/http's for
+// freshTimer returns a timer in place of t, which is stopped. A timer that was set to a later time, as net/http's for
 // pings is with all that is heard, or that was stopped, as a request's, wakes the process at its old time all the same,
 // unless the runtime has tidied up. It does when a timer is added, and not when one is only set again.
-func renewTimer(t *time.Timer) *time.Timer {
+func freshTimer(t *time.Timer) *time.Timer {
 	t.Stop()
 	return time.NewTimer(0)
 }
