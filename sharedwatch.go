@@ -448,8 +448,8 @@ func (w *sharedWatch) handOut(event watch.Event) error {
 	if event.Type == watch.Error {
 		return fmt.Errorf("watch leases in namespace %s: %w", w.namespace, watchError(event))
 	}
-	lease, ok := event.Object.(*coordinationv1.Lease)
-	if !ok || lease == nil {
+	lease, _ := event.Object.(*coordinationv1.Lease)
+	if lease == nil {
 		return nil // nothing that was asked for
 	}
 	w.mu.Lock()

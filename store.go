@@ -36,7 +36,7 @@ func (s *leaseStore) unlock() {
 	doubtful := s.doubtful
 	s.doubtful = false
 	s.mu.Unlock()
-	if doubtful && s.doubt != nil {
+	if doubtful {
 		s.doubt()
 	}
 }
@@ -106,7 +106,7 @@ func (s *leaseStore) addAnswerLocked(rec record, before observation) {
 	switch {
 	case rec.version > now.version:
 		s.setAfterGapLocked(rec)
-	case before.known != now.known || before.version != now.version || before.exists() != now.exists():
+	case before.version != now.version || before.exists() != now.exists():
 		// Newer news came while the answer was under way.
 	case !now.known:
 		s.setLocked(rec)
@@ -149,8 +149,8 @@ func (s *leaseStore) addEvent(event watch.Event, shared bool) error {
 	if event.Type == watch.Error {
 		return fmt.Errorf("watch lease %s/%s: %w", s.namespace, s.name, watchError(event))
 	}
-	lease, ok := event.Object.(*coordinationv1.Lease)
-	if !ok || lease == nil || lease.Name != s.name {
+	lease, _ := event.Object.(*coordinationv1.Lease)
+	if lease == nil || lease.Name != s.name {
 		return nil // nothing that was asked for
 	}
 	rec, err := readRecord(lease)
