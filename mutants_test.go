@@ -3,10 +3,12 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -95,22 +97,78 @@ func TestRenewalAfterLoss_G6(t *testing.T) {
 	})
 }
 
-// A lease that is stolen while its release waits for a permit is not freed.
+// A lease that is lost while its release waits for a permit is not freed.
 func TestReleaseLooksAgainAfterThePermit_G6(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		lose   func(w *world)
+		holder string
+	}{
+		{"stolen", func(w *world) { w.steal("thief") }, "thief"},
+		{"its duration is cut", func(w *world) {
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = new(int32(10)) })
+		}, "a"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				s := w.acquire(w.Context(), "a")
+				permits := s.state.(*session).campaign.client.permits
+				if err := permits.Acquire(w.Context(), maxInFlight); err != nil {
+					t.Fatal(err)
+				}
+				released := make(chan error, 1)
+				go func() { released <- s.Release() }()
+				synctest.Wait()
+				tt.lose(w)
+				synctest.Wait()
+				permits.Release(maxInFlight)
+				if err := <-released; !errors.Is(err, ErrLost) || w.holder() != tt.holder {
+					t.Errorf("Release() = %v, held by %q", err, w.holder())
+				}
+			})
+		})
+	}
+}
+
+// Trust ends at its time even if nobody looks at the session, and while a renewal is under way.
+func TestTrustEndsUnseen_G3(t *testing.T) {
 	inWorld(t, func(w *world) {
-		s := w.acquire(w.Context(), "a")
-		permits := s.state.(*session).campaign.client.permits
-		if err := permits.Acquire(w.Context(), maxInFlight); err != nil {
+		s, err := Acquire(w.Context(), w.options("a")...) // w.acquire would look
+		if err != nil {
 			t.Fatal(err)
 		}
-		released := make(chan error, 1)
-		go func() { released <- s.Release() }()
-		synctest.Wait()
-		w.steal("thief")
-		synctest.Wait()
-		permits.Release(maxInFlight)
-		if err := <-released; !errors.Is(err, ErrLost) || w.holder() != "thief" {
-			t.Errorf("Release() = %v, held by %q", err, w.holder())
+		w.srv.Client("a").Partition(true)
+		until := s.state.(*session).until.Load().mono
+		<-s.Done()
+		if now := time.Now(); !now.Equal(until) {
+			t.Errorf("lost at %v, want %v", now, until)
+		}
+		s.Release()
+	})
+}
+
+// Where the lease that was acquired is to be renewed before its session begins, and ctx ends meanwhile, it is released
+// without another renewal.
+func TestCtxEndsBeforeTheSessionBegins(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var slept atomic.Int64
+		writes := 0
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			switch r.Verb {
+			case "create":
+				slept.Add(int64(R/2 + time.Second)) // while the request is under way
+			case "patch":
+				if writes++; writes == 1 {
+					return leasetest.Fault{Drop: leasetest.TheRequest}
+				}
+			}
+			return leasetest.Fault{}
+		})
+		ctx, cancel := context.WithCancel(w.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, err := Acquire(ctx, w.options("a", withClock(sleepyClock{&slept}))...)
+		if err != context.Canceled || writes != 2 || w.holder() != "" {
+			t.Errorf("Acquire: %v, after %d writes, held by %q", err, writes, w.holder())
 		}
 	})
 }
