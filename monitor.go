@@ -199,7 +199,7 @@ type leaseStats struct {
 
 	mu        sync.Mutex    // protects following; held only to read or write them
 	campaigns []*campaign   // that run, the newest last
-	last      LeaseStatus   // of the last campaign that ended
+	last      *LeaseStatus  // of the last campaign that ended; nil if none has
 	returning []*userCode   // of campaigns that ended, whose calls have not all returned
 	duration  time.Duration // of the last of them
 
@@ -246,7 +246,7 @@ func (l *leaseStats) remove(c *campaign) bool {
 		return false
 	}
 	l.campaigns = slices.Delete(l.campaigns, i, i+1)
-	l.last, l.duration = c.status(), c.options.duration
+	l.last, l.duration = new(c.status()), c.options.duration
 	l.updates += l.last.Updates
 	if c.user.underWay() {
 		l.returning = append(l.returning, c.user)
@@ -317,7 +317,10 @@ func (l *leaseStats) setError(err error) {
 func (l *leaseStats) status() LeaseStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.last
+	var s LeaseStatus
+	if l.last != nil {
+		s = *l.last
+	}
 	updates := l.updates
 	for _, c := range l.campaigns {
 		now := c.status()
