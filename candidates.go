@@ -176,7 +176,7 @@ func newCandidate(c *campaign, r *rivals) *candidate {
 
 // An attempt is what a candidate plans to do about the Lease in one state.
 type attempt struct {
-	on    record    // the state it is about
+	on    state     // what it is about
 	at    time.Time // when to claim the lease
 	check time.Time // when to check whether the watch missed something; zero when that was done
 	free  bool      // nobody holds the lease, and we have not claimed it
@@ -245,7 +245,7 @@ func (c *candidate) untilAttempt(o observation) time.Duration {
 	if !o.known {
 		return maxDuration // for news
 	}
-	if c.attempt.at.IsZero() || !c.attempt.on.is(o.record) {
+	if c.attempt.at.IsZero() || c.attempt.on != o.state() {
 		c.plan(o)
 	}
 	now := c.campaign.clock.now().mono
@@ -287,7 +287,7 @@ func (c *candidate) plan(o observation) {
 		c.rivals.window = c.rivals.window.preempted()
 	}
 	c.attempt = attempt{
-		on:   o.record,
+		on:   o.state(),
 		at:   o.acquirableAt(c.campaign.claims.include),
 		free: !o.held(),
 	}

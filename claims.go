@@ -9,7 +9,7 @@ import (
 // A claim is one write of ours to acquire the lease. It takes effect, if at all, on the state that it names.
 type claim struct {
 	term    term
-	on      record    // what the Lease was when it was sent; does not exist for a claim that creates it
+	version uint64    // of the Lease when it was sent, whose uid is that of the term; none for a claim that creates it
 	sent    time.Time // by the monotonic clock
 	decided bool      // it has taken effect, or never will
 	inDoubt bool      // it may have acquired the lease, and no session has come of it
@@ -28,7 +28,7 @@ type claims struct {
 
 // begin returns the claim of identity to the lease as it is in on, which is about to be sent.
 func (c *claims) begin(on record, identity string, now time.Time) claim {
-	n := claim{term: term{on.uid, identity, c.stamps.forClaim()}, on: on, sent: now}
+	n := claim{term: term{on.uid, identity, c.stamps.forClaim()}, version: on.version, sent: now}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all = append(c.all, n)
@@ -65,7 +65,7 @@ func (c *claims) forget(o observation, now time.Time, afterRead bool) {
 		if o.term().is(n.term) {
 			return false
 		}
-		changed := n.on.exists() && o.exists() && o.version > n.on.version
+		changed := n.term.uid != "" && o.exists() && o.version > n.version
 		return changed || n.decided && afterRead || now.Sub(n.sent) > forgetClaimAfter
 	})
 }

@@ -84,8 +84,14 @@ func (r record) held() bool   { return r.identity != "" }
 // resourceVersion returns the version as the API server writes it.
 func (r record) resourceVersion() string { return strconv.FormatUint(r.version, 10) }
 
-// is reports whether r and other are the same version of the same Lease.
-func (r record) is(other record) bool { return r.uid == other.uid && r.version == other.version }
+// A state is one version of one Lease.
+type state struct {
+	uid     types.UID
+	version uint64
+}
+
+// state returns the state that r shows.
+func (r record) state() state { return state{r.uid, r.version} }
 
 // term returns the term that r shows.
 func (r record) term() term { return term{r.uid, r.identity, r.acquired} }

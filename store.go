@@ -51,7 +51,7 @@ func (s *leaseStore) latest() observation {
 // unchangedSince reports whether nothing became known after o.
 func (s *leaseStore) unchangedSince(o observation) bool {
 	now := s.latest()
-	return now.known == o.known && now.is(o.record)
+	return now.known == o.known && now.state() == o.state()
 }
 
 // setLocked makes rec the newest record. The caller holds mu.
@@ -139,7 +139,7 @@ func (s *leaseStore) addEarlyLocked() {
 func (s *leaseStore) addDeletion(last record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.seen.is(last) {
+	if s.seen.state() == last.state() {
 		s.setDeletedLocked(last)
 	}
 }
