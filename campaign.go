@@ -84,7 +84,7 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
 	}
 	c.lease = &leaseClient{
-		leases:       client.leases(namespace),
+		leases:       client.leasesIn(namespace),
 		namespace:    namespace,
 		name:         o.name,
 		identity:     o.identity,

@@ -21,8 +21,9 @@ import (
 // long as any of them lasts. No client-side rate limit slows it, and a connection that stopped answering is
 // replaced.
 type sharedClient struct {
-	leases func(namespace string) Leases
-	pool   *connpool.Pool // nil for a client or a transport that is the caller's
+	leases     func(namespace string) Leases
+	namespaces sync.Map       // what leases returned, by namespace
+	pool       *connpool.Pool // nil for a client or a transport that is the caller's
 
 	// What it was made of. Campaigns that have the same may share it.
 	client   *userClient
@@ -110,6 +111,15 @@ func (s *sharedClient) close(first bool) {
 	if unused && s.pool != nil {
 		s.pool.Close()
 	}
+}
+
+// leasesIn returns the Leases of a namespace, which all campaigns there share.
+func (s *sharedClient) leasesIn(namespace string) Leases {
+	l, ok := s.namespaces.Load(namespace)
+	if !ok {
+		l, _ = s.namespaces.LoadOrStore(namespace, s.leases(namespace))
+	}
+	return l.(Leases)
 }
 
 // permit returns when a request may be made that is no renewal; done is called when it has ended, and

@@ -90,14 +90,23 @@ const fewLeases = 16
 
 // subscribe adds r to the shared watch of its namespace.
 func (s *sharedClient) subscribe(r *reflector, o *options) *subscription {
-	namespace := r.lease.namespace
-	made := s.newSharedWatch(r, o) // it runs the user's code, so that no other campaign waits for it
+	if sub := s.joinWatch(r, nil); sub != nil {
+		return sub
+	}
+	return s.joinWatch(r, s.newSharedWatch(r, o)) // it runs the user's code, so that no other campaign waits for it
+}
+
+// joinWatch adds r to the shared watch of its namespace or, if there is none, to made, unless that is nil.
+func (s *sharedClient) joinWatch(r *reflector, made *sharedWatch) *subscription {
 	clients.Lock()
 	defer clients.Unlock()
-	w := s.watches[namespace]
+	w := s.watches[r.lease.namespace]
 	if w == nil {
+		if made == nil {
+			return nil
+		}
 		w = made
-		s.watches[namespace] = w
+		s.watches[r.lease.namespace] = w
 	}
 	sub := &subscription{watch: w, reflector: r}
 	w.mu.Lock()
@@ -119,7 +128,7 @@ func (s *sharedClient) newSharedWatch(r *reflector, o *options) *sharedWatch {
 	w := &sharedWatch{
 		client:    s,
 		namespace: r.lease.namespace,
-		leases:    s.leases(r.lease.namespace),
+		leases:    s.leasesIn(r.lease.namespace),
 		clock:     r.clock,
 		timeout:   r.timeout,
 		interval:  r.interval,
