@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // A campaign is what one loop, or one call of Acquire, needs to compete for one lease: its parts, and how they begin
@@ -44,7 +43,7 @@ type campaign struct {
 
 	registered bool // this candidate stands by on the Lease, or did; on the caller's goroutine
 
-	strays errgroup.Group // frees what claims in doubt acquired in other slots, beside a session of this one
+	strays sync.WaitGroup // frees what claims in doubt acquired in other slots, beside a session of this one
 
 	// stalledSince is since when claims have failed although nothing happened to the Lease; nil while
 	// that is not so.

@@ -125,7 +125,7 @@ func (k *candidates) releaseStrays(s *session) {
 	if others == nil {
 		return
 	}
-	s.campaign.strays.Go(func() error {
+	s.campaign.strays.Go(func() {
 		for s.ctx.Err() == nil {
 			for _, c := range others {
 				if err := c.freeInDoubt(s.ctx, c.claims.inDoubt()); err != nil && err != errNotOurs &&
@@ -138,7 +138,6 @@ func (k *candidates) releaseStrays(s *session) {
 			case <-s.ctx.Done():
 			}
 		}
-		return nil
 	})
 }
 

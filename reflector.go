@@ -28,7 +28,7 @@ type reflector struct {
 	subscription *subscription // to the shared watch of the namespace; nil before start; written with mu held
 	ctx          context.Context
 	stop         context.CancelFunc
-	group        errgroup.Group // run
+	running      sync.WaitGroup // run
 	delays       *delays        // owned by run
 	pollUntil    time.Time      // no watch is tried before; owned by run
 	anyState     bool           // the next watch begins with what there is; owned by run
@@ -52,10 +52,7 @@ func (r *reflector) start(ctx context.Context, s *subscription) {
 }
 
 func (r *reflector) goRun() {
-	r.group.Go(func() error {
-		r.run(r.ctx)
-		return nil
-	})
+	r.running.Go(func() { r.run(r.ctx) })
 }
 
 // close ends what start began.
@@ -66,7 +63,7 @@ func (r *reflector) close() {
 	if r.subscription != nil {
 		r.subscription.close()
 		r.stop()
-		r.group.Wait()
+		r.running.Wait()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
