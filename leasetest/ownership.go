@@ -112,8 +112,9 @@ var fieldsV1 = func() (text [1 << 5]string) {
 // owner is one entry of managedFields.
 type owner struct {
 	metav1.ManagedFieldsEntry
-	spec specFields
-	rest string // of FieldsV1: what it has before f:spec, `"f:metadata":{…}`
+	spec        specFields
+	rest        string                     // of FieldsV1: what it has before f:spec, `"f:metadata":{…}`
+	annotations map[string]json.RawMessage // those in rest: {} for `f:` and the name
 }
 
 // owners is managedFields as far as plain fields of the spec change.
@@ -152,6 +153,13 @@ func decodeOwner(f metav1.ManagedFieldsEntry) (owner, bool) {
 	}
 	if m, ok := set["f:metadata"]; ok {
 		o.rest = `"f:metadata":` + string(m)
+		var fields map[string]json.RawMessage
+		if json.Unmarshal(m, &fields) != nil {
+			return o, false
+		}
+		if a, ok := fields["f:annotations"]; ok && json.Unmarshal(a, &o.annotations) != nil {
+			return o, false
+		}
 	}
 	var spec map[string]json.RawMessage
 	if s, ok := set["f:spec"]; ok && (json.Unmarshal(s, &spec) != nil || len(spec) == 0) {
@@ -182,10 +190,24 @@ func (o owners) encode() []metav1.ManagedFieldsEntry {
 	return fields
 }
 
-// update returns the owners after manager updates the fields in set and removes those in gone.
-func (o owners) update(manager string, set, gone specFields) owners {
+// annotates reports whether an update by manager that gives annotations other values leaves them to the same owners: it
+// owns them by updates, and nobody else does.
+func (o owners) annotates(manager string, annotations []string) bool {
+	for _, e := range o.entries {
+		for _, name := range annotations {
+			if _, owns := e.annotations["f:"+name]; owns != e.is(manager, metav1.ManagedFieldsOperationUpdate) {
+				return false
+			}
+		}
+	}
+	return o.find(manager, metav1.ManagedFieldsOperationUpdate).Manager != ""
+}
+
+// update returns the owners after manager updates the fields in set and removes those in gone. If annotated, it also
+// gave other values to annotations, for which annotates holds.
+func (o owners) update(manager string, set, gone specFields, annotated bool) owners {
 	next := o.without(func(owner) specFields { return set | gone })
-	if set != 0 {
+	if set != 0 || annotated {
 		e := next.entry(manager, metav1.ManagedFieldsOperationUpdate)
 		*e = e.own(e.spec | set).now()
 	}

@@ -64,6 +64,23 @@ func (h *history) spec(nulls bool) string {
 	return "{" + strings.Join(members, ",") + "}"
 }
 
+// metadata returns labels and annotations for a merge patch.
+func (h *history) metadata() string {
+	var maps []string
+	for _, field := range []string{"labels", "annotations"} {
+		var members []string
+		for _, key := range []string{"x", "example.com/y"} {
+			if h.IntN(2) == 0 {
+				members = append(members, fmt.Sprintf("%q:%s", key, []string{`"1"`, `"2"`, `"3"`, "null"}[h.IntN(4)]))
+			}
+		}
+		if h.IntN(2) == 0 {
+			maps = append(maps, fmt.Sprintf("%q:{%s}", field, strings.Join(members, ",")))
+		}
+	}
+	return "{" + strings.Join(maps, ",") + "}"
+}
+
 func (h *history) step() {
 	live := h.srv.Lease("ns", "x")
 	manager := []string{"a", "b", "c"}[h.IntN(3)]
@@ -87,15 +104,11 @@ func (h *history) step() {
 		got, gotErr = leases.Patch(h.Context(), "x", types.ApplyYAMLPatchType, []byte(what),
 			metav1.PatchOptions{FieldManager: manager, Force: &force})
 	case 1:
-		what = fmt.Sprintf(`{"spec":%s}`, h.spec(true))
+		what = fmt.Sprintf(`{"metadata":%s,"spec":%s}`, h.metadata(), h.spec(true))
 		if live == nil {
 			return
 		}
-		d, err := mergePatch(live, []byte(what), "")
-		if err != nil {
-			h.Fatal(err)
-		}
-		want = own(live, d.lease, manager)
+		want = own(live, mergedTheLongWay(h.T, live, what), manager)
 		got, gotErr = leases.Patch(h.Context(), "x", types.MergePatchType, []byte(what),
 			metav1.PatchOptions{FieldManager: manager})
 	case 2:
@@ -129,11 +142,26 @@ func (h *history) step() {
 	}
 }
 
+// mergedTheLongWay returns the lease with a merge patch, by JSON of the whole lease.
+func mergedTheLongWay(t *testing.T, live *coordinationv1.Lease, patch string) *coordinationv1.Lease {
+	t.Helper()
+	doc, err := json.Marshal(withKind(live))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, err := decode(merge(doc, []byte(patch)), "")
+	if err != nil {
+		t.Fatalf("%s: %v", patch, err)
+	}
+	return lease
+}
+
 func text(l *coordinationv1.Lease) string {
 	b, err := json.Marshal(struct {
-		Spec   coordinationv1.LeaseSpec
-		Owners []metav1.ManagedFieldsEntry
-	}{l.Spec, l.ManagedFields})
+		Labels, Annotations map[string]string
+		Spec                coordinationv1.LeaseSpec
+		Owners              []metav1.ManagedFieldsEntry
+	}{l.Labels, l.Annotations, l.Spec, l.ManagedFields})
 	if err != nil {
 		return err.Error()
 	}
@@ -146,6 +174,7 @@ func FuzzPatch(f *testing.F) {
 		`{"metadata":{"resourceVersion":"1001"},"spec":{"renewTime":"2026-01-01T00:00:00.000000Z"}}`,
 		`{"spec":{"holderIdentity":null,"leaseDurationSeconds":15,"leaseTransitions":1}}`, `{"spec":null}`,
 		`{"metadata":null}`,
+		`{"metadata":{"labels":{"a":null,"b":"1"},"annotations":{"a":"1","b":null}}}`,
 		`{"metadata":{"labels":{"a":"1"},"finalizers":["x/y"],"managedFields":[{}]}}`, `null`, `[]`, `{"spec":{"a":1}}`,
 		`{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"x"},"spec":{"holderIdentity":"a"}}`,
 		`{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}`,
@@ -155,6 +184,7 @@ func FuzzPatch(f *testing.F) {
 	}
 	live := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "u",
 		ResourceVersion: "1001"}}
+	live.Labels, live.Annotations = map[string]string{"a": "0"}, map[string]string{"a": "0", "b": "0"}
 	if err := json.Unmarshal([]byte(`{"holderIdentity":"z","leaseTransitions":7}`), &live.Spec); err != nil {
 		f.Fatal(err)
 	}
@@ -169,21 +199,12 @@ func FuzzPatch(f *testing.F) {
 				t.Errorf("%s of %q: returned %v", pt, body, l)
 			}
 		}
-		p, ok := parseSpecPatch([]byte(body))
+		p, ok := parsePlainPatch([]byte(body))
 		if !ok {
 			return
 		}
-		short := live.DeepCopy()
-		p.conditions(short)
-		p.apply(&short.Spec, p.set, p.null)
-		doc, err := json.Marshal(withKind(live))
-		if err != nil {
-			t.Fatal(err)
-		}
-		long, err := decode(merge(doc, []byte(body)), "")
-		if err != nil {
-			t.Fatalf("%q passes the short way, but not the long: %v", body, err)
-		}
+		short := p.merge(live).lease
+		long := mergedTheLongWay(t, live, body)
 		if a, b := text(short), text(long); a != b || short.ResourceVersion != long.ResourceVersion ||
 			short.UID != long.UID {
 			t.Errorf("%q: the short way\n%s\nthe long way\n%s", body, a, b)

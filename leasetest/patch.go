@@ -53,16 +53,21 @@ func (s *Server) patch(
 	})
 }
 
-// specPatch is a merge patch or an applied configuration that touches nothing but plain fields of the spec, apart
-// from conditions. Nearly all patches are, and they need no detour by JSON of the whole lease.
-type specPatch struct {
-	meta struct{ name, namespace, uid, resourceVersion string }
-	spec coordinationv1.LeaseSpec
-	set  specFields // to the values in spec
-	null specFields // to nothing
+// plainPatch is a merge patch or an applied configuration that touches nothing but plain fields of the spec, labels and
+// annotations, apart from conditions. Nearly all patches are, and they need no detour by JSON of the whole lease.
+type plainPatch struct {
+	meta        struct{ name, namespace, uid, resourceVersion string }
+	labels      map[string]*string // nil is to remove one
+	annotations map[string]*string
+	spec        coordinationv1.LeaseSpec
+	set         specFields // to the values in spec
+	null        specFields // to nothing
 }
 
-func parseSpecPatch(data []byte) (p specPatch, ok bool) {
+// specOnly reports whether it touches plain fields of the spec alone.
+func (p *plainPatch) specOnly() bool { return p.labels == nil && p.annotations == nil }
+
+func parsePlainPatch(data []byte) (p plainPatch, ok bool) {
 	var body map[string]json.RawMessage
 	if json.Unmarshal(data, &body) != nil || body == nil {
 		return p, false
@@ -86,32 +91,43 @@ func parseSpecPatch(data []byte) (p specPatch, ok bool) {
 	return p, true
 }
 
-func (p *specPatch) parseMetadata(data []byte) bool {
-	var meta map[string]*string
+func (p *plainPatch) parseMetadata(data []byte) bool {
+	var meta map[string]json.RawMessage
 	if json.Unmarshal(data, &meta) != nil || meta == nil {
 		return false
 	}
 	for key, value := range meta {
-		if value == nil || *value == "" {
+		var text *string
+		switch key {
+		case "labels":
+			if json.Unmarshal(value, &p.labels) != nil || p.labels == nil {
+				return false
+			}
+			continue
+		case "annotations":
+			if json.Unmarshal(value, &p.annotations) != nil || p.annotations == nil {
+				return false
+			}
+			continue
+		case "name":
+			text = &p.meta.name
+		case "namespace":
+			text = &p.meta.namespace
+		case "uid":
+			text = &p.meta.uid
+		case "resourceVersion":
+			text = &p.meta.resourceVersion
+		default:
 			return false
 		}
-		switch key {
-		case "name":
-			p.meta.name = *value
-		case "namespace":
-			p.meta.namespace = *value
-		case "uid":
-			p.meta.uid = *value
-		case "resourceVersion":
-			p.meta.resourceVersion = *value
-		default:
+		if json.Unmarshal(value, text) != nil || *text == "" {
 			return false
 		}
 	}
 	return true
 }
 
-func (p *specPatch) parseSpec(data []byte) bool {
+func (p *plainPatch) parseSpec(data []byte) bool {
 	var spec map[string]json.RawMessage
 	if json.Unmarshal(data, &spec) != nil || spec == nil {
 		return false
@@ -159,7 +175,7 @@ func parseTime(data []byte) (*metav1.MicroTime, error) {
 }
 
 // apply sets the fields of the spec in set from the patch, and clears those in gone.
-func (p *specPatch) apply(spec *coordinationv1.LeaseSpec, set, gone specFields) {
+func (p *plainPatch) apply(spec *coordinationv1.LeaseSpec, set, gone specFields) {
 	touched := set | gone
 	if touched&acquireTime != 0 {
 		spec.AcquireTime = p.spec.AcquireTime
@@ -179,7 +195,7 @@ func (p *specPatch) apply(spec *coordinationv1.LeaseSpec, set, gone specFields) 
 }
 
 // conditions writes the patch's metadata over the lease's.
-func (p *specPatch) conditions(lease *coordinationv1.Lease) {
+func (p *plainPatch) conditions(lease *coordinationv1.Lease) {
 	for _, c := range []struct {
 		from string
 		to   *string
@@ -195,12 +211,45 @@ func (p *specPatch) conditions(lease *coordinationv1.Lease) {
 	}
 }
 
+// merge returns the lease with the merge patch.
+func (p *plainPatch) merge(live *coordinationv1.Lease) draft {
+	lease := live.DeepCopy()
+	p.conditions(lease)
+	p.apply(&lease.Spec, p.set, p.null)
+	lease.Labels = mergeMap(lease.Labels, p.labels)
+	lease.Annotations = mergeMap(lease.Annotations, p.annotations)
+	d := draft{lease: lease, sameMeta: lease.UID == live.UID && sameMap(lease.Labels, live.Labels) &&
+		len(lease.Annotations) == len(live.Annotations)}
+	for key, value := range lease.Annotations {
+		before, ok := live.Annotations[key]
+		d.sameMeta = d.sameMeta && ok
+		if value != before {
+			d.annotations = append(d.annotations, key)
+		}
+	}
+	return d
+}
+
+func mergeMap(m map[string]string, changes map[string]*string) map[string]string {
+	for key, value := range changes {
+		switch {
+		case value == nil:
+			delete(m, key)
+		case m == nil:
+			m = map[string]string{key: *value}
+		default:
+			m[key] = *value
+		}
+	}
+	if len(m) == 0 {
+		return nil
+	}
+	return m
+}
+
 func mergePatch(live *coordinationv1.Lease, data []byte, fieldValidation string) (draft, error) {
-	if p, ok := parseSpecPatch(data); ok {
-		lease := live.DeepCopy()
-		p.conditions(lease)
-		p.apply(&lease.Spec, p.set, p.null)
-		return draft{lease: lease, sameMeta: lease.UID == live.UID}, nil
+	if p, ok := parsePlainPatch(data); ok {
+		return p.merge(live), nil
 	}
 	var check map[string]any
 	if err := utiljson.Unmarshal(data, &check); err != nil {
@@ -267,8 +316,8 @@ func badPatch(what string, err error) error {
 
 func strategicPatch(live *coordinationv1.Lease, data []byte, fieldValidation string) (draft, error) {
 	// A strategic patch of plain fields is a merge patch.
-	if _, ok := parseSpecPatch(data); ok {
-		return mergePatch(live, data, fieldValidation)
+	if p, ok := parsePlainPatch(data); ok && p.specOnly() {
+		return p.merge(live), nil
 	}
 	var patch map[string]any
 	if err := utiljson.Unmarshal(data, &patch); err != nil {
@@ -316,8 +365,8 @@ func applySpec(r *record, data []byte, manager string, force bool) (d draft, ok 
 	if !r.owners.simple || manager == "kubectl" { // kubectl's applies depend on an annotation
 		return d, false, nil
 	}
-	p, ok := parseSpecPatch(data)
-	if !ok || p.null != 0 || p.set == 0 {
+	p, ok := parsePlainPatch(data)
+	if !ok || !p.specOnly() || p.null != 0 || p.set == 0 {
 		return d, false, nil
 	}
 	before := r.owners.find(manager, metav1.ManagedFieldsOperationApply)

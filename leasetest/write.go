@@ -27,10 +27,11 @@ type writer struct {
 
 // draft is a new state of a lease on its way to the store.
 type draft struct {
-	lease    *coordinationv1.Lease
-	sameMeta bool   // the metadata that a client may change is that of the live lease
-	applied  bool   // managedFields is set
-	owners   owners // managedFields decoded; only if applied by arithmetic
+	lease       *coordinationv1.Lease
+	sameMeta    bool     // the metadata that a client may change is that of the live lease, but for annotations
+	annotations []string // those that have another value
+	applied     bool     // managedFields is set
+	owners      owners   // managedFields decoded; only if applied by arithmetic
 }
 
 func (s *Server) create(
@@ -130,13 +131,14 @@ func (s *Server) update(
 		return nil, staleRV(key)
 	}
 
-	if !d.applied && d.sameMeta && r.owners.simple {
+	annotated := len(d.annotations) > 0
+	if !d.applied && d.sameMeta && r.owners.simple && (!annotated || r.owners.annotates(w.manager, d.annotations)) {
 		if set, gone, ok := compareSpecs(&live.Spec, &lease.Spec); ok {
-			if set == 0 && gone == 0 {
+			if set == 0 && gone == 0 && !annotated {
 				return live, nil
 			}
 			d.applied = true
-			d.owners = r.owners.update(w.manager, set, gone)
+			d.owners = r.owners.update(w.manager, set, gone, annotated)
 			lease.ManagedFields = d.owners.encode()
 		}
 	}
@@ -146,7 +148,7 @@ func (s *Server) update(
 	}
 	dropGated(lease, live)
 	keepSystemFields(lease, live)
-	if err := validateChange(lease, live, !d.sameMeta || !r.valid); err != nil {
+	if err := validateChange(lease, live, !d.sameMeta || annotated || !r.valid); err != nil {
 		return nil, err
 	}
 	if sameLease(lease, live) {
