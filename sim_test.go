@@ -38,7 +38,10 @@ var hooks = sim.Hooks{
 // and more are simulated by
 //
 //	go test -run TestSimulation -sim.seeds=100000 -sim.from=1 -timeout 0 -v .
-func TestSimulation(t *testing.T) { sim.CheckSeeds(t, hooks) }
+func TestSimulation(t *testing.T) {
+	t.Parallel()
+	sim.CheckSeeds(t, hooks)
+}
 
 // TestSimulationRepeats shows that a seed has one history.
 func TestSimulationRepeats(t *testing.T) { sim.CheckRepeats(t, hooks) }

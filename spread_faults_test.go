@@ -2,7 +2,6 @@ package leasehold
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -16,46 +15,44 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/leasehold-go/leasehold/internal/seeds"
 	"github.com/leasehold-go/leasehold/internal/shards"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-var (
-	groupSeeds = flag.Int("group.seeds", 0, "how many groups TestGroups simulates")
-	groupFrom  = flag.Uint64("group.from", 1, "the seed of the first")
-	groupLog   = flag.Bool("group.log", false, "show the log of each")
-)
+var groupWorlds = seeds.New("group", "sessions of keys", "virtual hours")
 
 // TestGroups plays groups with all kinds of faults. fleet judges that no key has two live sessions, and that tokens
-// increase (S6, G1, G7); after the last fault every key is owned, within one of each other (S2, S4).
+// increase (S6, G1, G7); after the last fault every key is owned, within one of each other (S2, S4). A seed that fails
+// is replayed by
+//
+//	go test -v -run TestGroups -group.seed=N .
+//
+// and more are played by
+//
+//	go test -v -run TestGroups -group.for=1h -group.from=100000 -timeout 0 .
 func TestGroups(t *testing.T) {
-	seeds := *groupSeeds
-	if seeds == 0 {
-		seeds = 300
-		if testing.Short() {
-			seeds = 30
-		}
+	seeds := uint64(300)
+	if testing.Short() {
+		seeds = 30
 	}
-	worlds, sessions := 0, 0
-	defer func() { t.Logf("%d groups with %d sessions of keys", worlds, sessions) }()
-	for i := range uint64(seeds) {
-		seed := *groupFrom + i
-		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
+	groupWorlds.Check(t, seeds, func(seed uint64) []float64 {
+		var sessions, hours float64
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			inFleet(t, func(f *fleet) {
-				if *groupLog {
+				if groupWorlds.Seed() != 0 {
 					defer func() { t.Logf("log:\n%s", f.log.String()) }()
 				}
+				began := time.Now()
 				newGroupWorld(f, seed).play()
+				hours = time.Since(began).Hours()
 				for _, starts := range f.starts {
-					sessions += starts
+					sessions += float64(starts)
 				}
 			})
 		})
-		if !ok && *groupSeeds > 0 {
-			return
-		}
-		worlds++
-	}
+		return []float64{sessions, hours}
+	})
 }
 
 // A groupWorld plays one group.
