@@ -52,20 +52,22 @@ type group struct {
 	buckets  int      // 0 where keys have names
 	numbers  []string // the buckets, as keys
 
-	mu       sync.Mutex                      // protects following; no other is taken with it held
-	keys     []string                        // those with names that the member knows, sorted
-	digest   string                          // of keys, once they are published
-	sets     map[string][]string             // sets of keys by digest
-	past     shards.Past                     // for all terms
-	sessions map[string]map[*keySession]bool // by key: those whose work has not returned, of all terms
-	present  *membership                     // of the present term; nil between terms
-	fatal    error                           // why the member ends
-	ended    map[string]uint64               // sessions of keys that ended, by why
-	begun    uint64                          // sessions of keys that began
-	warned   map[string]bool                 // what was logged, and need not be again
-	leaving  chan struct{}                   // closed when the member leaves
-	left     sync.Once                       // closes leaving
-	sawTable bool                            // there was a table of the group
+	mu       sync.Mutex             // protects following; no other is taken with it held
+	keys     []string               // those with names that the member knows, sorted
+	digest   string                 // of keys, once they are published
+	sets     map[string][]string    // sets of keys by digest
+	past     shards.Past            // for all terms
+	sessions map[string]*keySession // by key: those of the newest term whose work has not returned
+	earlier  map[string]*keySession // by key: those of earlier terms whose work has not returned
+	stopping map[*keySession]bool   // those of both that were stopped
+	present  *membership            // of the present term; nil between terms
+	fatal    error                  // why the member ends
+	ended    map[string]uint64      // sessions of keys that ended, by why
+	begun    uint64                 // sessions of keys that began
+	warned   map[string]bool        // what was logged, and need not be again
+	leaving  chan struct{}          // closed when the member leaves
+	left     sync.Once              // closes leaving
+	sawTable bool                   // there was a table of the group
 }
 
 // groupDelays are the pauses after failures in a row, by what failed. All are made when the group begins, on the
@@ -81,7 +83,9 @@ func newGroup(c *campaign, name string, buckets int) *group {
 		buckets:  buckets,
 		numbers:  numbersOf(buckets),
 		sets:     map[string][]string{},
-		sessions: map[string]map[*keySession]bool{},
+		sessions: map[string]*keySession{},
+		earlier:  map[string]*keySession{},
+		stopping: map[*keySession]bool{},
 		ended:    map[string]uint64{},
 		warned:   map[string]bool{},
 		leaving:  make(chan struct{}),
@@ -179,9 +183,9 @@ func (g *group) know(ctx context.Context, keys []string) error {
 	keys = g.addSetLocked(digest, keys)
 	g.keys = keys
 	var gone []*keySession
-	for key, sessions := range g.sessions {
-		if _, known := slices.BinarySearch(keys, key); !known {
-			for s := range sessions {
+	for _, sessions := range []map[string]*keySession{g.sessions, g.earlier} {
+		for key, s := range sessions {
+			if _, known := slices.BinarySearch(keys, key); !known {
 				gone = append(gone, s)
 			}
 		}
@@ -328,7 +332,7 @@ func (g *group) forgetSets(used map[string]bool) {
 
 // accepts reports whether the member can have key now. The caller holds mu.
 func (g *group) acceptsLocked(key string) bool {
-	if len(g.sessions[key]) > 0 || g.isLeaving() {
+	if g.sessions[key] != nil || g.earlier[key] != nil || g.isLeaving() {
 		return false
 	}
 	if g.buckets > 0 {
@@ -348,10 +352,12 @@ func (g *group) returned(s *keySession, failed bool) {
 	s.cancel(ErrReleased)
 	g.mu.Lock()
 	g.ended[why]++
-	delete(g.sessions[s.key], s)
-	if len(g.sessions[s.key]) == 0 {
-		delete(g.sessions, s.key)
+	for _, sessions := range []map[string]*keySession{g.sessions, g.earlier} {
+		if sessions[s.key] == s {
+			delete(sessions, s.key)
+		}
 	}
+	delete(g.stopping, s)
 	m := g.present
 	if m != nil && m.session == s.member {
 		if g.campaign.ctx.Err() != nil {
@@ -374,6 +380,9 @@ func (g *group) stop(s *keySession, cause error) {
 	g.mu.Lock()
 	if s.stopped.IsZero() {
 		s.stopped = g.campaign.clock.now().mono
+		if !s.over.Load() {
+			g.stopping[s] = true
+		}
 	}
 	g.mu.Unlock()
 	g.worker.stop(s)
@@ -428,6 +437,8 @@ func newMembership(g *group, s *session) *membership {
 	if g.isLeaving() {
 		weight = 0
 	}
+	maps.Copy(g.earlier, g.sessions)
+	clear(g.sessions)
 	m.owner = shards.NewOwner(m.term(), weight, g.digest, g.buckets, &g.past, g.acceptsLocked)
 	return m
 }
@@ -480,14 +491,9 @@ func (m *membership) tellReturned() time.Duration {
 // reportLocked returns what the member reports. The caller holds the group's mu.
 func (m *membership) reportLocked() shards.Report {
 	var refused []int
-	for key, sessions := range m.group.sessions {
-		for s := range sessions {
-			if s.member != m.session {
-				if i, ok := m.indexLocked(key); ok {
-					refused = append(refused, i)
-				}
-				break
-			}
+	for key := range m.group.earlier {
+		if i, ok := m.indexLocked(key); ok {
+			refused = append(refused, i)
 		}
 	}
 	slices.Sort(refused)
@@ -527,7 +533,7 @@ func (m *membership) run() {
 			return
 		}
 		again := sooner(m.apply(), m.group.reportOverdue())
-		if m.group.isLeaving() && len(m.all()) == 0 {
+		if m.group.isLeaving() && m.isIdle() {
 			return
 		}
 		if again = sooner(again, m.tellReturned()); again > 0 {
@@ -641,15 +647,14 @@ func (m *membership) apply() time.Duration {
 	var begin, stop []*keySession
 	for _, key := range change.Start {
 		s := newKeySession(m, key, t.record.version)
-		if g.sessions[key] == nil {
-			g.sessions[key] = map[*keySession]bool{}
-		}
-		g.sessions[key][s] = true
+		g.sessions[key] = s
 		g.begun++
 		begin = append(begin, s)
 	}
 	for _, key := range change.Stop {
-		stop = append(stop, m.ofTermLocked(key)...)
+		if s := g.sessions[key]; s != nil {
+			stop = append(stop, s)
+		}
 	}
 	g.mu.Unlock()
 	if change.End {
@@ -696,24 +701,18 @@ func (m *membership) untilGivenUpLocked() time.Duration {
 
 var errTableReplaced = lostBecause(edited, "the group's table was replaced")
 
-// ofTermLocked returns the sessions of key in this term. The caller holds the group's mu.
-func (m *membership) ofTermLocked(key string) (of []*keySession) {
-	for s := range m.group.sessions[key] {
-		if s.member == m.session {
-			of = append(of, s)
-		}
-	}
-	return of
-}
-
 // all returns the sessions of the term whose work has not returned.
-func (m *membership) all() (all []*keySession) {
+func (m *membership) all() []*keySession {
 	m.group.mu.Lock()
 	defer m.group.mu.Unlock()
-	for key := range m.group.sessions {
-		all = append(all, m.ofTermLocked(key)...)
-	}
-	return all
+	return slices.Collect(maps.Values(m.group.sessions))
+}
+
+// isIdle reports whether all work of the term has returned.
+func (m *membership) isIdle() bool {
+	m.group.mu.Lock()
+	defer m.group.mu.Unlock()
+	return len(m.group.sessions) == 0
 }
 
 // tableOf returns the table as lease has it, before it is read. A nil lease says that there is none.

@@ -63,14 +63,8 @@ func (g *group) status() GroupStatus {
 	defer g.mu.Unlock()
 	s := GroupStatus{
 		Namespace: c.lease.namespace, Name: g.client.group, Identity: c.lease.identity, Lease: c.lease.name,
+		Owned:    len(g.sessions) + len(g.earlier) - len(g.stopping),
 		Sessions: g.begun, Ended: maps.Clone(g.ended), Overdue: g.overdueLocked(),
-	}
-	for _, sessions := range g.sessions {
-		for k := range sessions {
-			if k.stopped.IsZero() {
-				s.Owned++
-			}
-		}
 	}
 	m := g.present
 	if m == nil || m.table.table == nil || m.table.table.Buckets != g.buckets {
@@ -96,12 +90,9 @@ func (g *group) status() GroupStatus {
 // overdueLocked returns keys whose work has not returned for long after its session ended. The caller holds mu.
 func (g *group) overdueLocked() (keys []string) {
 	now := g.campaign.clock.now().mono
-	for key, sessions := range g.sessions {
-		for s := range sessions {
-			if !s.stopped.IsZero() && now.Sub(s.stopped) >= g.campaign.options.duration {
-				keys = append(keys, key)
-				break
-			}
+	for s := range g.stopping {
+		if now.Sub(s.stopped) >= g.campaign.options.duration {
+			keys = append(keys, s.key)
 		}
 	}
 	slices.Sort(keys)
@@ -116,17 +107,15 @@ func (g *group) reportOverdue() time.Duration {
 	var late []string
 	var next time.Duration
 	g.mu.Lock()
-	for key, sessions := range g.sessions {
-		for s := range sessions {
-			if s.stopped.IsZero() || s.overdue {
-				continue
-			}
-			if left := s.stopped.Add(c.options.duration).Sub(now); left > 0 {
-				next = cmp.Or(min(next, left), left)
-			} else {
-				s.overdue = true
-				late = append(late, key)
-			}
+	for s := range g.stopping {
+		if s.overdue {
+			continue
+		}
+		if left := s.stopped.Add(c.options.duration).Sub(now); left > 0 {
+			next = cmp.Or(min(next, left), left)
+		} else {
+			s.overdue = true
+			late = append(late, s.key)
 		}
 	}
 	g.mu.Unlock()

@@ -25,6 +25,8 @@ type Owner struct {
 	applied          int    // how many tables were
 	told             uint64 // the generation at which there was last something to report
 	grants           map[string]*grant
+	working          int               // how many of the grants are running
+	reportable       map[string]*grant // those that were asked back, or given back: reports say something of them
 }
 
 // A grant is one key that the table gives to the term.
@@ -55,7 +57,7 @@ func (p *Past) has(epoch uint64) bool { return slices.Contains(p.epochs, epoch) 
 func NewOwner(term Term, weight int, own string, buckets int, past *Past, accepts func(key string) bool) *Owner {
 	return &Owner{
 		term: term, weight: weight, own: own, buckets: buckets, past: past, accepts: accepts,
-		grants: map[string]*grant{},
+		grants: map[string]*grant{}, reportable: map[string]*grant{},
 	}
 }
 
@@ -77,15 +79,14 @@ func (o *Owner) Apply(t *Table, names []string) Change {
 		case o.epoch != 0 && !o.ending:
 			o.ending = true
 			o.past.add(o.epoch)
-			if o.running() {
+			if o.working > 0 {
 				return Change{End: true}
 			}
 		}
-		if o.running() {
+		if o.working > 0 {
 			return Change{}
 		}
-		o.epoch, o.gen, o.mark, o.bad, o.ending = t.Epoch, 0, 0, 0, false
-		clear(o.grants)
+		o.enter(t.Epoch)
 	} else if o.gen != 0 {
 		if _, contradicts := t.marked(o.gen, o.mark); contradicts {
 			return o.object(t)
@@ -103,6 +104,13 @@ func (o *Owner) Apply(t *Table, names []string) Change {
 		o.told = t.Gen
 	}
 	return c
+}
+
+// enter begins an epoch, 0 for none, without grants.
+func (o *Owner) enter(epoch uint64) {
+	o.epoch, o.gen, o.mark, o.bad, o.ending = epoch, 0, 0, 0, false
+	clear(o.grants)
+	clear(o.reportable)
 }
 
 // object reports t, which is not a table that can follow what the owner went by.
@@ -131,14 +139,18 @@ func (o *Owner) compare(t *Table, names []string) Change {
 			o.grants[name] = g
 			if o.accepts(name) && e.Asked == 0 {
 				g.running = true
+				o.working++
+				delete(o.reportable, name)
 				c.Start = append(c.Start, name)
 			} else {
 				g.returned, c.Tell = true, true
+				o.reportable[name] = g
 			}
 		}
 		g.index, g.applied = i, o.applied
 		if e.Asked != 0 && g.asked == 0 {
 			g.asked = e.Asked
+			o.reportable[name] = g
 			if g.running {
 				c.Stop = append(c.Stop, name)
 			} else {
@@ -151,8 +163,10 @@ func (o *Owner) compare(t *Table, names []string) Change {
 		case g.applied == o.applied:
 		case !g.running:
 			delete(o.grants, name)
+			delete(o.reportable, name)
 		case g.asked == 0: // taken away without being asked for: by hand
 			g.asked = t.Gen
+			o.reportable[name] = g
 			c.Stop = append(c.Stop, name)
 		}
 	}
@@ -170,11 +184,10 @@ func (o *Owner) Abandon() (waits bool) {
 		o.ending = true
 		o.past.add(o.epoch)
 	}
-	if o.running() {
+	if o.working > 0 {
 		return true
 	}
-	o.epoch, o.gen, o.mark, o.bad, o.ending = 0, 0, 0, 0, false
-	clear(o.grants)
+	o.enter(0)
 	return false
 }
 
@@ -182,14 +195,19 @@ func (o *Owner) Abandon() (waits bool) {
 func (o *Owner) Returned(key string, failed bool) {
 	if g := o.grants[key]; g != nil && g.running {
 		g.running, g.returned, g.failed = false, true, failed
+		o.working--
+		o.reportable[key] = g
 	}
 }
 
 // Stopping reports whether work goes on that is to end: of keys that were asked back or, once the member leaves, of
 // all.
 func (o *Owner) Stopping() bool {
-	for _, g := range o.grants {
-		if g.running && (g.asked != 0 || o.weight == 0) {
+	if o.weight == 0 {
+		return o.working > 0
+	}
+	for _, g := range o.reportable {
+		if g.running {
 			return true
 		}
 	}
@@ -208,25 +226,15 @@ func (o *Owner) Know(own string) { o.own = own }
 // Ending reports whether the work of an epoch that is over has not returned yet. Apply is to be called again then.
 func (o *Owner) Ending() bool { return o.ending }
 
-// running reports whether any work has not returned.
-func (o *Owner) running() bool {
-	for _, g := range o.grants {
-		if g.running {
-			return true
-		}
-	}
-	return false
-}
-
 // Report returns what the member has to say. Refused are the keys that it cannot have now.
 func (o *Owner) Report(refused []int) Report {
 	r := Report{
 		Acquired: o.term.Acquired, Epoch: o.epoch, Gen: o.gen, Mark: o.mark, Bad: o.bad,
 		Keys: o.digest, Own: o.own, Buckets: o.buckets, Weight: o.weight, Refused: refused,
 	}
-	for _, g := range o.grants {
+	for _, g := range o.reportable {
 		switch {
-		case g.asked != 0 && g.running:
+		case g.running:
 			r.Running = append(r.Running, g.index)
 		case g.returned && g.asked == 0:
 			r.Returned = append(r.Returned, Return{g.index, g.given, g.failed})
@@ -252,8 +260,8 @@ func (o *Owner) Unanswered(t *Table) bool {
 // unheard reports whether t gives the member what it gave back.
 func (o *Owner) unheard(t *Table) bool {
 	row := t.row(o.term)
-	for _, g := range o.grants {
-		if g.index < len(t.Entries) && !g.running && (g.asked != 0 || g.returned) && t.Entries[g.index].Owner == row {
+	for _, g := range o.reportable {
+		if g.index < len(t.Entries) && !g.running && t.Entries[g.index].Owner == row {
 			return row != nobody
 		}
 	}

@@ -130,6 +130,49 @@ func TestOwnerRefuses(t *testing.T) {
 	}
 }
 
+// What an owner keeps count of agrees with its grants, whatever comes.
+func TestOwnerCounts(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 300 {
+		names := []string{"0", "1", "2", "3"}
+		o := NewOwner(termA, 1, "", 0, &Past{}, func(string) bool { return random.IntN(4) > 0 })
+		epoch := uint64(7)
+		for gen := uint64(5); gen < 60; gen++ {
+			entries := make([]Entry, len(names))
+			for i := range entries {
+				given := gen - uint64(random.IntN(4))
+				entries[i] = []Entry{{ofB, given, 0}, {ofA, given, 0}, {ofA, given, gen}}[random.IntN(3)]
+			}
+			switch random.IntN(12) {
+			case 0:
+				epoch++
+			case 1:
+				o.Abandon()
+			}
+			table := tableOf(gen, entries...)
+			table.Epoch = epoch
+			o.Apply(table, names)
+			o.Returned(names[random.IntN(len(names))], false)
+			working := 0
+			for name, g := range o.grants {
+				if g.running {
+					working++
+				}
+				if reportable := g.asked != 0 || g.returned; reportable != (o.reportable[name] == g) {
+					t.Fatalf("grant %+v is reportable: %v", g, !reportable)
+				}
+				if g.running && g.returned {
+					t.Fatalf("grant %+v runs and was returned", g)
+				}
+			}
+			if working != o.working || len(o.reportable) > len(o.grants) {
+				t.Fatalf("%d grants are running, not %d; %d of %d are reportable", working, o.working, len(o.reportable),
+					len(o.grants))
+			}
+		}
+	}
+}
+
 // What becomes of an entry follows from what is known of its owner, B. A, which has the greater share, is to get what
 // is free.
 func TestPlan(t *testing.T) {
