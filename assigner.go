@@ -48,6 +48,7 @@ type assigner struct {
 	unsure     []shards.Term             // whose Leases seem to be missing
 	first      map[shards.Term]time.Time // when a term was first seen to report the epoch; zero if it had keys then
 	rests      map[string]keyRest
+	planned    *shards.Plan // the last that changed nothing
 	rollout    shards.Rollout
 	observed   uint64               // the version of the table that the rollout was told of last
 	behind     time.Time            // since when the assigner goes by another table than ours; zero while it does not
@@ -730,54 +731,49 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	back := map[string]bool{} // the keys that were given back, and whether their work failed
-	row := v.me
-	names := v.table.names
-	if g.buckets > 0 {
-		names = nil
+	p := &shards.Plan{
+		Table: t, Assigner: v.me, Members: members, Moves: c.options.maxMoves(), Open: true,
+		Rests: a.resting(v.now), Holds: v.now.Before(a.hold),
 	}
-	p := shards.Plan{
-		Table: t, Names: names, Assigner: row, Members: members, Mark: rand.Uint64(),
-		Moves: c.options.maxMoves(), Open: true,
-		Resumes: func(term shards.Term) bool { return a.resumes(v, term) },
-		Rests: func(key string) bool {
-			_, justNow := back[key]
-			return justNow || v.now.Before(a.hold) || v.now.Before(a.rests[key].until)
-		},
-		Freed: func(key string, failed bool) { back[key] = failed },
+	if g.buckets == 0 {
+		p.Names = v.table.names
 	}
-	ended := map[shards.Term]bool{}
 	for _, r := range t.Rows {
 		over, at := a.ended(v, r)
-		ended[r.Term] = over
+		p.Ended, p.Resumes = append(p.Ended, over), append(p.Resumes, over && a.resumes(v, r.Term))
 		if !over && !at.IsZero() {
 			later = earlier(later, at)
 		}
 	}
-	p.Ended = func(term shards.Term) bool { return ended[term] }
-	next, names, changed := p.Next()
-	if !changed {
-		later = earlier(later, a.nextRest(v.now))
-		return min(wait, later.Sub(v.now)), a.tidy(ctx, v)
+	if !p.Same(a.planned) {
+		if again := a.wroteAt.Add(gathering(c.options)).Sub(v.now); again > 0 && !a.wroteAt.IsZero() {
+			return again, nil
+		}
+		if next := p.Next(rand.Uint64()); next.Changed {
+			return 0, a.writeNext(ctx, v, next)
+		}
+		a.planned = p
 	}
-	if again := a.wroteAt.Add(gathering(c.options)).Sub(v.now); again > 0 && !a.wroteAt.IsZero() {
-		return again, nil
-	}
-	if g.buckets == 0 && next.Keys != t.Keys {
-		if err := g.publish(ctx, next.Keys, names); err != nil {
-			return 0, err
+	later = earlier(later, a.nextRest(v.now))
+	return min(wait, later.Sub(v.now)), a.tidy(ctx, v)
+}
+
+// writeNext writes the table that was planned, and publishes its keys before.
+func (a *assigner) writeNext(ctx context.Context, v view, next shards.Next) error {
+	g := a.group
+	if g.buckets == 0 && next.Table.Keys != v.table.table.Keys {
+		if err := g.publish(ctx, next.Table.Keys, next.Names); err != nil {
+			return err
 		}
 		g.mu.Lock()
-		g.addSetLocked(next.Keys, names)
+		g.addSetLocked(next.Table.Keys, next.Names)
 		g.mu.Unlock()
 	}
-	if written, err := a.write(ctx, v, next); !written {
-		return 0, err
+	if written, err := a.write(ctx, v, next.Table); !written {
+		return err
 	}
-	for key, failed := range back {
-		a.rest(key, failed, v.now)
-	}
-	return 0, nil
+	a.rest(next.Freed, v.now)
+	return nil
 }
 
 // reportOf returns what the member of a term, which m shows, reports in it.
@@ -795,16 +791,6 @@ func (a *assigner) reportOf(v view, term shards.Term, m memberView) shards.Repor
 func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member, later time.Time, err error) {
 	g, t := a.group, v.table.table
 	later = v.now.Add(maxDuration)
-	owns := make([]bool, len(t.Rows))
-	for _, e := range t.Entries {
-		if e.Owner >= 0 {
-			owns[e.Owner] = true
-		}
-	}
-	owners := map[shards.Term]bool{}
-	for i, r := range t.Rows {
-		owners[r.Term] = owns[i]
-	}
 	all := map[string]memberView{v.me.Lease: {}}
 	for name, m := range v.members {
 		if name != v.me.Lease && g.isMember(name) && m.seen.held() {
@@ -842,7 +828,7 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 		seen[term] = true
 		first, ok := a.first[term]
 		if !ok {
-			if !owners[term] {
+			if !t.GivesAny(term) {
 				first = v.now
 			}
 			a.first[term] = first
@@ -887,18 +873,20 @@ func (a *assigner) resumes(v view, term shards.Term) bool {
 	return now != term && !reported && v.now.Sub(m.live) < a.group.campaign.options.renewInterval
 }
 
-// rest keeps key from being given out for a while, longer each time that its work fails.
-func (a *assigner) rest(key string, failed bool, now time.Time) {
+// rest keeps keys from being given out for a while, longer each time that their work fails.
+func (a *assigner) rest(freed map[string]bool, now time.Time) {
 	o := a.group.campaign.options
-	r := a.rests[key]
-	wait := o.between(o.renewInterval/4, o.renewInterval*3/4)
-	r.failures++
-	if !failed {
-		r.failures = 0
+	for key, failed := range freed {
+		r := a.rests[key]
+		wait := o.between(o.renewInterval/4, o.renewInterval*3/4)
+		r.failures++
+		if !failed {
+			r.failures = 0
+		}
+		wait = min(wait<<min(r.failures, 20), longestRest)
+		r.until = now.Add(wait)
+		a.rests[key] = r
 	}
-	wait = min(wait<<min(r.failures, 20), longestRest)
-	r.until = now.Add(wait)
-	a.rests[key] = r
 	for key, r := range a.rests {
 		if now.Sub(r.until) > 2*longestRest {
 			delete(a.rests, key)
@@ -908,6 +896,17 @@ func (a *assigner) rest(key string, failed bool, now time.Time) {
 
 // longestRest is for how long a key whose work fails again and again is not given out.
 const longestRest = 5 * time.Minute
+
+// resting returns the keys that rest.
+func (a *assigner) resting(now time.Time) map[string]bool {
+	keys := map[string]bool{}
+	for key, r := range a.rests {
+		if now.Before(r.until) {
+			keys[key] = true
+		}
+	}
+	return keys
+}
 
 // nextRest returns when the next key has rested.
 func (a *assigner) nextRest(now time.Time) time.Time {

@@ -244,6 +244,44 @@ func TestGroupQuiet_S1(t *testing.T) {
 	})
 }
 
+// S1: in a steady state the keys are not planned again: what a member costs does not grow with them.
+func TestGroupPlansNothing_S1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var monitor Monitor
+		var runners []*runner
+		for i := range 3 {
+			runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(30)...), WithMonitor(&monitor)))
+		}
+		f.sleep(time.Minute)
+		planned := func() (plans []*shards.Plan) {
+			synctest.Wait()
+			for _, g := range monitor.allGroups() {
+				if p := g.present.assigner.planned; p != nil {
+					plans = append(plans, p)
+				}
+			}
+			return plans
+		}
+		before := planned()
+		if len(before) != 1 {
+			f.Fatalf("%d members have planned, want the one that assigns", len(before))
+		}
+		f.sleep(10 * time.Minute)
+		if after := planned(); !slices.Equal(before, after) {
+			f.Errorf("the keys were planned again: %p, before %p", after, before)
+		}
+		runners[1].quit()
+		f.sleep(time.Minute)
+		f.wantShape("m0 m2[15 15]")
+		if after := planned(); len(after) == 1 && after[0] == before[0] {
+			f.Error("a member has left, and nothing was planned")
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
 // S4: the keys of a member that crashed, also of the one that assigns, are owned again within D + 1 s.
 func TestGroupCrash_S4(t *testing.T) {
 	for crash := range 3 {

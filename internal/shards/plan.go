@@ -1,6 +1,7 @@
 package shards
 
 import (
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,24 +17,44 @@ type Member struct {
 
 // A Plan is what the next table is made of. It decides by evidence that stays true: what members reported, and that
 // terms have ended. What it does not know yet, it leaves as it is.
+//
+// A plan is a value: all that decides is in it, and nothing of it changes, so that Same can compare it.
 type Plan struct {
 	Table    *Table
-	Names    []string // of the table's keys; nil in a ring
-	Assigner Row      // who writes the next table
-	Members  []Member // all that are live, and have reported the table's epoch
-	Mark     uint64   // random, of the next generation
-	Moves    int      // how many keys may be moving at once
-	Open     bool     // keys may be given from now on
+	Names    []string        // of the table's keys; nil in a ring
+	Assigner Row             // who writes the next table
+	Members  []Member        // all that are live, and have reported the table's epoch, in a fixed order
+	Moves    int             // how many keys may be moving at once
+	Open     bool            // keys may be given from now on
+	Ended    []bool          // by row of the table: its term is certainly over
+	Resumes  []bool          // by row: its Lease shows a later term that is live, and about to resume what it had
+	Rests    map[string]bool // the keys that are not given out yet
+	Holds    bool            // none is given out yet
+}
 
-	// Ended reports whether a term is certainly over.
-	Ended func(Term) bool
-	// Resumes reports whether the Lease of a term that has ended shows a live term that has not reported yet: the
-	// member resumes what it had.
-	Resumes func(Term) bool
-	// Rests reports whether key is not given out yet; nil if none rests.
-	Rests func(key string) bool
-	// Freed is told the keys that members gave back without being asked, and not because they leave; it may be nil.
-	Freed func(key string, failed bool)
+// Same reports whether p decides what other decides, because both say the same. In which version a Lease was seen, and
+// which table its holder had seen then, decides nothing.
+func (p *Plan) Same(other *Plan) bool {
+	return other != nil && reflect.DeepEqual(p.essence(), other.essence())
+}
+
+// essence returns p without what decides nothing.
+func (p *Plan) essence() Plan {
+	e := *p
+	e.Assigner.Seen = 0
+	e.Members = slices.Clone(p.Members)
+	for i := range e.Members {
+		e.Members[i].Seen, e.Members[i].Report.Version = 0, 0
+	}
+	return e
+}
+
+// A Next is what a plan decides.
+type Next struct {
+	Table   *Table
+	Names   []string        // of its keys; nil in a ring
+	Freed   map[string]bool // the keys that were given back unasked by members that stay: whether their work failed
+	Changed bool            // the table says anything new
 }
 
 // Contradicts reports whether a live term's report proves that the table is not the one that the group went by.
@@ -66,21 +87,23 @@ func NewTable(old *Table, epoch, mark uint64, assigner Row, buckets int) *Table 
 	return t
 }
 
-// Next returns the next table and the names of its keys, and whether it says anything new.
-func (p *Plan) Next() (next *Table, names []string, changed bool) {
+// Next returns the next table, with a random mark. Whether it says anything new does not depend on the mark. Keys that
+// were just freed rest.
+func (p *Plan) Next(mark uint64) Next {
 	old := p.Table
-	next = old.next(p.Mark)
+	next := old.next(mark)
 	next.Assigner = p.Assigner.Term
 	next.Open = old.Open || p.Open
 	p.fillRows(next)
-	names, next.Entries = p.keep(next)
+	names, entries, freed := p.keep(next)
+	next.Entries = entries
 	if old.Buckets == 0 && !same(names, p.Names) {
 		next.Keys = Digest(names)
 	}
-	changed = p.share(next, names)
+	changed := p.share(next, names, freed)
 	p.dropRows(next)
-	changed = changed || next.Assigner != old.Assigner || next.Keys != old.Keys || !p.equal(next, names)
-	return next, names, changed
+	changed = changed || next.Assigner != old.Assigner || next.Keys != old.Keys || !p.equal(next)
+	return Next{next, names, freed, changed}
 }
 
 // fillRows gives next a row for each member, and keeps those of others that own something.
@@ -100,8 +123,9 @@ func (p *Plan) member(term Term) int {
 	return slices.IndexFunc(p.Members, func(m Member) bool { return m.Term == term })
 }
 
-// keep returns the entries of the next table, as far as they follow from the old one, and the names of its keys.
-func (p *Plan) keep(next *Table) (names []string, entries []Entry) {
+// keep returns the entries of the next table, as far as they follow from the old one, the names of its keys, and which
+// of them were freed.
+func (p *Plan) keep(next *Table) (names []string, entries []Entry, freed map[string]bool) {
 	old := p.Table
 	judge := p.newJudge(next)
 	kept := make([]Entry, len(old.Entries))
@@ -110,7 +134,7 @@ func (p *Plan) keep(next *Table) (names []string, entries []Entry) {
 	}
 	known := p.known()
 	if old.Buckets > 0 || same(known, p.Names) {
-		return p.Names, kept
+		return p.Names, kept, judge.freed
 	}
 	var owned []string
 	for i, e := range kept {
@@ -129,7 +153,7 @@ func (p *Plan) keep(next *Table) (names []string, entries []Entry) {
 			entries[i] = kept[had]
 		}
 	}
-	return names, entries
+	return names, entries, judge.freed
 }
 
 // known returns the keys that members know, sorted.
@@ -172,7 +196,8 @@ func union(a, b []string) []string {
 type judge struct {
 	plan   *Plan
 	next   *Table
-	owners []ownerState // by row of the old table
+	owners []ownerState    // by row of the old table
+	freed  map[string]bool // the keys that were given back unasked by members that stay: whether their work failed
 }
 
 // An ownerState is what is known of the owner of entries.
@@ -188,13 +213,13 @@ type ownerState struct {
 }
 
 func (p *Plan) newJudge(next *Table) *judge {
-	j := &judge{p, next, make([]ownerState, len(p.Table.Rows))}
+	j := &judge{p, next, make([]ownerState, len(p.Table.Rows)), map[string]bool{}}
 	for i, r := range p.Table.Rows {
 		s := &j.owners[i]
 		s.row, s.heir = next.row(r.Term), nobody
-		s.ended = p.Ended(r.Term)
+		s.ended = p.Ended[i]
 		if s.ended {
-			s.resumes = p.Resumes(r.Term)
+			s.resumes = p.Resumes[i]
 			if m := slices.IndexFunc(p.Members, func(m Member) bool { return m.Lease == r.Lease }); m >= 0 {
 				s.heir = next.row(p.Members[m].Term)
 			}
@@ -242,8 +267,8 @@ func (j *judge) entry(i int, e Entry) Entry {
 		return free
 	case e.Asked == 0:
 		if r, ok := s.returned[i]; ok && r.Given == e.Given {
-			if j.plan.Freed != nil && !s.leaving {
-				j.plan.Freed(nameOf(j.plan.Names, i), r.Failed)
+			if !s.leaving {
+				j.freed[nameOf(j.plan.Names, i)] = r.Failed
 			}
 			return free
 		}
@@ -259,8 +284,18 @@ func nameOf(names []string, i int) string {
 	return names[i]
 }
 
-// share gives out the keys that nobody owns, and asks back those that others are to own.
-func (p *Plan) share(next *Table, names []string) (changed bool) {
+// rests reports whether the key with index i is not given out yet.
+func (p *Plan) rests(names []string, i int, freed map[string]bool) bool {
+	if p.Holds || len(p.Rests) == 0 && len(freed) == 0 {
+		return p.Holds
+	}
+	name := nameOf(names, i)
+	_, justFreed := freed[name]
+	return justFreed || p.Rests[name]
+}
+
+// share gives out the keys that nobody owns, but for those that rest, and asks back those that others are to own.
+func (p *Plan) share(next *Table, names []string, freed map[string]bool) (changed bool) {
 	if !next.Open {
 		return false
 	}
@@ -292,7 +327,7 @@ func (p *Plan) share(next *Table, names []string) (changed bool) {
 		e := &next.Entries[i]
 		switch {
 		case e.Owner == nobody:
-			if want != nobody && (p.Rests == nil || !p.Rests(nameOf(names, i))) {
+			if want != nobody && !p.rests(names, i, freed) {
 				*e = Entry{Owner: rows[want], Given: next.Gen}
 				changed = true
 			}
@@ -304,57 +339,70 @@ func (p *Plan) share(next *Table, names []string) (changed bool) {
 	return changed
 }
 
-// classes returns the class of each key, and by class which members may have it: those that know it, and that do not
-// refuse it.
+// classes returns the class of each key, and by class which of the members may have it; nil if all may have all.
 func (p *Plan) classes(next *Table, names []string, members []int) (class []int, knows [][]bool) {
-	may := make([]byte, len(next.Entries)*len(members)) // by key and member
+	var picky []int  // the members that may not have all
+	var may [][]byte // by these, and by key: 1 if they may
 	for s, m := range members {
-		set := func(i int, value byte) { may[i*len(members)+s] = value }
-		knows, r := p.Members[m].Knows, p.Members[m].Report
-		if next.Buckets > 0 || same(knows, names) {
-			for i := range next.Entries {
-				set(i, 1)
-			}
-		} else {
-			for i, name := range names {
-				for len(knows) > 0 && knows[0] < name {
-					knows = knows[1:]
-				}
-				if len(knows) > 0 && knows[0] == name {
-					set(i, 1)
-				}
-			}
+		if keys := p.mayHave(next, names, p.Members[m]); keys != nil {
+			picky, may = append(picky, s), append(may, keys)
 		}
-		if r.Keys != p.Table.Keys {
-			continue
-		}
-		for _, i := range r.Refused {
-			known := i < len(p.Table.Entries)
-			if known && next.Buckets == 0 {
-				i, known = slices.BinarySearch(names, p.Names[i])
-			}
-			if known {
-				set(i, 0)
-			}
-		}
+	}
+	if picky == nil {
+		return nil, nil
 	}
 	class = make([]int, len(next.Entries))
 	byMay := map[string]int{}
+	key := make([]byte, len(picky))
 	for i := range class {
-		m := may[i*len(members) : (i+1)*len(members)]
-		c, ok := byMay[string(m)]
+		for s := range picky {
+			key[s] = may[s][i]
+		}
+		c, ok := byMay[string(key)]
 		if !ok {
 			c = len(knows)
-			byMay[string(m)] = c
-			row := make([]bool, len(m))
-			for s := range m {
-				row[s] = m[s] == 1
+			byMay[string(key)] = c
+			row := slices.Repeat([]bool{true}, len(members))
+			for s, member := range picky {
+				row[member] = key[s] == 1
 			}
 			knows = append(knows, row)
 		}
 		class[i] = c
 	}
 	return class, knows
+}
+
+// mayHave returns by key 1 if m may have it, because m knows it and does not refuse it; nil if it may have all.
+func (p *Plan) mayHave(next *Table, names []string, m Member) []byte {
+	all := next.Buckets > 0 || same(m.Knows, names)
+	refuses := len(m.Report.Refused) > 0 && m.Report.Keys == p.Table.Keys
+	if all && !refuses {
+		return nil
+	}
+	may := make([]byte, len(next.Entries))
+	knows := m.Knows
+	for i := range may {
+		for !all && len(knows) > 0 && knows[0] < names[i] {
+			knows = knows[1:]
+		}
+		if all || len(knows) > 0 && knows[0] == names[i] {
+			may[i] = 1
+		}
+	}
+	if !refuses {
+		return may
+	}
+	for _, i := range m.Report.Refused {
+		known := i < len(p.Table.Entries)
+		if known && next.Buckets == 0 {
+			i, known = slices.BinarySearch(names, p.Names[i])
+		}
+		if known {
+			may[i] = 0
+		}
+	}
+	return may
 }
 
 // dropRows removes the rows of terms that have ended and own nothing, and gives the entries the new indexes.
@@ -369,7 +417,8 @@ func (p *Plan) dropRows(next *Table) {
 	var rows []Row
 	for i, r := range next.Rows {
 		index[i] = len(rows)
-		if owns[i] || r.Term == next.Assigner || p.member(r.Term) != nobody || !p.Ended(r.Term) {
+		ended := i < len(p.Ended) && p.Ended[i] // rows that the old table did not have come last
+		if owns[i] || r.Term == next.Assigner || p.member(r.Term) != nobody || !ended {
 			rows = append(rows, r)
 		}
 	}
@@ -382,7 +431,7 @@ func (p *Plan) dropRows(next *Table) {
 }
 
 // equal reports whether next says what the old table said, with other words at most.
-func (p *Plan) equal(next *Table, names []string) bool {
+func (p *Plan) equal(next *Table) bool {
 	old := p.Table
 	if len(next.Rows) != len(old.Rows) || len(next.Entries) != len(old.Entries) || next.Open != old.Open {
 		return false

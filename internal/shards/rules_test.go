@@ -15,9 +15,8 @@ func newOwner(term Term) *Owner {
 // planOf returns a plan of A for table, where no term has ended.
 func planOf(table *Table, members ...Member) *Plan {
 	return &Plan{
-		Table: table, Assigner: rowA, Members: members, Mark: 1, Moves: Unlimited, Open: true,
-		Ended:   func(Term) bool { return false },
-		Resumes: func(Term) bool { return false },
+		Table: table, Assigner: rowA, Members: members, Moves: Unlimited, Open: true,
+		Ended: make([]bool, len(table.Rows)), Resumes: make([]bool, len(table.Rows)),
 	}
 }
 
@@ -214,7 +213,7 @@ func TestPlan(t *testing.T) {
 			false, false, nil, kept},
 		{"not asked back", Entry{ofB, 30, 0}, report(func(*Report) {}), false, false, nil, kept},
 		{"returned", Entry{ofB, 30, 0}, report(func(r *Report) { r.Returned = []Return{{0, 30, false}} }),
-			false, false, nil, free},
+			false, false, nil, "rests"},
 		{"returned what was given before", Entry{ofB, 30, 0},
 			report(func(r *Report) { r.Returned = []Return{{0, 29, false}} }),
 			false, false, nil, kept},
@@ -239,11 +238,12 @@ func TestPlan(t *testing.T) {
 			}
 			p := planOf(tableOf(gen, c.entry), members...)
 			p.Moves = 0
-			p.Ended = func(term Term) bool { return c.ended && term == termB }
-			p.Resumes = func(Term) bool { return c.resumes }
-			next, _, _ := p.Next()
+			p.Ended[ofB], p.Resumes[ofB] = c.ended, c.resumes
+			next := p.Next(1).Table
 			got := "free"
 			switch e := next.Entries[0]; {
+			case e.Owner == nobody:
+				got = "rests"
 			case next.Rows[e.Owner].Term == newB.Term:
 				got = "heir"
 				if e.Given != next.Gen || e.Asked != 0 {
@@ -270,7 +270,7 @@ func TestPlanNotOpen(t *testing.T) {
 	table.Open = false
 	p := planOf(table, Member{Row: rowA, Report: Report{Epoch: 7, Weight: 1}})
 	p.Open = false
-	if next, _, _ := p.Next(); next.Open || next.Entries[0].Owner != nobody {
+	if next := p.Next(1).Table; next.Open || next.Entries[0].Owner != nobody {
 		t.Errorf("next %+v", next)
 	}
 }
@@ -288,13 +288,97 @@ func TestPlanNames(t *testing.T) {
 			Knows: []string{"a", "b"}},
 		Member{Row: rowB, Report: report, Knows: []string{"a"}})
 	p.Names = old
-	next, names, changed := p.Next()
+	next := p.Next(1)
 	got := ""
-	for i, e := range next.Entries {
-		got += fmt.Sprint(names[i], "=", next.Rows[e.Owner].Identity, " ")
+	for i, e := range next.Table.Entries {
+		got += fmt.Sprint(next.Names[i], "=", next.Table.Rows[e.Owner].Identity, " ")
 	}
-	if got != "a=b b=a c=b " || !changed || next.Keys != Digest(names) {
-		t.Errorf("next is %s, changed %v", got, changed)
+	if got != "a=b b=a c=b " || !next.Changed || next.Table.Keys != Digest(next.Names) {
+		t.Errorf("next is %s, changed %v", got, next.Changed)
+	}
+}
+
+// A plan is made again only if it says something else. What Same leaves out decides nothing, and nothing that decides
+// is left out.
+func TestPlanSame(t *testing.T) {
+	table := tableOf(40, Entry{ofA, 30, 0}, Entry{ofB, 30, 0}, Entry{nobody, 0, 0})
+	plan := func() *Plan {
+		p := planOf(table,
+			Member{Row: rowA, Report: Report{Acquired: 1, Epoch: 7, Gen: 40, Mark: 1040, Weight: 1}},
+			Member{Row: rowB, Report: Report{Acquired: 2, Epoch: 7, Gen: 40, Mark: 1040, Weight: 1}})
+		p.Rests = map[string]bool{"2": true}
+		return p
+	}
+	old := plan()
+	if old.Same(nil) {
+		t.Error("a plan is the same as none")
+	}
+	for _, c := range []struct {
+		what   string
+		change func(p *Plan)
+		same   bool
+	}{
+		{"nothing", func(*Plan) {}, true},
+		{"versions", func(p *Plan) {
+			p.Assigner.Seen, p.Members[0].Seen, p.Members[1].Report.Version = 99, 99, 99
+		}, true},
+		{"the table", func(p *Plan) { p.Table = tableOf(41, table.Entries...) }, false},
+		{"a name", func(p *Plan) { p.Names = []string{"a", "b", "c"} }, false},
+		{"the assigner", func(p *Plan) { p.Assigner = rowB }, false},
+		{"a member less", func(p *Plan) { p.Members = p.Members[:1] }, false},
+		{"a weight", func(p *Plan) { p.Members[1].Weight = 2 }, false},
+		{"a term", func(p *Plan) { p.Members[1].Acquired = 9 }, false},
+		{"what a member knows", func(p *Plan) { p.Members[1].Knows = []string{"a"} }, false},
+		{"a member settles", func(p *Plan) { p.Members[1].Settling = true }, false},
+		{"a generation that was acknowledged", func(p *Plan) { p.Members[1].Report.Gen = 39 }, false},
+		{"work goes on", func(p *Plan) { p.Members[1].Report.Running = []int{1} }, false},
+		{"a key was returned", func(p *Plan) { p.Members[1].Report.Returned = []Return{{1, 30, false}} }, false},
+		{"a key is refused", func(p *Plan) { p.Members[1].Report.Refused = []int{2} }, false},
+		{"how many may move", func(p *Plan) { p.Moves = 1 }, false},
+		{"it opens", func(p *Plan) { p.Open = false }, false},
+		{"a term has ended", func(p *Plan) { p.Ended[ofB] = true }, false},
+		{"a member resumes", func(p *Plan) { p.Resumes[ofB] = true }, false},
+		{"a key has rested", func(p *Plan) { p.Rests = map[string]bool{} }, false},
+		{"none is given out yet", func(p *Plan) { p.Holds = true }, false},
+	} {
+		p := plan()
+		c.change(p)
+		if p.Same(old) != c.same || old.Same(p) != c.same {
+			t.Errorf("%s: the same %v, want %v", c.what, !c.same, c.same)
+		}
+		if c.same && (p.Next(1).Changed != old.Next(2).Changed) {
+			t.Errorf("%s: it decides something else", c.what)
+		}
+	}
+	if plan().Assigner.Seen == 0 {
+		t.Error("Same has changed what it compares")
+	}
+}
+
+// Keys that were just freed, and those that rest, are not given out.
+func TestPlanRests(t *testing.T) {
+	free, failed := Entry{nobody, 0, 0}, true
+	p := planOf(tableOf(40, Entry{ofB, 30, 0}, free, free),
+		Member{Row: rowA, Report: Report{Acquired: 1, Epoch: 7, Gen: 40, Mark: 1040, Weight: 1}},
+		Member{Row: rowB, Report: Report{Acquired: 2, Epoch: 7, Gen: 40, Mark: 1040, Weight: 1,
+			Returned: []Return{{0, 30, failed}}}})
+	p.Rests = map[string]bool{"1": true}
+	next := p.Next(1)
+	if !reflect.DeepEqual(next.Freed, map[string]bool{"0": failed}) {
+		t.Errorf("freed %v", next.Freed)
+	}
+	for i, want := range []bool{false, false, true} {
+		if given := next.Table.Entries[i].Owner != nobody; given != want {
+			t.Errorf("key %d is given out: %v, want %v", i, given, want)
+		}
+	}
+	p.Holds = true
+	if next := p.Next(1); next.Table.Entries[2].Owner != nobody {
+		t.Error("a key is given out although none is yet")
+	}
+	p.Members[1].Report.Weight = 0
+	if next := p.Next(1); len(next.Freed) > 0 {
+		t.Errorf("freed %v, want no rest for the keys of who leaves", next.Freed)
 	}
 }
 
@@ -365,8 +449,8 @@ func TestPlanKeySets(t *testing.T) {
 					Acquired: row.Acquired, Epoch: 7, Gen: 20, Mark: 1020, Keys: Digest(old), Weight: 1,
 					Refused: refused[m]}})
 			}
-			next, names, _ := p.Next()
-			return next, names
+			next := p.Next(1)
+			return next.Table, next.Names
 		}
 		got, names := next(knows...)
 		again, alike := next(slices.Clone(knows[0]), slices.Clone(knows[1]))
@@ -405,7 +489,7 @@ func BenchmarkCrash(b *testing.B) {
 	table := tableOf(20, make([]Entry, len(keys))...)
 	table.Buckets, table.Keys, table.Rows = 0, digest, nil
 	p := planOf(table)
-	p.Names, p.Rests = keys, func(string) bool { return false }
+	p.Names = keys
 	for m := range 4 {
 		row := Row{Term{fmt.Sprint("group-m-", m), fmt.Sprint("uid-", m), int64(m)}, 10, fmt.Sprint("m", m), 1, 15}
 		table.Rows = append(table.Rows, row)
@@ -418,13 +502,12 @@ func BenchmarkCrash(b *testing.B) {
 	for i := range table.Entries {
 		table.Entries[i] = Entry{i * 4 / len(keys), 20, 0}
 	}
-	crashed := table.Rows[0].Term
-	p.Ended = func(term Term) bool { return term == crashed }
-	next, _, _ := p.Next()
+	p.Ended, p.Resumes = []bool{true, false, false, false}, make([]bool, 4)
+	next := p.Next(1).Table
 	text := next.Encode()
 	b.Run("plan", func(b *testing.B) {
 		for b.Loop() {
-			p.Next()
+			p.Next(1)
 		}
 	})
 	b.Run("encode", func(b *testing.B) {

@@ -90,6 +90,12 @@ func (t *Table) row(term Term) int {
 // Lists reports whether the table has a row for a term.
 func (t *Table) Lists(term Term) bool { return t.row(term) >= 0 }
 
+// GivesAny reports whether the table gives a term anything.
+func (t *Table) GivesAny(term Term) bool {
+	row := t.row(term)
+	return row != nobody && slices.ContainsFunc(t.Entries, func(e Entry) bool { return e.Owner == row })
+}
+
 // NewestSeen returns the newest version that the table names.
 func (t *Table) NewestSeen() (newest uint64) {
 	for _, r := range t.Rows {
@@ -151,13 +157,19 @@ func DecodeTable(text string) (*Table, error) {
 		}
 		seen[r.Term] = true
 	}
+	keys := 0
 	for _, n := range e.Entries {
-		owner := int(n[1]) - 1
 		if n[0] == 0 || n[0] > maxKeys || n[1] > uint64(len(t.Rows)) || n[2] > t.Gen || n[3] > t.Gen ||
-			len(t.Entries)+int(n[0]) > maxKeys {
+			keys+int(n[0]) > maxKeys {
 			return nil, errors.New("the table has an entry that cannot be")
 		}
-		t.Entries = append(t.Entries, slices.Repeat([]Entry{{owner, n[2], n[3]}}, int(n[0]))...)
+		keys += int(n[0])
+	}
+	t.Entries = slices.Grow(t.Entries, keys)
+	for _, n := range e.Entries {
+		for range n[0] {
+			t.Entries = append(t.Entries, Entry{int(n[1]) - 1, n[2], n[3]})
+		}
 	}
 	if t.Buckets > 0 && len(t.Entries) != t.Buckets {
 		return nil, fmt.Errorf("the table has %d entries for %d buckets", len(t.Entries), t.Buckets)

@@ -177,7 +177,7 @@ func FuzzDecodeTable(f *testing.F) {
 			p.Names = names
 		}
 		if len(table.Entries) < 1000 {
-			p.Next()
+			p.Next(1)
 		}
 	})
 }
@@ -195,7 +195,7 @@ func FuzzDecodeReport(f *testing.F) {
 		}
 		table := tableOf(40, Entry{ofA, 3, 0}, Entry{ofA, 3, 30}, Entry{ofB, 5, 9}, Entry{nobody, 0, 0})
 		table.Contradicts(r)
-		planOf(table, Member{Row: rowA, Report: r}, Member{Row: rowB, Report: r}).Next()
+		planOf(table, Member{Row: rowA, Report: r}, Member{Row: rowB, Report: r}).Next(1)
 		again, err := DecodeReport(r.Encode())
 		if err != nil || again.Gen != r.Gen || len(again.Returned) != len(r.Returned) {
 			t.Errorf("%+v is read again as %+v, %v", r, again, err)
