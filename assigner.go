@@ -283,7 +283,7 @@ func (a *assigner) run(ctx context.Context) {
 		}
 		delays.reset()
 		timer.Reset(a.clock.wait(max(wait, 0)))
-		for waiting := true; waiting; {
+		for waiting := !a.isDirty(); waiting; {
 			select {
 			case <-timer.C:
 				waiting = false

@@ -310,6 +310,38 @@ func TestGroupCrash_S4(t *testing.T) {
 	}
 }
 
+// The table follows the fence at once: it does not wait for a watch, nor for anything else.
+func TestGroupCrashAtOnce_S4(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var runners []*runner
+		for i := range 3 {
+			member := fmt.Sprint("m", i)
+			f.srv.Client(member).OnEvent(func(watch.Event) time.Duration { return 50 * time.Millisecond })
+			runners = append(runners, f.spread(member, Keys(numbered(30)...)))
+			f.sleep(time.Second)
+		}
+		f.sleep(2 * I)
+		var fence, table time.Time
+		f.srv.OnCommit(func(c leasetest.Change) {
+			switch {
+			case c.New.Name == name && table.IsZero() && !fence.IsZero():
+				table = c.Time
+			case c.New.Name != name && (c.New.Spec.HolderIdentity == nil || *c.New.Spec.HolderIdentity == ""):
+				fence = c.Time
+			}
+		})
+		f.srv.Client("m1").Partition(true)
+		f.sleep(D + time.Second)
+		f.wantShape("m0 m2[15 15]")
+		if took := table.Sub(fence); fence.IsZero() || took != 0 {
+			f.Errorf("fenced at %v, and the table written %v later", fence, took)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
 // Members that could not reach the API server resume what they had, with new tokens, by a number of writes that does
 // not grow with the keys (S5).
 func TestGroupOutage_S5(t *testing.T) {
