@@ -165,8 +165,8 @@ func TestOwnerCounts(t *testing.T) {
 				}
 			}
 			if working != o.working || len(o.reportable) > len(o.grants) {
-				t.Fatalf("%d grants are running, not %d; %d of %d are reportable", working, o.working, len(o.reportable),
-					len(o.grants))
+				t.Fatalf("%d grants are running, not %d; %d of %d are reportable", working,
+					o.working, len(o.reportable), len(o.grants))
 			}
 		}
 	}
