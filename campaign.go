@@ -132,7 +132,7 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		between:  o.between,
 		alarm:    make(chan struct{}, 1),
 	}
-	c.store.doubt = c.reflector.doubt
+	c.store.contradicted = c.reflector.requestCheck
 	if first != nil {
 		c.ctx, c.cancel = first.ctx, first.cancel
 	} else {

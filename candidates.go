@@ -175,10 +175,10 @@ func newCandidate(c *campaign, r *rivals) *candidate {
 
 // An attempt is what a candidate plans to do about the Lease in one state.
 type attempt struct {
-	on    state     // what it is about
-	at    time.Time // when to claim the lease
-	check time.Time // when to check whether the watch missed something; zero when that was done
-	free  bool      // nobody holds the lease, and we have not claimed it
+	on      state     // what it is about
+	at      time.Time // when to claim the lease
+	checkAt time.Time // when to check whether the watch missed something; zero when that was done
+	free    bool      // nobody holds the lease, and we have not claimed it
 
 	register time.Time // when to say on the Lease that we stand by; zero when that is not to be said
 }
@@ -252,29 +252,29 @@ func (c *candidate) untilAttempt(o observation) time.Duration {
 	if !o.exists() && c.campaign.options.createMode == UseExisting {
 		wake = maxDuration // for news
 	}
-	if wake <= 0 || c.attempt.check.IsZero() {
+	if wake <= 0 || c.attempt.checkAt.IsZero() {
 		return wake
 	}
-	if check := c.attempt.check.Sub(now); check > 0 {
+	if check := c.attempt.checkAt.Sub(now); check > 0 {
 		return min(wake, check)
 	}
-	c.check(o, now)
+	c.requestCheck(o, now)
 	return c.untilAttempt(o)
 }
 
-// check reads the Lease because the watch has not brought what it should have by now: a renewal or, of a Lease that
-// a read did not find, its deletion. A candidate that does not create the Lease distrusts the watch later: if the Lease
-// exists after all, a new watch brings it.
-func (c *candidate) check(o observation, now time.Time) {
-	c.attempt.check = time.Time{}
+// requestCheck asks for a check of the watch because that has not brought what it should have by now: a renewal or, of
+// a Lease that a read did not find, its deletion. A candidate that does not create the Lease asks for another watch
+// later: if the Lease exists after all, a new watch brings it.
+func (c *candidate) requestCheck(o observation, now time.Time) {
+	c.attempt.checkAt = time.Time{}
 	switch waits := c.campaign.options.createMode == UseExisting; {
 	case o.held(), !waits:
-		c.campaign.reflector.doubt()
+		c.campaign.reflector.requestCheck()
 	case now.Before(o.missedHolderUntil):
-		c.campaign.reflector.doubt()
-		c.attempt.check = o.missedHolderUntil
+		c.campaign.reflector.requestCheck()
+		c.attempt.checkAt = o.missedHolderUntil
 	default:
-		c.campaign.reflector.distrust()
+		c.campaign.reflector.requestReopen()
 	}
 }
 
@@ -292,9 +292,9 @@ func (c *candidate) plan(o observation) {
 	}
 	switch {
 	case o.held():
-		c.attempt.check = c.campaign.renewalOverdueAt(o)
+		c.attempt.checkAt = c.campaign.renewalOverdueAt(o)
 	case !o.exists() && o.missedHolderUID != "": // a watch brings a deletion sooner
-		c.attempt.check = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
+		c.attempt.checkAt = c.campaign.clock.now().mono.Add(c.campaign.options.renewInterval)
 	}
 	switch {
 	case o.strategy:

@@ -175,10 +175,10 @@ func TestLateEventsOfSharedWatch(t *testing.T) {
 		{"deleted, and it does not", old(held, watch.Deleted), record{}, record{version: 7}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			doubted := false
+			contradicted := false
 			r := &leaseStore{
 				name: "x", clock: systemClock{}, fallback: D, ours: func(term) bool { return false },
-				changed: make(chan struct{}, 1), doubt: func() { doubted = true },
+				changed: make(chan struct{}, 1), contradicted: func() { contradicted = true },
 			}
 			if err := r.addEvent(tt.event, true); err != nil || r.latest().known {
 				t.Errorf("known before the first read: %v", err)
@@ -187,8 +187,8 @@ func TestLateEventsOfSharedWatch(t *testing.T) {
 			if got := r.latest(); !got.known || got.record != tt.want {
 				t.Errorf("known: %+v, want %+v", got.record, tt.want)
 			}
-			if doubted != tt.reads {
-				t.Errorf("read once more: %v", doubted)
+			if contradicted != tt.reads {
+				t.Errorf("read once more: %v", contradicted)
 			}
 		})
 	}

@@ -58,7 +58,7 @@ type holderWatch struct {
 	last     term      // of the holder that was yielded last; zero for nobody
 	address  string    // of the same
 	since    time.Time // when the holder was last seen to do something
-	check    time.Time // when to check whether the watch missed something; zero when that was done
+	checkAt  time.Time // when to check whether the watch missed something; zero when that was done
 }
 
 // next returns the holder to yield, if it is another than the last one, else for how long nothing changes by itself.
@@ -84,20 +84,20 @@ func (w *holderWatch) next() (h Holder, changed bool, wait time.Duration) {
 	return h, changed, wait
 }
 
-// untilCheck returns how long to wait for news of the holder in o, whose lease expires in left. The watch is doubted
+// untilCheck returns how long to wait for news of the holder in o, whose lease expires in left. The watch is checked
 // once on the way, when the holder would have renewed: it may have fallen silent.
 func (w *holderWatch) untilCheck(o observation, left time.Duration) time.Duration {
 	c := w.campaign
 	if w.since != o.since {
-		w.since, w.check = o.since, c.renewalOverdueAt(o)
+		w.since, w.checkAt = o.since, c.renewalOverdueAt(o)
 	}
-	if w.check.IsZero() {
+	if w.checkAt.IsZero() {
 		return left
 	}
-	if wait := w.check.Sub(c.clock.now().mono); wait > 0 {
+	if wait := w.checkAt.Sub(c.clock.now().mono); wait > 0 {
 		return min(wait, left)
 	}
-	w.check = time.Time{}
-	c.reflector.doubt()
+	w.checkAt = time.Time{}
+	c.reflector.requestCheck()
 	return left
 }

@@ -31,12 +31,12 @@ type reflector struct {
 	running      sync.WaitGroup // run
 	delays       *delays        // owned by run
 	pollUntil    time.Time      // no watch is tried before; owned by run
-	anyState     bool           // the next watch begins with what there is; owned by run
+	openAfresh   bool           // the next watch is opened afresh, at any state; owned by run
 	alarm        chan struct{}  // has room for one: there is something for run to look at
 
 	mu        sync.Mutex // protects following
-	overdue   bool       // news was expected that did not come
-	reopen    bool       // the watch is not to be trusted any more
+	checkDue  bool       // run is to check whether the watch missed something
+	reopenDue bool       // the check is to end with another watch in any case
 	sleeping  bool       // run has returned, and is started again when there is something to look at
 	closed    bool       // it is not started again
 	following string     // how the Lease is followed, for the Monitor
@@ -104,7 +104,7 @@ func (r *reflector) readAfresh(ctx context.Context) error {
 		return err
 	}
 	r.store.replace(rec)
-	r.distrust()
+	r.requestReopen()
 	return nil
 }
 
@@ -151,72 +151,74 @@ func (r *reflector) get(ctx context.Context) (record, error) {
 	}
 }
 
-// watchLag bounds how long a watch is waited for that has news, before it is doubted.
+// watchLag bounds how long it takes a watch that lives to bring a write.
 const watchLag = 100 * time.Millisecond
 
-// expectVersion checks the watch if it has not brought version, which we wrote a while ago.
-func (r *reflector) expectVersion(version uint64) {
-	if heard, _ := r.store.newest(); heard >= version {
+// requestCheckUnlessHeard asks for a check if nothing has brought version, which we wrote a while ago. Where the shared
+// watch follows the Lease, that one is opened again without a read.
+func (r *reflector) requestCheckUnlessHeard(version uint64) {
+	if heard, _ := r.store.heardVersion(); heard >= version {
 		return
 	}
 	r.mu.Lock()
 	sleeping := r.sleeping
 	r.mu.Unlock()
 	if sleeping {
-		r.subscription.late(version)
+		r.subscription.notBrought(version)
 	} else {
-		r.doubt()
+		r.requestCheck()
 	}
 }
 
-// distrust opens another watch, after a read.
-func (r *reflector) distrust() {
+// requestCheck makes run read the Lease, and open another watch if this one missed something.
+func (r *reflector) requestCheck() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reopen = true
-	r.doubtLocked()
+	r.requestCheckLocked()
 }
 
-// distrusts reports whether another watch is to be opened.
-func (r *reflector) distrusts() bool {
+// requestReopen makes run read the Lease, and open another watch in any case.
+func (r *reflector) requestReopen() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.reopen
+	r.reopenDue = true
+	r.requestCheckLocked()
 }
 
-// doubt checks the watch, which did not bring the news that was expected.
-func (r *reflector) doubt() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.doubtLocked()
-}
-
-func (r *reflector) doubtLocked() {
-	r.overdue = true
+func (r *reflector) requestCheckLocked() {
+	r.checkDue = true
 	r.wakeLocked()
 }
 
-// takeOverdue reports whether news is overdue, which the caller looks into.
-func (r *reflector) takeOverdue() bool {
+// takeCheck reports whether a check was asked for, which the caller makes.
+func (r *reflector) takeCheck() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	overdue := r.overdue
-	r.overdue = false
-	return overdue
+	due := r.checkDue
+	r.checkDue = false
+	return due
 }
 
-// missedNews reads the Lease because news is overdue, and reports whether the watch missed some.
-func (r *reflector) missedNews(ctx context.Context) (bool, error) {
-	heard, uid := r.store.newest()
+// reopenRequested reports whether the check is to end with another watch in any case.
+func (r *reflector) reopenRequested() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reopenDue
+}
+
+// check reads the Lease, and reports whether another watch is to be opened: because this one missed something, or
+// because that was asked for.
+func (r *reflector) check(ctx context.Context) (reopen bool, err error) {
+	heard, uid := r.store.heardVersion()
 	if _, err := r.read(ctx); err != nil {
 		return false, err
 	}
-	nowHeard, nowUID := r.store.newest()
+	nowHeard, nowUID := r.store.heardVersion()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	missed := r.reopen || nowHeard != heard || nowUID != uid // a deletion has no version to be heard
-	r.reopen = false
-	return missed, nil
+	reopen = r.reopenDue || nowHeard != heard || nowUID != uid // a deletion has no version to be heard
+	r.reopenDue = false
+	return reopen, nil
 }
 
 // run follows the Lease until ctx ends, or until the shared watch does it. It begins with what was just read, if
@@ -268,12 +270,12 @@ func (r *reflector) followByOwnWatch(ctx context.Context, now time.Time, read bo
 	defer w.Stop()
 	r.setFollowing("watch")
 	err = r.receive(ctx, w)
-	r.anyState = versionExpired(err)
+	r.openAfresh = versionExpired(err)
 	return err
 }
 
 // openOwnWatch opens a watch of the Lease in bounded time: from what is known on or, where the server has forgotten
-// what happened since, at any state, which is no failure.
+// what happened since, afresh, which is no failure.
 func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 	done, err := r.client.permit(ctx)
 	if err != nil {
@@ -284,7 +286,7 @@ func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 		return openWatch(ctx, r.lease.user, r.clock, r.timeout.current(),
 			func(ctx context.Context) (watch.Interface, error) { return r.lease.watch(ctx, from) })
 	}
-	if !r.anyState {
+	if !r.openAfresh {
 		if w, err := open(r.store.latest().record); !versionExpired(err) {
 			return w, err
 		}
@@ -292,7 +294,7 @@ func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 	return open(record{})
 }
 
-// receive records what w brings until it ends, misses news, or the shared watch is to be used.
+// receive records what w brings until it ends, another one is to be opened, or the shared watch serves the Lease.
 func (r *reflector) receive(ctx context.Context, w watch.Interface) error {
 	for {
 		select {
@@ -308,10 +310,10 @@ func (r *reflector) receive(ctx context.Context, w watch.Interface) error {
 			if r.subscription.serves() {
 				return nil
 			}
-			if !r.takeOverdue() {
+			if !r.takeCheck() {
 				continue
 			}
-			if missed, err := r.missedNews(ctx); missed || err != nil {
+			if reopen, err := r.check(ctx); reopen || err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -334,7 +336,7 @@ func (r *reflector) sleepUntilWoken() bool {
 	return true
 }
 
-// wake makes run look at the shared watch and at what is overdue.
+// wake makes run look at the shared watch, and whether a check is due.
 func (r *reflector) wake() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,21 +22,21 @@ func TestRefusedWatchPause(t *testing.T) {
 	}
 }
 
-// A watch is to be looked into if it has not brought what was written, and replaced if it has missed something.
-func TestOverdueNews(t *testing.T) {
+// A watch is checked if it has not brought what was written, and replaced if it has missed something.
+func TestReflectorCheck(t *testing.T) {
 	edit := func(w *world) {
 		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": ""} })
 	}
 	for _, tt := range []struct {
-		name     string
-		distrust bool
-		happens  func(*world) // that the watch does not bring
-		missed   bool
+		name    string
+		request bool         // another watch is asked for
+		happens func(*world) // that the watch does not bring
+		reopen  bool
 	}{
 		{"nothing was missed", false, func(*world) {}, false},
 		{"an edit was missed", false, edit, true},
 		{"a deletion was missed", false, func(w *world) { w.srv.Delete(ns, name) }, true},
-		{"nothing was missed, but it is distrusted", true, func(*world) {}, true},
+		{"nothing was missed, but another one is asked for", true, func(*world) {}, true},
 		{"it cannot be told", false, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -48,17 +48,17 @@ func TestOverdueNews(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if r.expectVersion(rec.version); r.takeOverdue() || len(r.alarm) > 0 {
-					t.Error("what was heard is overdue")
+				if r.requestCheckUnlessHeard(rec.version); r.takeCheck() || len(r.alarm) > 0 {
+					t.Error("a check for what was heard")
 				}
-				if r.expectVersion(rec.version + 1); len(r.alarm) != 1 || !r.takeOverdue() || r.takeOverdue() {
-					t.Error("what was not heard is not overdue, or twice")
+				if r.requestCheckUnlessHeard(rec.version + 1); len(r.alarm) != 1 || !r.takeCheck() || r.takeCheck() {
+					t.Error("no check for what was not heard, or two")
 				}
 				<-r.alarm
-				if tt.distrust {
-					r.distrust()
-					if !r.distrusts() || len(r.alarm) != 1 || !r.takeOverdue() {
-						t.Error("it is not distrusted, or not looked into")
+				if tt.request {
+					r.requestReopen()
+					if !r.reopenRequested() || len(r.alarm) != 1 || !r.takeCheck() {
+						t.Error("no check for another watch")
 					}
 				}
 				refuses := leasetest.ServiceUnavailable()
@@ -69,9 +69,9 @@ func TestOverdueNews(t *testing.T) {
 						return leasetest.Fault{Err: refuses}
 					})
 				}
-				missed, err := r.missedNews(w.Context())
-				if missed != tt.missed || (err != nil) != (tt.happens == nil) || r.distrusts() {
-					t.Errorf("missed: %v, want %v; %v", missed, tt.missed, err)
+				reopen, err := r.check(w.Context())
+				if reopen != tt.reopen || (err != nil) != (tt.happens == nil) || r.reopenRequested() {
+					t.Errorf("another watch: %v, want %v; %v", reopen, tt.reopen, err)
 				}
 				if !c.client.permits.TryAcquire(maxInFlight) {
 					t.Error("a permit was not given back")
@@ -138,8 +138,8 @@ func TestReads(t *testing.T) {
 						t.Errorf("%v, want %q", err, tt.want)
 					}
 					known := c.store.latest().known
-					if known != (tt.want == "") || c.reflector.distrusts() != (afresh && known) {
-						t.Errorf("known: %v, another watch is to be opened: %v", known, c.reflector.distrusts())
+					if known != (tt.want == "") || c.reflector.reopenRequested() != (afresh && known) {
+						t.Errorf("known: %v, another watch is asked for: %v", known, c.reflector.reopenRequested())
 					}
 					if !tt.permit {
 						c.client.permits.Release(maxInFlight)

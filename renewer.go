@@ -154,7 +154,7 @@ func (r *renewer) renew(ctx context.Context, now instant) {
 	if r.absorb(&on); s.loss() != nil {
 		return
 	}
-	r.reflector.expectVersion(r.versionDue(&known, now))
+	r.reflector.requestCheckUnlessHeard(r.versionDue(&known, now))
 	stamp := s.campaign.claims.stamps.forRenewal(on)
 	r.pending = append(r.pending, renewal{stamp, now})
 	r.inFlight, r.wanted, r.last = true, false, now

@@ -223,7 +223,7 @@ func TestAbsorbedLosses_G6(t *testing.T) {
 	}
 }
 
-// A watch is not doubted for what was answered just before a renewal, but for that a renewal later.
+// A watch is not checked for what was answered just before a renewal, but for that a renewal later.
 func TestRenewalRightAfterAnswer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		r, _ := idleRenewer(w, heldByB, nil)
@@ -236,7 +236,7 @@ func TestRenewalRightAfterAnswer(t *testing.T) {
 }
 
 // A renewal is told from the write before it even if both were made in the same microsecond, it is noted before it is
-// sent, and it doubts a watch that has not brought what it builds upon.
+// sent, and it asks for a check of a watch that has not brought what it builds upon.
 func TestRenewalIsToldApart(t *testing.T) {
 	inWorld(t, func(w *world) {
 		own := heldByB.but(func(r *record) { r.duration, r.renewed = D, time.Now().UTC().Truncate(time.Microsecond) })
@@ -248,7 +248,7 @@ func TestRenewalIsToldApart(t *testing.T) {
 		if want := []renewal{{own.renewed.Add(time.Microsecond), now}}; !slices.Equal(r.pending, want) {
 			t.Errorf("pending: %v, want %v", r.pending, want)
 		}
-		if !r.inFlight || r.wanted || r.last != now || !r.reflector.takeOverdue() {
+		if !r.inFlight || r.wanted || r.last != now || !r.reflector.takeCheck() {
 			t.Errorf("under way: %v, wanted: %v, last: %v", r.inFlight, r.wanted, r.last)
 		}
 		r.group.Wait()

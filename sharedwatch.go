@@ -58,16 +58,16 @@ type sharedWatch struct {
 	stop      context.CancelFunc
 	done      chan struct{} // closed when its goroutine has ended; nil before it has begun
 	polled    bool          // subscribers read from time to time; owned by run
-	afresh    bool          // the watch was opened afresh, and no epoch has begun since; owned by run
-	distrust  chan struct{} // has room for one: a subscriber missed news
+	epochDue  bool          // the watch was opened afresh, and no epoch has begun since; owned by run
+	reopenNow chan struct{} // has room for one: the watch is to be opened again
 
-	mu       sync.Mutex                 // protects following
-	byName   map[string][]*subscription // by the name of the Lease
-	count    int                        // of subscriptions
-	state    sharedState
-	skipped  bool      // the watch left something out
-	version  uint64    // the newest that the watch brought
-	openedAt time.Time // when the watch was opened
+	mu         sync.Mutex                 // protects following
+	byName     map[string][]*subscription // by the name of the Lease
+	count      int                        // of subscriptions
+	state      sharedState
+	openAfresh bool      // the next watch is opened afresh: this one left something out, or cannot go on
+	version    uint64    // the newest that the watch brought
+	openedAt   time.Time // when the watch was opened
 }
 
 // A sharedState is what subscribers need to know of the shared watch.
@@ -133,7 +133,7 @@ func (s *sharedClient) newSharedWatch(r *reflector, o *options) *sharedWatch {
 		timeout:   r.timeout,
 		interval:  r.interval,
 		threshold: o.hooks.shareFrom,
-		distrust:  make(chan struct{}, 1),
+		reopenNow: make(chan struct{}, 1),
 		byName:    map[string][]*subscription{},
 	}
 	w.user = &userCode{clock: w.clock, abort: w.abort}
@@ -199,16 +199,16 @@ func (s *subscription) follow(ctx context.Context) (served bool, err error) {
 	r := s.reflector
 	for ctx.Err() == nil {
 		state, read := s.look()
-		overdue := r.takeOverdue()
+		check := r.takeCheck()
 		switch {
 		case !state.used:
 			return false, nil
 		case !state.serving:
-			s.poll(ctx, overdue)
+			s.poll(ctx, check)
 		case !read:
 			err = s.readInEpoch(ctx, state.epoch)
-		case overdue:
-			err = s.verify(ctx, state.serial)
+		case check:
+			err = s.checkAndReport(ctx, state.serial)
 		case r.sleepUntilWoken():
 			return true, nil
 		}
@@ -232,15 +232,15 @@ func (s *subscription) setEpoch(epoch uint64) {
 	s.epoch = epoch
 }
 
-// poll waits while the shared watch does not serve, and reads.
-func (s *subscription) poll(ctx context.Context, overdue bool) {
+// poll reads now and then while the shared watch does not serve, and at once where a check was asked for.
+func (s *subscription) poll(ctx context.Context, check bool) {
 	r := s.reflector
 	wait, following := r.interval, "poll"
 	if !r.store.latest().known { // perhaps the watch opens just now; then one read is enough
 		wait, following = min(longestDelay, wait), ""
 	}
 	r.setFollowing(following)
-	if overdue || r.pause(ctx, wait) {
+	if check || r.pause(ctx, wait) {
 		r.read(ctx) // logs its own failure
 	}
 }
@@ -261,32 +261,32 @@ func (s *subscription) readInEpoch(ctx context.Context, epoch uint64) error {
 	return nil
 }
 
-// verify reads the Lease because news is overdue, and reports what the watch missed.
-func (s *subscription) verify(ctx context.Context, serial int) error {
+// checkAndReport checks whether the watch with that serial missed something, and makes it be opened again then.
+func (s *subscription) checkAndReport(ctx context.Context, serial int) error {
 	r := s.reflector
-	distrusted := r.distrusts()
-	missed, err := r.missedNews(ctx)
+	requested := r.reopenRequested()
+	reopen, err := r.check(ctx)
 	if err != nil {
-		r.doubt() // still
+		r.requestCheck() // still
 		return err
 	}
-	if distrusted && !r.store.latest().exists() {
+	if requested && !r.store.latest().exists() {
 		s.watch.reopenAfresh()
 		return nil
 	}
-	for missed && ctx.Err() == nil && !s.watch.reportMissed(r, serial) {
+	for reopen && ctx.Err() == nil && s.watch.reportMissed(r, serial) {
 		r.pause(ctx, r.interval)
 	}
 	return nil
 }
 
-// late reports that the watch did not bring a version that was written long ago.
-func (s *subscription) late(version uint64) {
+// notBrought makes the watch be opened again if it did not bring version, which was written long ago.
+func (s *subscription) notBrought(version uint64) {
 	w := s.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !s.reflector.store.brought(version) {
-		w.suspectLocked(version)
+	if !s.reflector.store.watchBrought(version) {
+		w.reopenLocked(version)
 	}
 }
 
@@ -340,7 +340,7 @@ func (w *sharedWatch) run(ctx context.Context) {
 func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 	events, err := w.open(ctx)
 	if versionExpired(err) { // which is no failure
-		w.forgetVersion()
+		w.reopenAfresh()
 		events, err = w.open(ctx)
 	}
 	w.failures.record("watch", err)
@@ -362,7 +362,7 @@ func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 			if err := w.handOut(event); err != nil {
 				w.log.debug("the shared watch ended", "error", err)
 				if !progress {
-					w.forgetVersion() // another one from there would bring the same error
+					w.reopenAfresh() // another one from there would bring the same error
 				}
 				return lasted, err
 			}
@@ -370,7 +370,7 @@ func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 		case <-timer.C:
 			lasted = true
 			w.serve()
-		case <-w.distrust:
+		case <-w.reopenNow:
 			return lasted, errMissedEvents
 		case <-ctx.Done():
 			return lasted, nil
@@ -381,11 +381,11 @@ func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 // serve makes the subscribers go by the watch that is open; in a new epoch, if it does not go on where the last one
 // ended.
 func (w *sharedWatch) serve() {
-	afresh := w.afresh
-	w.polled, w.afresh = false, false
+	epochDue := w.epochDue
+	w.polled, w.epochDue = false, false
 	w.update(func(s *sharedState) {
 		s.used, s.serving = true, true
-		if afresh {
+		if epochDue {
 			s.epoch++
 		}
 	})
@@ -398,7 +398,7 @@ var errMissedEvents = errors.New("the watch missed events")
 func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 	opts := metav1.ListOptions{AllowWatchBookmarks: true}
 	w.mu.Lock()
-	if w.skipped {
+	if w.openAfresh {
 		w.version = 0
 	}
 	if w.version > 0 {
@@ -418,22 +418,15 @@ func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 	w.state.serial++
 	w.openedAt = w.clock.now().mono
 	if opts.ResourceVersion == "" {
-		w.afresh, w.skipped = true, false
+		w.epochDue, w.openAfresh = true, false
 	}
-	if !w.skipped { // else it turned out while this watch was opened
+	if !w.openAfresh { // else it turned out while this watch was opened
 		select {
-		case <-w.distrust: // of the watch before
+		case <-w.reopenNow: // asked for because of the watch before
 		default:
 		}
 	}
 	return events, nil
-}
-
-// forgetVersion makes the next watch open afresh.
-func (w *sharedWatch) forgetVersion() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.version = 0
 }
 
 // update changes the state, and wakes the subscribers if that matters to them.
@@ -475,37 +468,38 @@ func (w *sharedWatch) handOut(event watch.Event) error {
 	return nil
 }
 
-// reportMissed records that the watch with that serial did not bring r what it has read. It returns false if it is too
-// early to tell.
-func (w *sharedWatch) reportMissed(r *reflector, serial int) bool {
+// reportMissed makes run open the watch again if the one with that serial did not bring r what it has read. If it is
+// too early to tell, the caller is to retry.
+func (w *sharedWatch) reportMissed(r *reflector, serial int) (retry bool) {
 	rec := r.store.latest().record
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.state.serial != serial || rec.exists() && r.store.brought(rec.version) {
-		return true // it will, or has by now
+	if w.state.serial != serial || rec.exists() && r.store.watchBrought(rec.version) {
+		return false // it will, or has by now
 	}
 	if !rec.exists() {
-		return w.suspectLocked(math.MaxUint64) // the version of a deletion is not in an answer
+		return w.reopenLocked(math.MaxUint64) // the version of a deletion is not in an answer
 	}
-	return w.suspectLocked(rec.version)
+	return w.reopenLocked(rec.version)
 }
 
-// reopenAfresh makes run open the watch again, at any state, because it did not bring the deletion of a Lease for long.
+// reopenLocked makes run open the watch again that did not bring version: after what it brought, or afresh if it left
+// that out. If the watch was opened only just now, nothing is done, and the caller may retry. The caller holds mu.
+func (w *sharedWatch) reopenLocked(version uint64) (retry bool) {
+	if w.clock.now().mono.Sub(w.openedAt) < w.interval {
+		return true
+	}
+	w.openAfresh = w.openAfresh || version <= w.version
+	signal(w.reopenNow)
+	return false
+}
+
+// reopenAfresh makes run open the watch again, afresh.
 func (w *sharedWatch) reopenAfresh() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.skipped = true
-	signal(w.distrust)
-}
-
-// suspectLocked opens the watch again that did not bring version, unless that was just done. The caller holds mu.
-func (w *sharedWatch) suspectLocked(version uint64) bool {
-	if w.clock.now().mono.Sub(w.openedAt) < w.interval {
-		return false
-	}
-	w.skipped = w.skipped || version <= w.version
-	signal(w.distrust)
-	return true
+	w.openAfresh = true
+	signal(w.reopenNow)
 }
 
 // describe adds to an API error what its reader needs.

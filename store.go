@@ -19,25 +19,25 @@ type leaseStore struct {
 	ours            func(term) bool // reports whether the campaign wrote a term
 	changed         chan struct{}   // has room for one: there is news since it was last received from
 	changedAny      chan struct{}   // the same for the Leases of all slots together
-	doubt           func()          // called without mu when an event contradicts what is known: only a read decides
+	contradicted    func()          // called without mu when an event contradicts what is known: only a read decides
 
-	mu       sync.Mutex // protects following; taken before the claims' mutex
-	seen     observation
-	early    watch.Event // the newest event of the shared watch that came before the first read answered
-	heard    uint64      // the newest version that did not come from our own writes
-	watched  uint64      // the newest version that a watch brought
-	doubtful bool        // doubt is to be called
-	updates  uint64      // how often the Lease was seen to change
-	updated  time.Time   // when it last was
+	mu            sync.Mutex // protects following; taken before the claims' mutex
+	seen          observation
+	early         watch.Event // the newest event of the shared watch that came before the first read answered
+	heard         uint64      // the newest version that a read or a watch brought; answers to our writes do not count
+	watched       uint64      // the newest version that a watch brought
+	contradiction bool        // contradicted is to be called
+	updates       uint64      // how often the Lease was seen to change
+	updated       time.Time   // when it last was
 }
 
-// unlock unlocks mu, and passes doubt on.
+// unlock unlocks mu, and calls contradicted if it is to be called.
 func (s *leaseStore) unlock() {
-	doubtful := s.doubtful
-	s.doubtful = false
+	contradiction := s.contradiction
+	s.contradiction = false
 	s.mu.Unlock()
-	if doubtful {
-		s.doubt()
+	if contradiction {
+		s.contradicted()
 	}
 }
 
@@ -174,7 +174,7 @@ func (s *leaseStore) addEventLocked(kind watch.EventType, rec record, shared boo
 	case absent && rec.version == s.seen.version, // it seems not to have been deleted
 		// it may be older than the read that found no Lease
 		absent && shared && s.seen.version == 0 && !s.ours(rec.term()):
-		s.doubtful = true
+		s.contradiction = true
 	case rec.version <= s.seen.version:
 		// Old news.
 	case kind == watch.Deleted:
@@ -195,8 +195,8 @@ func (s *leaseStore) backdate(before observation) observation {
 	return s.seen
 }
 
-// brought reports whether a watch brought version, or a later one.
-func (s *leaseStore) brought(version uint64) bool {
+// watchBrought reports whether a watch brought version, or a later one.
+func (s *leaseStore) watchBrought(version uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.watched >= version
@@ -220,8 +220,9 @@ func (s *leaseStore) replace(rec record) {
 	s.setLocked(rec)
 }
 
-// newest returns the newest version that did not come from our own writes, and the uid of the Lease.
-func (s *leaseStore) newest() (heard uint64, uid types.UID) {
+// heardVersion returns the newest version that a read or a watch brought, and the uid of the Lease. A watch need not
+// bring what was read before it was opened.
+func (s *leaseStore) heardVersion() (heard uint64, uid types.UID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.heard, s.seen.uid

@@ -24,15 +24,16 @@ func writtenLease(r record) *coordinationv1.Lease {
 	return l
 }
 
-// newStore returns a store in which the terms of "me" are ours, and a function that reports whether it doubted the
-// watch.
+// newStore returns a store in which the terms of "me" are ours, and a function that reports whether an event
+// contradicted what it knew.
 func newStore() (*leaseStore, func() bool) {
-	doubted := false
+	contradicted := false
 	return &leaseStore{
 		namespace: "ns", name: "x", clock: virtualClock{}, fallback: 15 * time.Second,
 		ours:    func(t term) bool { return t.identity == "me" },
-		changed: make(chan struct{}, 1), changedAny: make(chan struct{}, 1), doubt: func() { doubted = true },
-	}, func() bool { return doubted }
+		changed: make(chan struct{}, 1), changedAny: make(chan struct{}, 1),
+		contradicted: func() { contradicted = true },
+	}, func() bool { return contradicted }
 }
 
 // What is known of a Lease after answers and events, in seconds after the first. The Lease is held by b for 10 s at
@@ -75,7 +76,7 @@ func TestLeaseStore(t *testing.T) {
 		acquirable     int // when
 		heard, watched uint64
 		updates        uint64
-		doubted        bool
+		contradicted   bool
 	}{
 		{"read", []step{read(at(7))}, at(7), 10, 7, 0, 1, false},
 		{"none", []step{read(none)}, none, 0, 0, 0, 1, false},
@@ -150,7 +151,7 @@ func TestLeaseStore(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, doubted := newStore()
+				s, contradicted := newStore()
 				began := time.Now()
 				for i, step := range tt.steps {
 					updates := s.updates
@@ -175,17 +176,17 @@ func TestLeaseStore(t *testing.T) {
 				if want := time.Duration(tt.acquirable) * time.Second; acquirable != want {
 					t.Errorf("acquirable after %v, want %v", acquirable, want)
 				}
-				if heard, uid := s.newest(); heard != tt.heard || uid != tt.want.uid {
+				if heard, uid := s.heardVersion(); heard != tt.heard || uid != tt.want.uid {
 					t.Errorf("heard version %d of %q, want %d of %q", heard, uid, tt.heard, tt.want.uid)
 				}
-				if !s.brought(tt.watched) || s.brought(tt.watched+1) {
+				if !s.watchBrought(tt.watched) || s.watchBrought(tt.watched+1) {
 					t.Errorf("the watch brought version %d, want %d", s.watched, tt.watched)
 				}
 				if s.updates != tt.updates {
 					t.Errorf("%d updates, want %d", s.updates, tt.updates)
 				}
-				if doubted() != tt.doubted || s.doubtful {
-					t.Errorf("doubted: %v, want %v", doubted(), tt.doubted)
+				if contradicted() != tt.contradicted || s.contradiction {
+					t.Errorf("contradicted: %v, want %v", contradicted(), tt.contradicted)
 				}
 			})
 		})
