@@ -213,10 +213,10 @@ func (r *reflector) check(ctx context.Context) (reopen bool, err error) {
 	if _, err := r.read(ctx); err != nil {
 		return false, err
 	}
-	nowHeard, nowUID := r.store.heardVersion()
+	missed := r.store.watchMissed(heard, uid)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	reopen = r.reopenDue || nowHeard != heard || nowUID != uid // a deletion has no version to be heard
+	reopen = missed || r.reopenDue
 	r.reopenDue = false
 	return reopen, nil
 }

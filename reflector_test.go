@@ -25,19 +25,26 @@ func TestRefusedWatchPause(t *testing.T) {
 // A watch is checked if it has not brought what was written, and replaced if it has missed something.
 func TestReflectorCheck(t *testing.T) {
 	edit := func(w *world) {
-		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edited": ""} })
+		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+			l.Labels = map[string]string{"edited": l.Labels["edited"] + "x"}
+		})
 	}
+	remove := func(w *world) { w.srv.Delete(ns, name) }
 	for _, tt := range []struct {
 		name    string
 		request bool         // another watch is asked for
-		happens func(*world) // that the watch does not bring
+		brought func(*world) // what the watch brings while the Lease is read; nil for nothing
+		missed  func(*world) // what it does not bring
 		reopen  bool
 	}{
-		{"nothing was missed", false, func(*world) {}, false},
-		{"an edit was missed", false, edit, true},
-		{"a deletion was missed", false, func(w *world) { w.srv.Delete(ns, name) }, true},
-		{"nothing was missed, but another one is asked for", true, func(*world) {}, true},
-		{"it cannot be told", false, nil, false},
+		{"nothing happens", false, nil, func(*world) {}, false},
+		{"an edit is missed", false, nil, edit, true},
+		{"a deletion is missed", false, nil, remove, true},
+		{"an edit is brought", false, edit, func(*world) {}, false},
+		{"a deletion is brought", false, remove, func(*world) {}, false},
+		{"the second edit is missed", false, edit, edit, true},
+		{"nothing is missed, but another one is asked for", true, nil, func(*world) {}, true},
+		{"the read fails", false, nil, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -61,16 +68,26 @@ func TestReflectorCheck(t *testing.T) {
 						t.Error("no check for another watch")
 					}
 				}
-				refuses := leasetest.ServiceUnavailable()
-				if tt.happens != nil {
-					tt.happens(w)
-				} else {
-					w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
-						return leasetest.Fault{Err: refuses}
-					})
+				watching, err := r.lease.watch(w.Context(), rec)
+				if err != nil {
+					t.Fatal(err)
 				}
+				defer watching.Stop()
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					if tt.missed == nil {
+						return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+					}
+					if tt.brought != nil {
+						tt.brought(w)
+						if err := r.store.addEvent(<-watching.ResultChan(), false); err != nil {
+							t.Error(err)
+						}
+					}
+					tt.missed(w)
+					return leasetest.Fault{}
+				})
 				reopen, err := r.check(w.Context())
-				if reopen != tt.reopen || (err != nil) != (tt.happens == nil) || r.reopenRequested() {
+				if reopen != tt.reopen || (err != nil) != (tt.missed == nil) || r.reopenRequested() {
 					t.Errorf("another watch: %v, want %v; %v", reopen, tt.reopen, err)
 				}
 				if !c.client.permits.TryAcquire(maxInFlight) {

@@ -228,6 +228,17 @@ func (s *leaseStore) heardVersion() (heard uint64, uid types.UID) {
 	return s.heard, s.seen.uid
 }
 
+// watchMissed reports whether a read found something that the watch has not brought, since heardVersion returned heard
+// and uid.
+func (s *leaseStore) watchMissed(heard uint64, uid types.UID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.heard != heard {
+		return s.watched < s.heard
+	}
+	return uid != "" && !s.seen.exists() // a deletion has no version to be heard, unless a watch brings it
+}
+
 // describe adds to status what is known of the Lease.
 func (s *leaseStore) describe(status *LeaseStatus) {
 	s.mu.Lock()
