@@ -1,0 +1,646 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-go/leasehold/leasetest"
+)
+
+// What becomes of a claim whose outcome is unknown when the campaign ends. It takes a third of the renew deadline at
+// most, by the campaign's clock.
+func TestResolveDoubt(t *testing.T) {
+	const rate = 2
+	const most = R / 3 / rate
+	const warning = `msg="lease perhaps not released; if it was acquired, it will expire"`
+	fate := func(verb string, f leasetest.Fault) func(leasetest.Request) leasetest.Fault {
+		return func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != verb {
+				return leasetest.Fault{}
+			}
+			return f
+		}
+	}
+	for _, tt := range []struct {
+		name     string
+		holder   string // who has acquired the lease
+		fate     func(leasetest.Request) leasetest.Fault
+		noPermit bool
+		sent     string
+		took     time.Duration
+		left     string // who holds the lease at the end
+		warned   bool
+	}{
+		{name: "it acquired the lease", holder: "a", sent: "get patch"},
+		{name: "another did", holder: "b", sent: "get", left: "b"},
+		{name: "the read fails", holder: "a", fate: fate("get", leasetest.Fault{Err: leasetest.Unauthorized()}),
+			sent: "get", left: "a", warned: true},
+		{name: "the read is slow, and the release is lost", holder: "a",
+			fate: func(r leasetest.Request) leasetest.Fault {
+				if r.Verb == "get" {
+					return leasetest.Fault{After: most / 2}
+				}
+				return leasetest.Fault{Drop: leasetest.TheRequest}
+			}, sent: "get get get get patch", took: most, left: "a", warned: true},
+		{name: "there is no permit", holder: "a", noPermit: true, took: most, left: "a", warned: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, withClock(rateClock{time.Now(), rate}))
+				n := c.claims.begin(record{}, "a", c.clock.now().mono)
+				c.claims.recordOutcome(n, context.DeadlineExceeded, false)
+				held := *c.lease
+				held.identity = tt.holder
+				if _, err := held.create(w.Context(), n.term.acquired); err != nil {
+					t.Fatal(err)
+				}
+				var mu sync.Mutex
+				var sent []string
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					mu.Lock()
+					defer mu.Unlock()
+					sent = append(sent, r.Verb)
+					if tt.fate == nil {
+						return leasetest.Fault{}
+					}
+					return tt.fate(r)
+				})
+				if tt.noPermit {
+					c.client.permits.Acquire(w.Context(), maxInFlight)
+				}
+				began := time.Now()
+				c.resolveDoubt()
+				if took := time.Since(began); took != tt.took {
+					t.Errorf("took %v, want %v", took, tt.took)
+				}
+				if tt.noPermit {
+					c.client.permits.Release(maxInFlight)
+				}
+				if got := strings.Join(sent, " "); got != tt.sent {
+					t.Errorf("sent %q, want %q", got, tt.sent)
+				}
+				if w.holder() != tt.left || c.claims.inDoubt() != nil {
+					t.Errorf("held by %q, want %q; in doubt: %v", w.holder(), tt.left, c.claims.inDoubt())
+				}
+				w.sleep(0)
+				if warned := w.logged(warning) == 1; warned != tt.warned {
+					t.Errorf("warned: %v", warned)
+				}
+			})
+		})
+	}
+}
+
+// halfChance is chance that always gives the middle.
+func halfChance(n time.Duration) time.Duration { return n / 2 }
+
+// What a candidate plans to do about the Lease, in each state.
+func TestPlan(t *testing.T) {
+	const (
+		ms     = time.Millisecond
+		window = contentionWindow(100 * ms)
+		never  = time.Duration(-1)
+	)
+	spread := window.delay(0.5)
+	seen := func(r record, ago time.Duration) func(*leaseStore) {
+		return func(s *leaseStore) {
+			s.addRead(r, observation{})
+			s.seen.since = s.seen.since.Add(-ago)
+		}
+	}
+	free := record{uid: "u", version: 9}
+	freeFor := func(next string) record { return free.but(func(r *record) { r.notes.Successor = next }) }
+	byUs := heldByB.but(func(r *record) { r.identity = "a" })
+	for _, tt := range []struct {
+		name     string
+		opts     []Option
+		known    func(*leaseStore)
+		before   func(*candidate)
+		at       time.Duration // from now; -1 for a time long ago
+		check    time.Duration // 0 for none
+		register time.Duration // 0 for none
+		logs     string
+	}{
+		{name: "held", known: seen(heldByB, 0), at: 10*time.Second + spread, check: 6500 * ms},
+		{name: "held, and not renewed for a while", known: seen(heldByB, 4*time.Second), at: 6*time.Second + spread,
+			check: 2500 * ms},
+		{name: "free", known: seen(free, 0), at: spread},
+		{name: "released to us", known: seen(freeFor("a"), 0), at: 0},
+		{name: "released to another", known: seen(freeFor("c"), 0), at: 875 * ms},
+		{name: "released to another, and the window is wide", known: seen(freeFor("c"), 0),
+			opts: []Option{WithDuration(time.Second)}, before: func(c *candidate) { c.rivals.window = longestWindow },
+			at: longestWindow.delay(0.5)},
+		{name: "released to another, but it is hasty", known: seen(freeFor("c"), 0),
+			before: func(c *candidate) { c.hasty = true }, at: spread},
+		{name: "no Lease", known: seen(record{}, 0), at: spread},
+		{name: "no Lease any more", known: func(s *leaseStore) {
+			s.addRead(heldByB, observation{})
+			s.addRead(record{}, s.latest())
+		}, at: D + spread, check: I},
+		{name: "by strategy", known: seen(heldByB.but(func(r *record) { r.strategy = true }), 0), at: maxDuration,
+			check: 6500 * ms, logs: `msg="waiting until the Lease has no strategy"`},
+		{name: "in our name", known: seen(byUs, 0), at: 10*time.Second + spread, check: 6500 * ms,
+			logs: `msg="lease held under our own identity`},
+		{name: "in our name, reclaimed", known: seen(byUs, 0), opts: []Option{WithReclaim()}, at: never,
+			check: 6500 * ms},
+		{name: "by another, not reclaimed", known: seen(heldByB, 0), opts: []Option{WithReclaim()},
+			at: 10*time.Second + spread, check: 6500 * ms},
+		{name: "by a term of ours", known: seen(byUs, 0), before: func(c *candidate) {
+			c.campaign.claims.all = append(c.campaign.claims.all, claim{term: byUs.term(), sent: time.Now()})
+		}, at: never, check: 6500 * ms},
+		{name: "to be registered for", known: seen(heldByB, 0), opts: []Option{WithPriority(3)},
+			at: 10*time.Second + spread, check: 6500 * ms, register: 450 * ms},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, append(tt.opts, WithChance(halfChance))...)
+				k := newCandidate(c, &rivals{window: window})
+				if tt.before != nil {
+					tt.before(k)
+				}
+				tt.known(c.store)
+				now := time.Now()
+				c.stalledSince.Store(&now)
+				old := c.claims.begin(record{uid: "u", version: 3}, "a", now)
+				o := c.store.latest()
+				for range 2 { // it warns once
+					k.plan(o)
+				}
+				until := func(t time.Time) time.Duration {
+					if t.Before(now) {
+						return never
+					}
+					return t.Sub(now)
+				}
+				if at := until(k.attempt.at); at != tt.at || k.attempt.on != o.state() {
+					t.Errorf("claims after %v, want %v; %+v", at, tt.at, k.attempt.on)
+				}
+				for _, of := range []struct {
+					what string
+					at   time.Time
+					want time.Duration
+				}{{"checks", k.attempt.checkAt, tt.check}, {"registers", k.attempt.register, tt.register}} {
+					if of.at.IsZero() != (of.want == 0) || of.want != 0 && until(of.at) != of.want {
+						t.Errorf("%s after %v, want %v", of.what, until(of.at), of.want)
+					}
+				}
+				if k.attempt.free == o.held() || c.stalledSince.Load() != nil {
+					t.Errorf("free: %v, stalled since %v", k.attempt.free, c.stalledSince.Load())
+				}
+				if exists := o.exists(); c.claims.include(old.term) == exists {
+					t.Errorf("a claim that cannot take effect any more is kept: %v", exists)
+				}
+				w.sleep(0)
+				for _, line := range []string{`msg="waiting until`, `msg="lease held under our own identity`} {
+					if want := strings.HasPrefix(tt.logs, line); (w.logged(line) == 1) != want || w.logged(line) > 1 {
+						t.Errorf("logged %s %d times", line, w.logged(line))
+					}
+				}
+			})
+		})
+	}
+}
+
+// A candidate before whose try another acquired the lease narrows its window, and one that found it held does not.
+func TestPreempted(t *testing.T) {
+	const window = contentionWindow(160 * time.Millisecond)
+	for _, free := range []bool{false, true} {
+		inWorld(t, func(w *world) {
+			c := idleCampaign(w)
+			k := newCandidate(c, &rivals{window: window})
+			c.store.addRead(heldByB, observation{})
+			k.attempt.free = free
+			k.plan(c.store.latest())
+			if narrowed := k.rivals.window == window-window/16; narrowed != free || !free && k.rivals.window != window {
+				t.Errorf("was free: %v; the window is %v", free, time.Duration(k.rivals.window))
+			}
+			k.attempt.free = true
+			c.store.addRead(record{uid: "u", version: 99}, c.store.latest())
+			before := k.rivals.window
+			if k.plan(c.store.latest()); k.rivals.window != before {
+				t.Errorf("narrowed by a release: %v", time.Duration(k.rivals.window))
+			}
+		})
+	}
+}
+
+// How long a candidate waits, and when it doubts its watch.
+func TestUntilAttempt(t *testing.T) {
+	soon, later := 5*time.Second, 20*time.Second
+	for _, tt := range []struct {
+		name      string
+		mode      CreateMode
+		rec       record // known
+		unknown   bool
+		at        time.Duration // as it was planned
+		check     time.Duration // as it was planned; 0 for none
+		missed    time.Duration // until when a missed holder may lead; 0 for none
+		want      time.Duration
+		overdue   bool // the watch is looked into
+		distrust  bool // and is replaced
+		checkNext time.Duration
+	}{
+		{name: "not known", unknown: true, want: maxDuration},
+		{name: "may be claimed", rec: heldByB, at: -1, check: soon, want: -1, checkNext: soon},
+		{name: "may be claimed now", rec: heldByB, at: 0, check: -1, want: 0, checkNext: -1},
+		{name: "later", rec: heldByB, at: later, want: later},
+		{name: "checked before", rec: heldByB, at: later, check: soon, want: soon, checkNext: soon},
+		{name: "checked after", rec: heldByB, at: soon, check: later, want: soon, checkNext: later},
+		{name: "to be checked", rec: heldByB, at: later, check: -1, want: later, overdue: true},
+		{name: "to be checked just now", rec: heldByB, at: later, check: 1, want: 1, checkNext: 1},
+		{name: "no Lease", at: -1, want: -1},
+		{name: "no Lease, and it is not created", mode: UseExisting, at: -1, want: maxDuration},
+		{name: "no Lease, to be checked", at: later, check: -1, want: later, overdue: true},
+		{name: "no Lease, and it is not created, to be checked", mode: UseExisting, at: -1, check: -1, missed: later,
+			want: later, overdue: true, checkNext: later},
+		{name: "no Lease for long, and it is not created", mode: UseExisting, at: -1, check: -1, missed: -1,
+			want: maxDuration, overdue: true, distrust: true},
+		{name: "held, and it is not created, to be checked", mode: UseExisting, rec: heldByB, at: later, check: -1,
+			want: later, overdue: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, WithCreateMode(tt.mode), WithChance(halfChance))
+				k := newCandidate(c, &rivals{})
+				now := time.Now()
+				if !tt.unknown {
+					c.store.addRead(tt.rec, observation{})
+				}
+				k.attempt = attempt{on: tt.rec.state(), at: now.Add(tt.at)}
+				if tt.check != 0 {
+					k.attempt.checkAt = now.Add(tt.check)
+				}
+				o := c.store.latest()
+				if tt.missed != 0 {
+					o.missedHolderUntil = now.Add(tt.missed)
+				}
+				if got := k.untilAttempt(o); got != tt.want {
+					t.Errorf("waits for %v, want %v", got, tt.want)
+				}
+				if c.reflector.reopenRequested() != tt.distrust || c.reflector.takeCheck() != tt.overdue {
+					t.Errorf("looked into: %v, replaced: %v", !tt.overdue, c.reflector.reopenRequested())
+				}
+				if next := k.attempt.checkAt; next.IsZero() != (tt.checkNext == 0) ||
+					tt.checkNext != 0 && next.Sub(now) != tt.checkNext {
+					t.Errorf("the next check is in %v, want %v", next.Sub(now), tt.checkNext)
+				}
+			})
+		})
+	}
+	t.Run("planned when the Lease changes", func(t *testing.T) {
+		inWorld(t, func(w *world) {
+			c := idleCampaign(w, WithChance(halfChance))
+			k := newCandidate(c, &rivals{})
+			for _, r := range []record{heldByB, {uid: "u", version: 8}, {uid: "v", version: 8}} {
+				c.store.seen = observation{record: r, known: true, since: time.Now()}
+				k.untilAttempt(c.store.latest())
+				if k.attempt.on != r.state() || k.attempt.at.IsZero() {
+					t.Errorf("%+v: planned for %+v", r, k.attempt)
+				}
+			}
+		})
+	})
+}
+
+// What a candidate does after a claim that failed: what it sends, how long it pauses, and what it has learned.
+func TestRecoverFrom(t *testing.T) {
+	const pause = 130 * time.Millisecond
+	unavailable, conflict := leasetest.ServiceUnavailable(), apierrors.NewConflict(leasesGroupResource, name, nil)
+	free := record{uid: "u", version: 9}
+	for _, tt := range []struct {
+		name     string
+		err      error
+		now      record        // what is known of the Lease when the claim has failed; free as it was for the zero one
+		fails    int           // reads
+		ends     time.Duration // when ctx does; 0 for never
+		again    bool          // it had lost the race before
+		tookIt   bool          // the read shows the claim
+		took     time.Duration
+		sent     int
+		failures int // 3 before
+		lost     bool
+		wider    bool
+		stalled  bool
+		reset    bool // the next failure is the first in a row
+	}{
+		{name: "changed", err: errChanged, failures: 3},
+		{name: "lost", err: lostBecause(taken, "at once"), took: pause, failures: 4},
+		{name: "yielded", err: fmt.Errorf("%w: at once", ErrYielded), took: pause, failures: 4},
+		{name: "too many requests", err: leasetest.TooManyRequests(time.Second), took: time.Second, failures: 4},
+		{name: "forbidden", err: leasetest.Forbidden(leasetest.Request{Verb: "patch"}), took: refusedDelay,
+			failures: 4},
+		{name: "asked for a long pause", err: leasetest.TooManyRequests(time.Hour), took: I, failures: 4},
+		{name: "unknown", err: unavailable, took: pause, sent: 1, failures: 4},
+		{name: "unknown, and reads fail", err: unavailable, fails: 2, took: 3 * pause, sent: 3, failures: 4},
+		{name: "unknown, and it took effect", err: unavailable, tookIt: true, took: pause, sent: 1},
+		{name: "unknown, and ctx ends", err: unavailable, fails: 99, ends: 3 * pause / 2, took: 3 * pause / 2, sent: 2,
+			failures: 4},
+		{name: "unknown, and ctx has ended", err: unavailable, ends: -1, failures: 4},
+		{name: "conflict", err: conflict, lost: true, wider: true, stalled: true},
+		{name: "conflict again", err: conflict, again: true, took: pause, lost: true, wider: true, stalled: true},
+		{name: "conflict, and the Lease has changed", err: conflict, again: true,
+			now: free.but(func(r *record) { r.version++ }), took: pause, lost: true, wider: true},
+		{name: "conflict with a new holder", err: conflict, again: true, now: heldByB, wider: true, reset: true},
+		{name: "conflict with a claim of ours", err: conflict, again: true, took: pause, lost: true, wider: true,
+			now: heldByB.but(func(r *record) { r.identity = "a" })},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
+				k := newCandidate(c, &rivals{})
+				k.failures, k.lostRace = 3, tt.again
+				c.store.addRead(free, observation{})
+				o := c.store.latest()
+				n := c.claims.begin(record{}, "a", time.Now())
+				c.claims.recordOutcome(n, unavailable, true)
+				if tt.now.exists() {
+					if tt.now.identity == "a" {
+						tt.now.acquired = n.term.acquired
+					}
+					c.store.seen = observation{record: tt.now, known: true}
+				}
+				if tt.tookIt {
+					c.store.seen = observation{}
+					c.lease.create(w.Context(), n.term.acquired)
+				}
+				reads := 0
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if reads++; reads <= tt.fails {
+						return leasetest.Fault{Err: leasetest.Unauthorized()}
+					}
+					return leasetest.Fault{}
+				})
+				ctx, cancel := context.WithCancel(w.Context())
+				defer cancel()
+				switch {
+				case tt.ends < 0:
+					cancel()
+				case tt.ends > 0:
+					time.AfterFunc(tt.ends, cancel)
+				}
+				began := time.Now()
+				k.recoverFrom(ctx, o, tt.err)
+				if took := time.Since(began); took != tt.took || reads != tt.sent {
+					t.Errorf("took %v, want %v; %d reads, want %d", took, tt.took, reads, tt.sent)
+				}
+				if k.failures != tt.failures || k.lostRace != tt.lost {
+					t.Errorf("%d failures, want %d; lost the race: %v", k.failures, tt.failures, k.lostRace)
+				}
+				if wider := k.rivals.window == contentionWindow(0).lost(I); wider != tt.wider {
+					t.Errorf("the window is %v", time.Duration(k.rivals.window))
+				}
+				if stalled := c.stalledSince.Load() != nil; stalled != tt.stalled || k.delays.restart != tt.reset {
+					t.Errorf("stalled: %v, the next failure is the first in a row: %v", stalled, k.delays.restart)
+				}
+				forgotten := tt.sent > 0 && !tt.tookIt
+				if kept := c.claims.include(n.term); kept == forgotten {
+					t.Errorf("the claim is kept: %v", kept)
+				}
+			})
+		})
+	}
+}
+
+// Claims that fail without a reason make the candidate read afresh after D, and again if that fails.
+func TestCheckStalled(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var m Monitor
+		c := idleCampaign(w, WithMonitor(&m))
+		k := newCandidate(c, &rivals{})
+		c.store.addRead(record{uid: "u", version: 99}, observation{})
+		cause := errors.New("for no reason")
+		refuses := true
+		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+			if refuses {
+				return leasetest.Fault{Err: leasetest.Unauthorized()}
+			}
+			return leasetest.Fault{}
+		})
+		for _, step := range []struct {
+			after   time.Duration
+			refuses bool
+			reads   int // so far
+			stuck   bool
+		}{{0, true, 0, true}, {D - 1, true, 0, true}, {1, true, 1, true}, {time.Second, false, 2, false}} {
+			w.sleep(step.after)
+			refuses = step.refuses
+			k.checkStalled(w.Context(), cause)
+			if n := w.srv.Client("a").Requests(); n != step.reads || (c.stalledSince.Load() != nil) != step.stuck {
+				t.Errorf("%+v: %d reads, stuck since %v", step, n, c.stalledSince.Load())
+			}
+		}
+		w.sleep(0)
+		if n := w.logged(`msg="campaign stuck: claims fail although`); n != 2 ||
+			w.logged("after=15s") != 1 || w.logged("after=16s") != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		if got := w.status(&m).LastError; got != cause.Error() {
+			t.Errorf("shown: %q", got)
+		}
+		if o := c.store.latest(); o.exists() || !o.known || !c.reflector.reopenRequested() {
+			t.Errorf("known: %+v, the watch is replaced: %v", o, c.reflector.reopenRequested())
+		}
+	})
+}
+
+// How long a candidate leaves the lease to others after a session, by its clock, and what the next failure is.
+func TestPauseAfterSession(t *testing.T) {
+	const pause, rate = 130 * time.Millisecond, 2
+	for _, tt := range []struct {
+		name  string
+		lost  bool
+		after time.Duration // from when the session began
+		want  time.Duration
+		reset bool
+	}{
+		{"released", false, time.Hour, I / 2, true},
+		{"released at once", false, 0, I / 2, true},
+		{"lost", true, I, 0, true},
+		{"lost at once", true, I - rate, pause, false},
+	} {
+		inWorld(t, func(w *world) {
+			c := idleCampaign(w, WithChance(halfChance), withClock(rateClock{time.Now(), rate}),
+				WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
+			k := newCandidate(c, &rivals{})
+			s := &session{campaign: c, lost: make(chan struct{}), cancel: func(error) {}, began: c.clock.now()}
+			if tt.lost {
+				s.lose(lostBecause(taken, "by a test"))
+			}
+			time.Sleep(tt.after / rate)
+			began := time.Now()
+			k.pause(w.Context(), s)
+			if took := time.Since(began) * rate; took != tt.want || k.delays.restart != tt.reset {
+				t.Errorf("%s: paused for %v, want %v; the next failure is the first: %v", tt.name, took, tt.want,
+					k.delays.restart)
+			}
+		})
+	}
+}
+
+// What a write that keeps or frees the lease makes known.
+func TestWrite(t *testing.T) {
+	answer := heldByB.but(func(r *record) { r.version++ })
+	for _, tt := range []struct {
+		name  string
+		err   error
+		sent  int // reads
+		known record
+	}{
+		{"accepted", nil, 0, answer},
+		{"refused by a conflict", apierrors.NewConflict(leasesGroupResource, name, nil), 1,
+			record{version: heldByB.version}},
+		{"failed", leasetest.ServiceUnavailable(), 0, heldByB},
+	} {
+		inWorld(t, func(w *world) {
+			c := idleCampaign(w)
+			c.store.addRead(heldByB, observation{})
+			c.client.permits.Acquire(w.Context(), maxInFlight)
+			defer c.client.permits.Release(maxInFlight)
+			began := time.Now()
+			r, err := c.write(w.Context(), "renew", func(ctx context.Context) (record, error) {
+				if end, ok := ctx.Deadline(); !ok || end.Sub(began) != c.renewTimeout.current() {
+					t.Errorf("%s: to end in %v", tt.name, end.Sub(began))
+				}
+				return answer, tt.err
+			})
+			if err != tt.err || err == nil && r != answer {
+				t.Errorf("%s: %+v, %v", tt.name, r, err)
+			}
+			if n := w.srv.Client("a").Requests(); n != tt.sent || c.store.latest().record != tt.known {
+				t.Errorf("%s: %d reads, known: %+v", tt.name, n, c.store.latest().record)
+			}
+		})
+	}
+}
+
+// The create mode ends a campaign by what a read answers, and by nothing else.
+func TestRule(t *testing.T) {
+	const pause, rate = 130 * time.Millisecond, 2
+	exists, gone := record{uid: "u", version: 7, identity: "b"}, record{version: 7}
+	for _, tt := range []struct {
+		name    string
+		mode    CreateMode
+		known   record
+		unknown bool
+		server  bool // has the Lease
+		fails   int  // reads
+		ends    time.Duration
+		met     bool // the mode does not matter any more, before
+		want    error
+		took    time.Duration
+		sent    int
+		after   bool // it does not matter any more
+	}{
+		{name: "nothing is known", mode: CreateNew, unknown: true},
+		{name: "AutoCreate", known: exists, after: true},
+		{name: "AutoCreate, and there is none", known: gone, after: true},
+		{name: "CreateNew", mode: CreateNew, known: gone},
+		{name: "CreateNew, and it exists", mode: CreateNew, known: exists, server: true, want: ErrExists, sent: 1},
+		{name: "CreateNew, and it seemed to exist", mode: CreateNew, known: exists, sent: 1},
+		{name: "CreateNew, but it was ours before", mode: CreateNew, known: exists, met: true, after: true},
+		{name: "UseExisting", mode: UseExisting, known: exists, after: true},
+		{name: "UseExisting, and there is none", mode: UseExisting, known: gone, want: ErrNotFound, sent: 1},
+		{name: "UseExisting, but there was one", mode: UseExisting, known: gone, met: true, after: true},
+		{name: "UseExisting, and there seemed to be none", mode: UseExisting, server: true, sent: 1, after: true},
+		{name: "reads fail", mode: UseExisting, known: gone, fails: 2, want: ErrNotFound, took: 2 * pause / rate,
+			sent: 3},
+		{name: "ctx ends", mode: UseExisting, known: gone, fails: 99, ends: 3 * pause / 2 / rate,
+			took: 3 * pause / 2 / rate, sent: 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, WithCreateMode(tt.mode), withClock(rateClock{time.Now(), rate}),
+					WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
+				k := newCandidate(c, &rivals{})
+				k.createModeMet = tt.met
+				if !tt.unknown {
+					c.store.addRead(tt.known, observation{})
+				}
+				if tt.server {
+					w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
+				}
+				reads := 0
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					if reads++; reads <= tt.fails {
+						return leasetest.Fault{Err: leasetest.Unauthorized()}
+					}
+					return leasetest.Fault{}
+				})
+				ctx, cancel := context.WithCancel(w.Context())
+				defer cancel()
+				if tt.ends > 0 {
+					time.AfterFunc(tt.ends, cancel)
+				}
+				began := time.Now()
+				o, err := k.rule(ctx)
+				if !errors.Is(err, tt.want) || tt.want != nil && !strings.Contains(err.Error(), ns+"/"+name) {
+					t.Errorf("%v, want %v", err, tt.want)
+				}
+				if took := time.Since(began); took != tt.took || reads != tt.sent {
+					t.Errorf("took %v, want %v; %d reads, want %d", took, tt.took, reads, tt.sent)
+				}
+				if o.known == tt.unknown || k.createModeMet != tt.after {
+					t.Errorf("known: %v, met: %v", o.known, k.createModeMet)
+				}
+			})
+		})
+	}
+}
+
+// When a candidate registers, and how long it waits beside that.
+func TestLook(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		at       time.Duration // when to claim
+		register time.Duration // when to register; 0 for never
+		wake     time.Duration
+		sent     int
+	}{
+		{"neither", time.Minute, 0, time.Minute, 0},
+		{"later", time.Minute, time.Second, time.Second, 0},
+		{"after the claim", time.Second, time.Minute, time.Second, 0},
+		{"now", time.Minute, -1, time.Minute, 1},
+		{"but the lease may be claimed", -1, -1, -1, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				b := w.run("b", nil)
+				defer b.quit()
+				c := idleCampaign(w, WithPriority(1), WithChance(halfChance))
+				if _, err := c.reflector.read(w.Context()); err != nil {
+					t.Fatal(err)
+				}
+				k := newCandidate(c, &rivals{})
+				o, now := c.store.latest(), time.Now()
+				k.attempt = attempt{on: o.state(), at: now.Add(tt.at)}
+				if tt.register != 0 {
+					k.attempt.register = now.Add(tt.register)
+				}
+				before := w.srv.Client("a").Requests()
+				o, wake, err := k.look(w.Context())
+				if err != nil || !o.held() {
+					t.Fatalf("%+v, %v", o.record, err)
+				}
+				if tt.sent > 0 { // what it wrote has been planned for
+					tt.wake = D * 13 / 20
+					if o.notes.Standby.Identity != "a" {
+						t.Errorf("stands by: %+v", o.notes)
+					}
+				}
+				if n := w.srv.Client("a").Requests() - before; wake != tt.wake || n != tt.sent {
+					t.Errorf("waits for %v, want %v; %d requests, want %d", wake, tt.wake, n, tt.sent)
+				}
+			})
+		})
+	}
+}
