@@ -50,6 +50,9 @@ type leaseClient struct {
 	failures *failureLog
 }
 
+// ofMember reports whether the Lease is that of a member of a group.
+func (l *leaseClient) ofMember() bool { return l.report != nil }
+
 // request makes one request, of a kind, that ends within timeout, and logs how it ended where that is news.
 func (l *leaseClient) request(
 	ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error),
@@ -229,7 +232,7 @@ func (l *leaseClient) describe(verb string, err error) error {
 	}
 	if missingRight(err, verb) {
 		names := fmt.Sprintf(" resourceNames: [%q],", l.name)
-		if verb == "create" || l.report != nil {
+		if verb == "create" || l.ofMember() {
 			names = "" // RBAC cannot restrict create to a name, and each member of a group has a new one
 		}
 		err = missingRule(err, l.namespace, names, verb)

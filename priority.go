@@ -53,8 +53,11 @@ func (o *options) standbyPriority() *int {
 func successorGrace(o *options) time.Duration { return min(o.renewInterval/2, time.Second) }
 
 // heed ends the session's context if r, which shows its term, asks for that. The lease is kept until the work has
-// ended.
+// ended. A member of a group heeds nobody: no other process could use its Lease, and the table says which keys it owns.
 func (s *session) heed(r *record) {
+	if s.campaign.lease.ofMember() {
+		return
+	}
 	identity, why := s.askedBy(r)
 	if why == "" {
 		return
