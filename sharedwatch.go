@@ -25,24 +25,24 @@ import (
 // mutex may be taken under it, never the other way round. A reflector that the shared watch serves needs no
 // goroutine.
 //
-// A watch that ends is opened again after version, the newest that it brought, so that it misses nothing, and no
-// subscriber is told. Where that cannot be, because the server has forgotten that version (410) or the watch brings an
-// error before anything else, the watch is opened afresh, at any state: an epoch begins. In it each subscriber reads
-// its Lease once, after the watch was opened: what came before is in the answer, and what came after is on its way. So
-// a subscriber knows all from its read on,
+// When a watch ends, run opens it again after version, the newest that it brought, so that it misses nothing, and tells
+// no subscriber. If the server has forgotten that version (410), or the watch brings an error before anything else, run
+// opens the watch afresh, at any state, and a round begins: each subscriber reads its Lease once, after the watch was
+// opened. The answer has what came before, and the watch brings what comes after. So a subscriber knows all from its
+// read on,
 //
 //   - however old the state is at which the watch was opened: versions that the reflector knows are old news;
 //   - also if the watch ends while it still lists what exists: the version to go on from is then one
 //     of a state before the subscriber's read.
 //
-// A subscriber whose Lease turns out to have news that the watch did not bring reports that. If the watch
-// has brought nothing newer of other Leases either, it is silent, and opened again after its version;
-// else it has left something out, which others may have missed too: an epoch begins.
+// A subscriber that reads what the watch did not bring reports that. If the watch has brought nothing newer of other
+// Leases either, it is silent, and run opens it again after its version. Else it has left something out, perhaps of
+// other Leases too, and run opens it afresh.
 //
-// Where the namespace may not be watched, reflectors have their own watches, and the shared one is tried again
-// rarely. While it cannot be opened for another reason, or ends soon each time, subscribers read from time to time, but
-// only once that has lasted for a renew interval: most outages are over by then. They go by a watch again once one has
-// lasted for as long. An epoch of a watch before that begins only then.
+// Where the namespace may not be watched, reflectors open watches of their own, and run rarely tries the shared one
+// again. While the watch cannot be opened for another reason, or ends soon each time, subscribers read from time to
+// time. They begin to when that has lasted for a renew interval, because most outages are over by then, and go by the
+// watch again when one has lasted for as long. A round for a watch opened afresh meanwhile begins only then.
 type sharedWatch struct {
 	client    *sharedClient
 	namespace string
@@ -57,8 +57,8 @@ type sharedWatch struct {
 	threshold int // from how many subscribers on it watches
 	stop      context.CancelFunc
 	done      chan struct{} // closed when its goroutine has ended; nil before it has begun
-	polled    bool          // subscribers read from time to time; owned by run
-	epochDue  bool          // the watch was opened afresh, and no epoch has begun since; owned by run
+	mustLast  bool          // the next watch serves the subscribers only once it has lasted; owned by run
+	roundDue  bool          // the watch was opened afresh, and no round has begun since; owned by run
 	reopenNow chan struct{} // has room for one: the watch is to be opened again
 
 	mu         sync.Mutex                 // protects following
@@ -72,17 +72,28 @@ type sharedWatch struct {
 
 // A sharedState is what subscribers need to know of the shared watch.
 type sharedState struct {
-	used    bool   // subscribers follow by the shared watch
-	serving bool   // it brings the news, or will soon
-	epoch   uint64 // in which each subscriber reads once
-	serial  int    // of the watch that is open, or was last
+	mode   sharedMode
+	round  uint64 // in which each subscriber reads once
+	serial int    // of the watch that is open, or was last
 }
+
+// A sharedMode says how the subscribers follow their Leases.
+type sharedMode int
+
+const (
+	ownWatches sharedMode = iota // each by its own watch: the shared one has not begun, or is forbidden
+	polling                      // they read from time to time
+	serving                      // the shared watch brings the news, or will soon
+)
+
+// unread is the round of a subscriber that has not read its Lease in any.
+const unread = 0
 
 // A subscription is one reflector's part in the shared watch.
 type subscription struct {
 	watch     *sharedWatch
 	reflector *reflector
-	epoch     uint64 // in which the Lease was last read; protected by the watch's mu
+	round     uint64 // in which the Lease was last read; protected by the watch's mu
 }
 
 // fewLeases is up to how many campaigns in a namespace each have their own watch.
@@ -117,7 +128,7 @@ func (s *sharedClient) joinWatch(r *reflector, made *sharedWatch) *subscription 
 		var ctx context.Context
 		ctx, w.stop = context.WithCancel(context.Background())
 		w.done = make(chan struct{})
-		w.state.used = true
+		w.state.mode = polling
 		go w.run(ctx)
 	}
 	return sub
@@ -185,13 +196,10 @@ func (s *subscription) close() {
 }
 
 // used reports whether the reflector follows by the shared watch.
-func (s *subscription) used() bool { return s.watch.current().used }
+func (s *subscription) used() bool { return s.watch.current().mode != ownWatches }
 
 // serves reports whether the shared watch brings the news.
-func (s *subscription) serves() bool {
-	state := s.watch.current()
-	return state.used && state.serving
-}
+func (s *subscription) serves() bool { return s.watch.current().mode == serving }
 
 // follow makes sure that the reflector knows all that the shared watch does not bring, and reports whether it does
 // now, so that the reflector needs no goroutine. It ends early where the reflector should pause and begin again.
@@ -201,12 +209,12 @@ func (s *subscription) follow(ctx context.Context) (served bool, err error) {
 		state, read := s.look()
 		check := r.takeCheck()
 		switch {
-		case !state.used:
+		case state.mode == ownWatches:
 			return false, nil
-		case !state.serving:
+		case state.mode == polling:
 			s.poll(ctx, check)
 		case !read:
-			err = s.readInEpoch(ctx, state.epoch)
+			err = s.readInRound(ctx, state.round)
 		case check:
 			err = s.checkAndReport(ctx, state.serial)
 		case r.sleepUntilWoken():
@@ -219,17 +227,17 @@ func (s *subscription) follow(ctx context.Context) (served bool, err error) {
 	return false, nil
 }
 
-// look returns the state of the shared watch, and whether the Lease was read in its epoch.
+// look returns the state of the shared watch, and whether the Lease was read in its round.
 func (s *subscription) look() (state sharedState, read bool) {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
-	return s.watch.state, s.epoch == s.watch.state.epoch
+	return s.watch.state, s.round == s.watch.state.round
 }
 
-func (s *subscription) setEpoch(epoch uint64) {
+func (s *subscription) setRound(round uint64) {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
-	s.epoch = epoch
+	s.round = round
 }
 
 // poll reads now and then while the shared watch does not serve, and at once where a check was asked for.
@@ -245,16 +253,16 @@ func (s *subscription) poll(ctx context.Context, check bool) {
 	}
 }
 
-// readInEpoch reads the Lease after the watch was opened afresh.
-func (s *subscription) readInEpoch(ctx context.Context, epoch uint64) error {
+// readInRound reads the Lease after the watch was opened afresh.
+func (s *subscription) readInRound(ctx context.Context, round uint64) error {
 	r := s.reflector
 	if r.store.latest().known { // other subscribers read now too
 		longest := min(r.interval/2, time.Duration(s.watch.size())*2*time.Millisecond)
 		sleep(ctx, r.clock, r.between(0, longest))
 	}
-	s.setEpoch(epoch) // before the read, so that an event that cannot be read in the meantime is not forgotten
+	s.setRound(round) // before the read, so that an event that cannot be read in the meantime is not forgotten
 	if _, err := r.read(ctx); err != nil {
-		s.setEpoch(0)
+		s.setRound(unread)
 		r.setFollowing("")
 		return err
 	}
@@ -324,12 +332,12 @@ func (w *sharedWatch) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case refused(err):
-			w.polled = false
-			w.update(func(s *sharedState) { s.used, s.serving = false, false })
+			w.mustLast = false
+			w.update(func(s *sharedState) { s.mode = ownWatches })
 			pause = refusedWatchPause(w.interval)
 		case now.Sub(served) >= w.interval:
-			w.polled = true
-			w.update(func(s *sharedState) { s.serving = false })
+			w.mustLast = true
+			w.update(func(s *sharedState) { s.mode = polling })
 		}
 		sleep(ctx, w.clock, pause)
 	}
@@ -348,7 +356,7 @@ func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 		return false, err
 	}
 	defer events.Stop()
-	if !w.polled {
+	if !w.mustLast {
 		w.serve()
 	}
 	timer := time.NewTimer(w.clock.wait(w.interval))
@@ -378,15 +386,15 @@ func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
 	}
 }
 
-// serve makes the subscribers go by the watch that is open; in a new epoch, if it does not go on where the last one
+// serve makes the subscribers go by the watch that is open; in a new round, if it does not go on where the last one
 // ended.
 func (w *sharedWatch) serve() {
-	epochDue := w.epochDue
-	w.polled, w.epochDue = false, false
+	roundDue := w.roundDue
+	w.mustLast, w.roundDue = false, false
 	w.update(func(s *sharedState) {
-		s.used, s.serving = true, true
-		if epochDue {
-			s.epoch++
+		s.mode = serving
+		if roundDue {
+			s.round++
 		}
 	})
 }
@@ -418,7 +426,7 @@ func (w *sharedWatch) open(ctx context.Context) (watch.Interface, error) {
 	w.state.serial++
 	w.openedAt = w.clock.now().mono
 	if opts.ResourceVersion == "" {
-		w.epochDue, w.openAfresh = true, false
+		w.roundDue, w.openAfresh = true, false
 	}
 	if !w.openAfresh { // else it turned out while this watch was opened
 		select {
@@ -458,7 +466,7 @@ func (w *sharedWatch) handOut(event watch.Event) error {
 	defer w.mu.Unlock()
 	for _, sub := range w.byName[lease.Name] {
 		if err := sub.reflector.store.addEvent(event, true); err != nil {
-			sub.epoch = 0 // the event cannot be read: the Lease is read again
+			sub.round = unread // the event cannot be read: the Lease is read again
 			sub.reflector.wake()
 		}
 	}
