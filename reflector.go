@@ -26,8 +26,7 @@ type reflector struct {
 	between  func(low, high time.Duration) time.Duration
 
 	subscription *subscription // to the shared watch of the namespace; nil before start; written with mu held
-	ctx          context.Context
-	stop         context.CancelFunc
+	ctx          context.Context // of the campaign, but does not end; written with mu held
 	running      sync.WaitGroup // run
 	delays       *delays        // owned by run
 	pollUntil    time.Time      // no watch is tried before; owned by run
@@ -35,6 +34,7 @@ type reflector struct {
 	alarm        chan struct{}  // has room for one: there is something for run to look at
 
 	mu        sync.Mutex // protects following
+	stop      func()     // ends run; nil while that does not run
 	checkDue  bool       // run is to check whether the watch missed something
 	reopenDue bool       // the check is to end with another watch in any case
 	sleeping  bool       // run has returned, and is started again when there is something to look at
@@ -44,25 +44,33 @@ type reflector struct {
 
 // start begins to follow the Lease. That goes on after ctx has ended: a body that winds down still holds the lease.
 func (r *reflector) start(ctx context.Context, s *subscription) {
-	r.ctx, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.subscription = s
-	r.goRun()
+	r.ctx, r.subscription = context.WithoutCancel(ctx), s
+	r.goRunLocked()
 }
 
-func (r *reflector) goRun() {
-	r.running.Go(func() { r.run(r.ctx) })
+// goRunLocked starts run. The caller holds mu.
+func (r *reflector) goRunLocked() {
+	ctx, cancel := context.WithCancel(r.ctx)
+	r.stop = cancel
+	r.running.Go(func() {
+		defer cancel()
+		r.run(ctx)
+	})
 }
 
 // close ends what start began.
 func (r *reflector) close() {
 	r.mu.Lock()
 	r.closed = true
+	stop := r.stop
 	r.mu.Unlock()
 	if r.subscription != nil {
 		r.subscription.close()
-		r.stop()
+		if stop != nil {
+			stop()
+		}
 		r.running.Wait()
 	}
 	r.mu.Lock()
@@ -331,7 +339,7 @@ func (r *reflector) sleepUntilWoken() bool {
 		return false
 	default:
 	}
-	r.sleeping = true
+	r.sleeping, r.stop = true, nil
 	r.following = "shared watch"
 	return true
 }
@@ -347,7 +355,7 @@ func (r *reflector) wakeLocked() {
 	signal(r.alarm)
 	if r.sleeping && !r.closed {
 		r.sleeping = false
-		r.goRun()
+		r.goRunLocked()
 	}
 }
 
