@@ -76,10 +76,14 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		acquireTimeout: client.timeout(o, o.renewDeadline/3),
 		started:        time.Now(),
 	}
-	changedAny := make(chan struct{}, 1)
-	if first != nil {
+	var changedAny chan struct{}
+	switch {
+	case first != nil:
 		c.user, changedAny = first.user, first.store.changedAny
-	} else {
+	case o.slots > 1:
+		changedAny = make(chan struct{}, 1)
+		fallthrough
+	default:
 		c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
 	}
 	c.lease = &leaseClient{

@@ -18,7 +18,7 @@ type leaseStore struct {
 	fallback        time.Duration   // the duration of a holder that recorded none
 	ours            func(term) bool // reports whether the campaign wrote a term
 	changed         chan struct{}   // has room for one: there is news since it was last received from
-	changedAny      chan struct{}   // the same for the Leases of all slots together
+	changedAny      chan struct{}   // the same for the Leases of all slots together; nil where there is one Lease
 	contradicted    func()          // called without mu when an event contradicts what is known: only a read decides
 
 	mu            sync.Mutex // protects following; taken before the claims' mutex
