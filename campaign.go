@@ -213,7 +213,7 @@ func (c *campaign) holder(r record, expiry time.Time) Holder {
 		Duration:    r.duration,
 		Transitions: r.transitions,
 		ExpiryTime:  expiry,
-		Address:     r.notes.Address,
+		Address:     r.notes().Address,
 	}
 }
 

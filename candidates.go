@@ -315,7 +315,7 @@ func (c *candidate) plan(o observation) {
 // pauseBefore returns how long the lease, as it is in o, is left to others once it may be acquired.
 func (c *candidate) pauseBefore(o observation) time.Duration {
 	options, now := c.campaign.options, c.campaign.clock.now().mono
-	switch next := o.notes.Successor; {
+	switch next := o.notes().Successor; {
 	case next == "" || c.hasty:
 	case next == c.campaign.lease.identity:
 		return 0

@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/leasehold-go/leasehold/internal/annotation"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -119,7 +120,9 @@ func TestPlan(t *testing.T) {
 		}
 	}
 	free := record{uid: "u", version: 9}
-	freeFor := func(next string) record { return free.but(func(r *record) { r.notes.Successor = next }) }
+	freeFor := func(next string) record {
+		return free.but(func(r *record) { r.annotated = &annotation.Notes{Successor: next} })
+	}
 	byUs := heldByB.but(func(r *record) { r.identity = "a" })
 	for _, tt := range []struct {
 		name     string
@@ -633,8 +636,8 @@ func TestLook(t *testing.T) {
 				}
 				if tt.sent > 0 { // what it wrote has been planned for
 					tt.wake = D * 13 / 20
-					if o.notes.Standby.Identity != "a" {
-						t.Errorf("stands by: %+v", o.notes)
+					if o.notes().Standby.Identity != "a" {
+						t.Errorf("stands by: %+v", o.notes())
 					}
 				}
 				if n := w.srv.Client("a").Requests() - before; wake != tt.wake || n != tt.sent {

@@ -138,7 +138,7 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 // matter who manages it; the number of transitions stays. Others leave the lease for a moment to the successor or, if
 // that is "", to the best standby.
 func (l *leaseClient) release(ctx context.Context, r record, successor string) (record, error) {
-	change := r.notes.Removal()
+	change := r.notes().Removal()
 	if next := r.nextHolder(successor); next != "" {
 		if change == nil {
 			change = map[string]*string{}

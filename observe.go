@@ -23,11 +23,11 @@ type record struct {
 	acquired    time.Time
 	renewed     time.Time
 	transitions int32
-	finalizers  bool // a deletion does not remove the Lease at once
-	deleting    bool // it was deleted, and finalizers keep it
-	notes       annotation.Notes
-	strategy    bool   // coordinated leader election decides who holds it
-	preferred   string // by that, who is to hold it next
+	finalizers  bool              // a deletion does not remove the Lease at once
+	deleting    bool              // it was deleted, and finalizers keep it
+	annotated   *annotation.Notes // what the annotations say; nil where they say nothing
+	strategy    bool              // coordinated leader election decides who holds it
+	preferred   string            // by that, who is to hold it next
 }
 
 // readRecord returns what lease says. Content that makes no sense is read as missing, except the
@@ -63,7 +63,9 @@ func readRecord(lease *coordinationv1.Lease) (record, error) {
 	if spec.LeaseTransitions != nil {
 		r.transitions = max(0, *spec.LeaseTransitions)
 	}
-	r.notes = annotation.Read(lease)
+	if notes := annotation.Read(lease); notes != (annotation.Notes{}) {
+		r.annotated = &notes
+	}
 	r.strategy = spec.Strategy != nil && *spec.Strategy != ""
 	if spec.PreferredHolder != nil {
 		r.preferred = *spec.PreferredHolder
@@ -96,10 +98,18 @@ func (r record) state() state { return state{r.uid, r.version} }
 // term returns the term that r shows.
 func (r record) term() term { return term{r.uid, r.identity, r.acquired} }
 
+// notes returns what the annotations say.
+func (r *record) notes() annotation.Notes {
+	if r.annotated == nil {
+		return annotation.Notes{}
+	}
+	return *r.annotated
+}
+
 // activity returns the part of r that changes whenever its holder writes.
 func (r record) activity() record {
 	r.version, r.duration, r.finalizers, r.deleting = 0, 0, false, false
-	r.notes, r.strategy, r.preferred = annotation.Notes{}, false, ""
+	r.annotated, r.strategy, r.preferred = nil, false, ""
 	return r
 }
 

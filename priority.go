@@ -74,7 +74,7 @@ func (s *session) heed(r *record) {
 
 // askedBy returns why the session is to end by what r says, "" if it is not, and who is to have the lease next.
 func (s *session) askedBy(r *record) (identity, why string) {
-	c, n, standby := s.campaign, r.notes, r.notes.Standby
+	c, n, standby := s.campaign, r.notes(), r.notes().Standby
 	own := c.lease.identity
 	switch {
 	case n.Asked && n.AskedTo == "":
@@ -101,7 +101,7 @@ func (s *session) named() string {
 
 // nextHolder returns who a release of the lease as it is in r names: named or, if that is "", who stands by.
 func (r record) nextHolder(named string) string {
-	if next := cmp.Or(named, r.notes.Standby.Identity); next != r.identity {
+	if next := cmp.Or(named, r.notes().Standby.Identity); next != r.identity {
 		return next
 	}
 	return ""
@@ -112,7 +112,7 @@ const longestIdentity = annotation.MaxLength
 
 // outranks reports whether the candidate is to register for the lease as it is in o.
 func (c *candidate) outranks(o observation) bool {
-	options, own, standby := c.campaign.options, c.campaign.lease.identity, o.notes.Standby
+	options, own, standby := c.campaign.options, c.campaign.lease.identity, o.notes().Standby
 	if !options.prioritized || !o.held() || o.acquired.IsZero() || o.identity == own || len(own) > longestIdentity {
 		return false
 	}
@@ -160,7 +160,7 @@ func (c *campaign) standBy(ctx context.Context, o observation, standby *string) 
 // unregister removes what register wrote, so that no release waits for a candidate that has left.
 func (c *campaign) unregister() {
 	o := c.store.latest()
-	if !c.registered || !o.held() || o.notes.Standby.Identity != c.lease.identity || c.claims.include(o.term()) {
+	if !c.registered || !o.held() || o.notes().Standby.Identity != c.lease.identity || c.claims.include(o.term()) {
 		return
 	}
 	c.registered = false

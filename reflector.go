@@ -25,13 +25,13 @@ type reflector struct {
 	interval time.Duration  // between reads where watching is forbidden
 	between  func(low, high time.Duration) time.Duration
 
-	subscription *subscription // to the shared watch of the namespace; nil before start; written with mu held
+	subscription *subscription   // to the shared watch of the namespace; nil before start; written with mu held
 	ctx          context.Context // of the campaign, but does not end; written with mu held
-	running      sync.WaitGroup // run
-	delays       *delays        // owned by run
-	pollUntil    time.Time      // no watch is tried before; owned by run
-	openAfresh   bool           // the next watch is opened afresh, at any state; owned by run
-	alarm        chan struct{}  // has room for one: there is something for run to look at
+	running      sync.WaitGroup  // run
+	delays       *delays         // owned by run
+	pollUntil    time.Time       // no watch is tried before; owned by run
+	openAfresh   bool            // the next watch is opened afresh, at any state; owned by run
+	alarm        chan struct{}   // has room for one: there is something for run to look at
 
 	mu        sync.Mutex // protects following
 	stop      func()     // ends run; nil while that does not run

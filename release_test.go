@@ -172,8 +172,8 @@ func TestFree(t *testing.T) {
 					t.Errorf("held by %q, exists: %v, want %s", left, exists, tt.left)
 				}
 				now := c.store.latest()
-				if tt.want == nil && exists && tt.left == "" && now.notes.Successor != "next" {
-					t.Errorf("freed for %q", now.notes.Successor)
+				if tt.want == nil && exists && tt.left == "" && now.notes().Successor != "next" {
+					t.Errorf("freed for %q", now.notes().Successor)
 				}
 				if slices.Contains(sent, "delete") && now.exists() != exists {
 					t.Errorf("exists: %v, known: %+v", exists, now.record)

@@ -255,7 +255,7 @@ func (s *leaseStore) describe(status *LeaseStatus) {
 			RenewTime:   s.seen.renewed,
 			Transitions: s.seen.transitions,
 			ExpiryTime:  wallTimeAt(s.clock, s.seen.expiresAt()),
-			Address:     s.seen.notes.Address,
+			Address:     s.seen.notes().Address,
 		}
 	}
 }
