@@ -43,6 +43,7 @@ type assigner struct {
 	beginAt    time.Time                 // when to begin an epoch, because there is no table; zero while there is
 	epoch      uint64                    // of the table that was last looked at
 	closed     time.Time                 // since when that epoch, and all members, are known
+	counted    bool                      // so were members without the group's label, when it could have given keys
 	hold       time.Time                 // until when a group that has just begun gives nothing
 	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
 	unsure     []shards.Term             // whose Leases seem to be missing
@@ -653,9 +654,18 @@ func (a *assigner) fence(ctx context.Context, name string, m memberView) error {
 	return err
 }
 
-// listMembers reads all Leases of the group.
+// listMembers reads all Leases that have the group's label.
 func (a *assigner) listMembers(ctx context.Context) error {
-	leases, version, err := a.group.client.list(ctx)
+	return a.recordList(a.group.client.list(ctx))
+}
+
+// listAll reads all Leases of the group, also members' that somebody has taken the label from: those are not watched.
+func (a *assigner) listAll(ctx context.Context) error {
+	return a.recordList(a.group.client.listUnlabelled(ctx))
+}
+
+// recordList records that the Leases of the group are those that were listed as of version.
+func (a *assigner) recordList(leases []*coordinationv1.Lease, version uint64, err error) error {
 	if err != nil {
 		return err
 	}
@@ -716,6 +726,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	}
 	if !t.Open {
 		if !ready {
+			a.counted = false
 			return wait, nil
 		}
 		// Members may live whose Leases were deleted: before they could be listed, or since.
@@ -724,7 +735,13 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 			ghosts = later(ghosts, a.closed.Add(c.options.duration))
 		}
 		if left := ghosts.Sub(v.now); left > 0 {
+			a.counted = false
 			return min(wait, left), nil
+		}
+		if !a.counted && a.begun != t.Epoch {
+			err := a.listAll(ctx)
+			a.counted = err == nil
+			return 0, err
 		}
 	}
 	members, later, err := a.sharers(ctx, v)

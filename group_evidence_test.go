@@ -2,14 +2,18 @@ package leasehold
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/internal/shards"
+	"github.com/leasehold-go/leasehold/leasetest"
 )
 
 // A term is over only by what was seen later than it, or after its Lease was missing for its duration.
@@ -120,6 +124,107 @@ func TestGroupTrace_G1(t *testing.T) {
 		f.srv.Client("b").Partition(false)
 		b.quit()
 		c.quit()
+	})
+}
+
+// A member whose Lease has lost the group's label, and whose renewal, which brings that back, comes when its trust has
+// nearly ended and is not seen by the assigner's watch, is waited for before a new epoch gives its keys.
+func TestGroupUnlabelledBeforeAnEpoch_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(3 * time.Second)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(3 * I)
+		f.wantShape("a b[2 2]")
+		lease := f.sessionsOf("b")[0].Holder().Name
+		for time.Since(f.srv.Lease(ns, lease).Spec.RenewTime.Time) > eps {
+			f.sleep(eps / 2)
+		}
+		var mute atomic.Bool
+		mute.Store(true)
+		f.srv.Client("b").OnEvent(func(e watch.Event) time.Duration {
+			if e.Object.(*coordinationv1.Lease).Name == lease {
+				return 0
+			}
+			return time.Hour
+		})
+		f.srv.Client("b").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			switch {
+			case r.Name != lease:
+				fault.Drop = leasetest.TheRequest
+			case r.Verb == "patch" && mute.Load():
+				fault.Err = leasetest.ServiceUnavailable()
+			}
+			return fault
+		})
+		f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) { delete(l.Labels, groupLabel) })
+		f.srv.Delete(ns, name)
+		f.sleep(R - time.Second)
+		// The watch stalls, and a does not notice, because it has no renewal to hear of.
+		f.srv.Client("a").OnEvent(func(watch.Event) time.Duration { return D })
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "patch" && r.Name != name {
+				fault.Err = leasetest.ServiceUnavailable()
+			}
+			return fault
+		})
+		mute.Store(false)
+		f.sleep(D - R + time.Second/2)
+		f.srv.Client("a").OnRequest(nil)
+		f.sleep(2 * time.Second)
+		if l := f.srv.Lease(ns, lease); l.Labels[groupLabel] != name {
+			f.Fatalf("b has not renewed: %v", l)
+		}
+		f.wantShape("b[2]")
+		f.srv.Client("a").OnEvent(nil)
+		f.srv.Client("b").OnRequest(nil)
+		f.srv.Client("b").OnEvent(nil)
+		f.srv.Client("b").CloseWatches(nil)
+		f.sleep(3 * D)
+		f.wantShape("a b[2 2]")
+		a.quit()
+		b.quit()
+	})
+}
+
+// Without the label only what a member of the group has written is taken for the group's.
+func TestGroupListUnlabelled(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var monitor Monitor
+		a := f.spread("a", Keys("x"), WithMonitor(&monitor))
+		f.sleep(time.Second)
+		const member = "-m-0123456789ab"
+		for _, l := range []struct {
+			name, label string
+			report      string
+		}{
+			{name + member, "", "x"},
+			{name + "-m-labelled", name, ""},
+			{name + "-k-digest-0", name, ""},
+			{name + "-m-0123456789ac", "", ""}, // somebody's lease
+			{name + "-m-leader", "", "x"},
+			{name + "-m-x" + member, "", "x"}, // of a group whose name begins like this one's
+			{name + "-m-0123456789ad", "other", "x"},
+			{"other" + member, "", "x"},
+		} {
+			f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: l.name,
+				Labels:      map[string]string{groupLabel: l.label},
+				Annotations: map[string]string{memberAnnotation: l.report},
+			}})
+		}
+		leases, version, err := monitor.allGroups()[0].client.listUnlabelled(f.Context())
+		var got []string
+		for _, l := range leases {
+			if l.CreationTimestamp.Time.Equal(time.Now().Truncate(time.Second)) {
+				got = append(got, l.Name)
+			}
+		}
+		slices.Sort(got)
+		want := []string{name + "-k-digest-0", name + member, name + "-m-labelled"}
+		if err != nil || version == 0 || !slices.Equal(got, want) {
+			f.Errorf("%v as of %d, %v; want %v", got, version, err, want)
+		}
+		a.quit()
 	})
 }
 

@@ -3,6 +3,7 @@ package leasehold
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -62,14 +63,30 @@ func (g *groupClient) get(ctx context.Context, kind, name string) (*coordination
 	return lease, err
 }
 
-// list returns the Leases of the group, and the version of the list.
+// list returns the Leases of the group, as far as they have its label, and the version of the list.
 func (g *groupClient) list(ctx context.Context) ([]*coordinationv1.Lease, uint64, error) {
+	return g.listBy(ctx, g.selector())
+}
+
+// listUnlabelled returns what list does and, of all Leases of the namespace, those of members that somebody has taken
+// the label from.
+func (g *groupClient) listUnlabelled(ctx context.Context) ([]*coordinationv1.Lease, uint64, error) {
+	leases, version, err := g.listBy(ctx, "")
+	return slices.DeleteFunc(leases, func(l *coordinationv1.Lease) bool {
+		label := l.Labels[groupLabel]
+		unlabelled := label == "" && isMemberName(l.Name, g.group) && l.Annotations[memberAnnotation] != ""
+		return label != g.group && !unlabelled
+	}), version, err
+}
+
+// listBy returns the Leases of the namespace that a selector selects, and the version of the list.
+func (g *groupClient) listBy(ctx context.Context, selector string) ([]*coordinationv1.Lease, uint64, error) {
 	from, ok := g.campaign.lease.leases.(lister)
 	if !ok {
 		return nil, 0, errNoList
 	}
 	list, err := groupRequest(ctx, g, "list", "list", func(ctx context.Context) (*coordinationv1.LeaseList, error) {
-		return from.List(ctx, metav1.ListOptions{LabelSelector: g.selector()})
+		return from.List(ctx, metav1.ListOptions{LabelSelector: selector})
 	})
 	if err != nil {
 		return nil, 0, err

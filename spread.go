@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cenkalti/backoff/v4"
@@ -124,7 +125,16 @@ func inGroup(ctx context.Context, opts []Option, member func(c *campaign, group 
 // memberName returns the name of a new member's Lease.
 func memberName(group string) string {
 	identity := newIdentity() // it ends with a UUID
-	return fmt.Sprintf("%s-m-%s", group, identity[len(identity)-12:])
+	return group + "-m-" + identity[len(identity)-uniqueLength:]
+}
+
+// uniqueLength is how many characters of a member's name tell it from others.
+const uniqueLength = 12
+
+// isMemberName reports whether memberName can have returned name. A group's name may itself begin with another's.
+func isMemberName(name, group string) bool {
+	unique, ok := strings.CutPrefix(name, group+"-m-")
+	return ok && len(unique) == uniqueLength && !strings.Contains(unique, "-")
 }
 
 // A spreading runs the work of Spread.
