@@ -16,17 +16,17 @@ func (c *campaign) free(ctx context.Context, successor string, refuse func(recor
 	r := freeAttempt{campaign: c, successor: successor, refuse: refuse}
 	c.releaseDelays.reset()
 	for first := true; ; first = false {
-		if over := r.over(ctx, c.store.latest().record); over != nil {
-			return over.err
+		if over, err := r.over(ctx, c.store.latest().record); over {
+			return err
 		}
 		done, err := c.client.permit(ctx)
 		// Judged again, because others may have had their permits first.
 		latest := c.store.latest().record
-		if over := r.over(ctx, latest); over != nil {
+		if over, why := r.over(ctx, latest); over {
 			if err == nil {
 				done()
 			}
-			return over.err
+			return why
 		}
 		if err != nil {
 			return err
@@ -60,23 +60,19 @@ type freeAttempt struct {
 	inDoubt   bool // a write whose outcome is unknown may have freed the lease
 }
 
-// An outcome is how an attempt to free the lease ended.
-type outcome struct{ err error }
-
-// over returns how the attempt has ended, if the Lease as it is in rec may not, or need not, be freed.
-func (r *freeAttempt) over(ctx context.Context, rec record) *outcome {
-	err := r.refuse(rec)
-	if err == nil {
-		return nil
-	}
-	if !r.inDoubt {
-		return &outcome{err}
-	}
-	// An earlier write did it.
-	if rec.exists() && !rec.held() {
+// over reports whether the attempt is over, because the Lease as it is in rec may not be freed, which err says, or need
+// not, because an earlier write freed it.
+func (r *freeAttempt) over(ctx context.Context, rec record) (over bool, err error) {
+	refused := r.refuse(rec)
+	switch {
+	case refused == nil:
+		return false, nil
+	case !r.inDoubt:
+		return true, refused
+	case rec.exists() && !rec.held():
 		r.remove(ctx, rec)
 	}
-	return &outcome{nil}
+	return true, nil
 }
 
 // try sends one write. After one whose outcome is unknown it reads, unless the watch has told.
