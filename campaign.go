@@ -45,9 +45,9 @@ type campaign struct {
 
 	strays sync.WaitGroup // frees what claims in doubt acquired in other slots, beside a session of this one
 
-	// stalledSince is since when claims have failed although nothing happened to the Lease; nil while
+	// claimsFailingSince is since when claims have failed although nothing happened to the Lease; nil while
 	// that is not so.
-	stalledSince atomic.Pointer[time.Time]
+	claimsFailingSince atomic.Pointer[time.Time]
 }
 
 // newCampaign prepares to campaign for the lease that o names, beside first, the campaign for the first slot; nil where

@@ -262,9 +262,9 @@ func (c *candidate) untilAttempt(o observation) time.Duration {
 	return c.untilAttempt(o)
 }
 
-// requestCheck asks for a check of the watch because that has not brought what it should have by now: a renewal or, of
-// a Lease that a read did not find, its deletion. A candidate that does not create the Lease asks for another watch
-// later: if the Lease exists after all, a new watch brings it.
+// requestCheck asks the reflector to check its watch, which has not brought what it should have by now: a renewal or,
+// of a Lease that a read did not find, its deletion. A candidate that creates the Lease finds out by that whether it
+// exists. Another one asks for a new watch once no holder can be left, which brings the Lease if it exists after all.
 func (c *candidate) requestCheck(o observation, now time.Time) {
 	c.attempt.checkAt = time.Time{}
 	switch waits := c.campaign.options.createMode == UseExisting; {
@@ -280,7 +280,7 @@ func (c *candidate) requestCheck(o observation, now time.Time) {
 
 // plan makes the attempt for the Lease as it is in o.
 func (c *candidate) plan(o observation) {
-	c.campaign.stalledSince.Store(nil)
+	c.campaign.claimsFailingSince.Store(nil)
 	c.campaign.claims.forget(o, c.campaign.clock.now().mono, false)
 	if c.attempt.free && o.held() {
 		c.rivals.window = c.rivals.window.preempted()
@@ -398,9 +398,9 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 // known to have happened to it: what is known of it is wrong then.
 func (c *candidate) checkStalled(ctx context.Context, err error) {
 	now := c.campaign.clock.now().mono
-	since := c.campaign.stalledSince.Load()
+	since := c.campaign.claimsFailingSince.Load()
 	if since == nil {
-		c.campaign.stalledSince.Store(&now)
+		c.campaign.claimsFailingSince.Store(&now)
 		return
 	}
 	if now.Sub(*since) < c.campaign.options.duration {
@@ -410,7 +410,7 @@ func (c *candidate) checkStalled(ctx context.Context, err error) {
 	c.campaign.log.warn("campaign stuck: claims fail although nothing has happened to the Lease; reading it afresh",
 		"after", rounded(now.Sub(*since)), "error", err)
 	if c.campaign.reflector.readAfresh(ctx) == nil { // else it logs its own failure
-		c.campaign.stalledSince.Store(nil)
+		c.campaign.claimsFailingSince.Store(nil)
 	}
 }
 

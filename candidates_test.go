@@ -173,7 +173,7 @@ func TestPlan(t *testing.T) {
 				}
 				tt.known(c.store)
 				now := time.Now()
-				c.stalledSince.Store(&now)
+				c.claimsFailingSince.Store(&now)
 				old := c.claims.begin(record{uid: "u", version: 3}, "a", now)
 				o := c.store.latest()
 				for range 2 { // it warns once
@@ -197,8 +197,8 @@ func TestPlan(t *testing.T) {
 						t.Errorf("%s after %v, want %v", of.what, until(of.at), of.want)
 					}
 				}
-				if k.attempt.free == o.held() || c.stalledSince.Load() != nil {
-					t.Errorf("free: %v, stalled since %v", k.attempt.free, c.stalledSince.Load())
+				if k.attempt.free == o.held() || c.claimsFailingSince.Load() != nil {
+					t.Errorf("free: %v, claims fail since %v", k.attempt.free, c.claimsFailingSince.Load())
 				}
 				if exists := o.exists(); c.claims.include(old.term) == exists {
 					t.Errorf("a claim that cannot take effect any more is kept: %v", exists)
@@ -333,7 +333,7 @@ func TestRecoverFrom(t *testing.T) {
 		failures int // 3 before
 		lost     bool
 		wider    bool
-		stalled  bool
+		failing  bool
 		reset    bool // the next failure is the first in a row
 	}{
 		{name: "changed", err: errChanged, failures: 3},
@@ -349,8 +349,8 @@ func TestRecoverFrom(t *testing.T) {
 		{name: "unknown, and ctx ends", err: unavailable, fails: 99, ends: 3 * pause / 2, took: 3 * pause / 2, sent: 2,
 			failures: 4},
 		{name: "unknown, and ctx has ended", err: unavailable, ends: -1, failures: 4},
-		{name: "conflict", err: conflict, lost: true, wider: true, stalled: true},
-		{name: "conflict again", err: conflict, again: true, took: pause, lost: true, wider: true, stalled: true},
+		{name: "conflict", err: conflict, lost: true, wider: true, failing: true},
+		{name: "conflict again", err: conflict, again: true, took: pause, lost: true, wider: true, failing: true},
 		{name: "conflict, and the Lease has changed", err: conflict, again: true,
 			now: free.but(func(r *record) { r.version++ }), took: pause, lost: true, wider: true},
 		{name: "conflict with a new holder", err: conflict, again: true, now: heldByB, wider: true, reset: true},
@@ -402,8 +402,9 @@ func TestRecoverFrom(t *testing.T) {
 				if wider := k.rivals.window == contentionWindow(0).lost(I); wider != tt.wider {
 					t.Errorf("the window is %v", time.Duration(k.rivals.window))
 				}
-				if stalled := c.stalledSince.Load() != nil; stalled != tt.stalled || k.delays.restart != tt.reset {
-					t.Errorf("stalled: %v, the next failure is the first in a row: %v", stalled, k.delays.restart)
+				failing := c.claimsFailingSince.Load() != nil
+				if failing != tt.failing || k.delays.restart != tt.reset {
+					t.Errorf("claims fail: %v, the next failure is the first in a row: %v", failing, k.delays.restart)
 				}
 				forgotten := tt.sent > 0 && !tt.tookIt
 				if kept := c.claims.include(n.term); kept == forgotten {
@@ -433,13 +434,14 @@ func TestCheckStalled(t *testing.T) {
 			after   time.Duration
 			refuses bool
 			reads   int // so far
-			stuck   bool
+			failing bool
 		}{{0, true, 0, true}, {D - 1, true, 0, true}, {1, true, 1, true}, {time.Second, false, 2, false}} {
 			w.sleep(step.after)
 			refuses = step.refuses
 			k.checkStalled(w.Context(), cause)
-			if n := w.srv.Client("a").Requests(); n != step.reads || (c.stalledSince.Load() != nil) != step.stuck {
-				t.Errorf("%+v: %d reads, stuck since %v", step, n, c.stalledSince.Load())
+			failing := c.claimsFailingSince.Load()
+			if n := w.srv.Client("a").Requests(); n != step.reads || (failing != nil) != step.failing {
+				t.Errorf("%+v: %d reads, claims fail since %v", step, n, failing)
 			}
 		}
 		w.sleep(0)

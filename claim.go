@@ -42,7 +42,7 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 	}
 	c.createModeMet, c.lostRace, c.warnedUndone, c.failures = true, false, false, 0
 	c.rivals.window = c.rivals.window.won()
-	c.campaign.stalledSince.Store(nil)
+	c.campaign.claimsFailingSince.Store(nil)
 	return c.begin(ctx, r, sent)
 }
 

@@ -131,7 +131,7 @@ func TestClaim(t *testing.T) {
 				candidate := newCandidate(c, &rivals{window: contentionWindow(100 * time.Millisecond)})
 				candidate.attempt.free, candidate.lostRace, candidate.failures = true, true, 7
 				now := time.Now()
-				c.stalledSince.Store(&now)
+				c.claimsFailingSince.Store(&now)
 				o := c.store.latest()
 				if tt.before != nil {
 					tt.before(w, c)
@@ -189,13 +189,14 @@ func TestClaim(t *testing.T) {
 					t.Errorf("logged that it was undone: %v, noted: %v", got, candidate.warnedUndone)
 				}
 				if tt.want != nil {
-					if candidate.failures != 7 || !candidate.lostRace || c.stalledSince.Load() == nil {
+					if candidate.failures != 7 || !candidate.lostRace || c.claimsFailingSince.Load() == nil {
 						t.Errorf("after a failure: %+v", candidate)
 					}
 					return
 				}
 				if candidate.failures != 0 || candidate.lostRace || !candidate.createModeMet ||
-					candidate.rivals.window != contentionWindow(50*time.Millisecond) || c.stalledSince.Load() != nil ||
+					candidate.rivals.window != contentionWindow(50*time.Millisecond) ||
+					c.claimsFailingSince.Load() != nil ||
 					c.current.Load() != s || !s.yielded.Load() {
 					t.Errorf("after it was acquired: %+v, %+v", candidate, candidate.rivals)
 				}

@@ -409,7 +409,7 @@ func (c *campaign) check() (wrong []error) {
 	if s := c.current.Load(); s != nil && s.overran.Load() {
 		wrong = append(wrong, fmt.Errorf("lease %s: work goes on without it: %w", lease, s.Err()))
 	}
-	if since := c.stalledSince.Load(); since != nil {
+	if since := c.claimsFailingSince.Load(); since != nil {
 		if stalled := c.clock.now().mono.Sub(*since); stalled > d {
 			wrong = append(wrong, fmt.Errorf("lease %s: campaign stuck: "+
 				"claims have failed for %v although nothing happened to the Lease", lease, rounded(stalled)))
