@@ -55,9 +55,9 @@ func (c *claims) recordOutcome(n claim, err error, decided bool) {
 	}
 }
 
-// forget removes the claims that cannot take effect any more, given what is known of the Lease: because it has
-// changed since, because nothing that was sent so long ago arrives or, after a read that was sent when they were
-// decided, because it does not show them.
+// forget removes each claim that o, the newest observation of the Lease, does not show and that cannot take effect any
+// more: because the Lease has changed since, because nothing that was sent so long ago arrives or, if o comes from a
+// read that began after the claim was decided, because that read would show it.
 func (c *claims) forget(o observation, now time.Time, afterRead bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

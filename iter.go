@@ -55,7 +55,8 @@ func sequence[T any](ctx context.Context, opts []Option, walk func(campaigns, fu
 	})
 }
 
-// sequenceOf is sequence for options, and what is wrong with them, whose walk begins to follow what it needs.
+// sequenceOf returns what walk yields in a campaign with options o that lasts as long as the loop; invalid is what is
+// wrong with the options, or nil. No Lease is followed until walk starts that.
 func sequenceOf[T any](
 	ctx context.Context, o *options, invalid error, walk func(campaigns, func(T) bool) error,
 ) iter.Seq[T] {

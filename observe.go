@@ -157,8 +157,8 @@ type observation struct {
 	// deletedHolderUntil is until when a holder whose Lease was deleted may still lead, because it may not have
 	// heard: its duration is waited out as if its Lease still existed.
 	deletedHolderUntil time.Time
-	// missedHolderUntil is the same for a holder that was never seen: of a Lease that a read did not find any
-	// more, and whose deletion the watch has not brought yet.
+	// missedHolderUntil is until when a holder that was never seen may still lead: a read did not find the Lease
+	// any more, and the watch has not brought its deletion yet, which shows who held it at the end.
 	missedHolderUntil time.Time
 	missedHolderUID   types.UID // of the Lease that it held
 }

@@ -63,7 +63,8 @@ func (s *leaseStore) setLocked(rec record) {
 	signal(s.changedAny)
 }
 
-// setAfterGapLocked is setLocked for a record before which others may have gone unseen. The caller holds mu.
+// setAfterGapLocked makes rec the newest record. There may be states of the Lease before it that the store has not
+// seen. The caller holds mu.
 func (s *leaseStore) setAfterGapLocked(rec record) {
 	if s.seen.exists() && (rec.uid != s.seen.uid || rec.version < s.seen.version) {
 		// The Lease, or the state in which it was seen, does not exist any more. The holder at the end, perhaps
@@ -111,7 +112,7 @@ func (s *leaseStore) addAnswerLocked(rec record, before observation) {
 	case !now.known:
 		s.setLocked(rec)
 	case !rec.exists() && now.exists():
-		s.setAfterGapLocked(record{version: now.version}) // events of what was before stay old news
+		s.setAfterGapLocked(record{version: now.version}) // so that events of the Lease that was deleted are old news
 	case rec.exists() && !now.exists() && rec.version == now.version:
 		// The Lease was not deleted, and nothing happened to it.
 		if now.missedHolderUID == rec.uid {
@@ -144,7 +145,8 @@ func (s *leaseStore) addDeletion(last record) {
 	}
 }
 
-// addEvent records an event of the Lease's own watch, or of the shared one. An error ends an own watch.
+// addEvent records an event of the Lease's own watch, or of the shared one. After an error the reflector ends its own
+// watch; the shared watch goes on, and makes the reflector read the Lease.
 func (s *leaseStore) addEvent(event watch.Event, shared bool) error {
 	if event.Type == watch.Error {
 		return fmt.Errorf("watch lease %s/%s: %w", s.namespace, s.name, watchError(event))
