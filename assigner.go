@@ -25,7 +25,7 @@ type assigner struct {
 	membership *membership
 	group      *group
 	clock      clock
-	news       chan struct{} // has room for one: there may be something to decide
+	news       wakeup // there may be something to decide
 
 	mu       sync.Mutex             // protects following
 	members  map[string]*memberView // by the name of the Lease
@@ -80,7 +80,7 @@ func newAssigner(m *membership) *assigner {
 		membership: m,
 		group:      m.group,
 		clock:      c.clock,
-		news:       make(chan struct{}, 1),
+		news:       newWakeup(),
 		members:    map[string]*memberView{},
 		missing:    map[shards.Term]time.Time{},
 		first:      map[shards.Term]time.Time{},
@@ -95,7 +95,7 @@ func (a *assigner) look() {
 	a.mu.Lock()
 	a.dirty = true
 	a.mu.Unlock()
-	signal(a.news)
+	a.news.signal()
 }
 
 // tableChanged wakes run to decide again, and follows the members that the new table makes it necessary to follow.
@@ -165,7 +165,7 @@ func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
 		a.setLocked(l)
 	}
 	a.dirty = true
-	signal(a.news)
+	a.news.signal()
 }
 
 func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
@@ -187,7 +187,7 @@ func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
 	if a.selected == "" && a.listed > 0 {
 		a.listed = max(a.listed, r.version) // events come in order
 	}
-	signal(a.news)
+	a.news.signal()
 }
 
 // keepLocked forgets the Leases that are not among those that were listed as of version. The caller holds mu.

@@ -76,12 +76,12 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		acquireTimeout: client.timeout(o, o.renewDeadline/3),
 		started:        time.Now(),
 	}
-	var changedAny chan struct{}
+	var changedAny wakeup
 	switch {
 	case first != nil:
 		c.user, changedAny = first.user, first.store.changedAny
 	case o.slots > 1:
-		changedAny = make(chan struct{}, 1)
+		changedAny = newWakeup()
 		fallthrough
 	default:
 		c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
@@ -121,7 +121,7 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		clock:      c.clock,
 		fallback:   o.duration,
 		ours:       c.claims.include,
-		changed:    make(chan struct{}, 1),
+		changed:    newWakeup(),
 		changedAny: changedAny,
 	}
 	c.reflector = &reflector{
@@ -134,7 +134,7 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		timeout:  c.acquireTimeout,
 		interval: o.renewInterval,
 		between:  o.between,
-		alarm:    make(chan struct{}, 1),
+		alarm:    newWakeup(),
 	}
 	c.store.contradicted = c.reflector.requestCheck
 	if first != nil {

@@ -765,7 +765,7 @@ func TestGhostOfRestoredStore(t *testing.T) {
 			name:     "x",
 			fallback: D,
 			ours:     nobodys,
-			changed:  make(chan struct{}, 1),
+			changed:  newWakeup(),
 		}
 		f.addAnswer(record{uid: "u", version: 9, identity: "b", duration: 2 * D}, f.latest())
 		time.Sleep(time.Minute)

@@ -129,7 +129,7 @@ func TestStalledCampaignReadsAfresh_G14(t *testing.T) {
 		c.store.seen.record = record{uid: c.store.seen.uid, version: 1 << 60}
 		c.store.heard = 1 << 60
 		c.store.mu.Unlock()
-		signal(c.store.changed)
+		c.store.changed.signal()
 		ctx, cancel := context.WithTimeout(w.Context(), 10*D)
 		defer cancel()
 		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
@@ -178,7 +178,7 @@ func TestLateEventsOfSharedWatch(t *testing.T) {
 			contradicted := false
 			r := &leaseStore{
 				name: "x", clock: systemClock{}, fallback: D, ours: func(term) bool { return false },
-				changed: make(chan struct{}, 1), contradicted: func() { contradicted = true },
+				changed: newWakeup(), contradicted: func() { contradicted = true },
 			}
 			if err := r.addEvent(tt.event, true); err != nil || r.latest().known {
 				t.Errorf("known before the first read: %v", err)

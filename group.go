@@ -370,7 +370,7 @@ func (g *group) returned(s *keySession, failed bool) {
 	}
 	g.mu.Unlock()
 	if m != nil {
-		signal(m.news)
+		m.news.signal()
 	}
 }
 
@@ -403,7 +403,7 @@ type membership struct {
 	group    *group
 	session  *session
 	assigner *assigner
-	news     chan struct{} // has room for one: the table has changed, or work has returned
+	news     wakeup // the table has changed, or work has returned
 	workers  errgroup.Group
 
 	// Protected by the group's mu:
@@ -429,7 +429,7 @@ type tableView struct {
 }
 
 func newMembership(g *group, s *session) *membership {
-	m := &membership{group: g, session: s, news: make(chan struct{}, 1)}
+	m := &membership{group: g, session: s, news: newWakeup()}
 	m.assigner = newAssigner(m)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -775,7 +775,7 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 	}
 	m.table = v
 	m.group.mu.Unlock()
-	signal(m.news)
+	m.news.signal()
 	m.assigner.tableChanged()
 	return nil
 }

@@ -235,12 +235,12 @@ func TestLogOfWhatIsCutOff(t *testing.T) {
 			inWorld(t, func(w *world) {
 				var j journal
 				var m Monitor
-				renewing := make(chan struct{}, 1)
+				renewing := newWakeup()
 				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 					if r.Verb != "patch" {
 						return leasetest.Fault{}
 					}
-					signal(renewing)
+					renewing.signal()
 					return leasetest.Fault{Before: time.Second}
 				})
 				bored, leave := context.WithCancel(w.Context())

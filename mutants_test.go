@@ -58,7 +58,7 @@ func idleRenewer(w *world, own record, waiting func(*session), opts ...Option) (
 	inner, cancel := context.WithCancelCause(w.Context())
 	s = &session{
 		campaign: c, term: own.term(), cancel: cancel,
-		renewed: make(chan struct{}, 1), lost: make(chan struct{}), stop: make(chan struct{}),
+		renewed: newWakeup(), lost: make(chan struct{}), stop: make(chan struct{}),
 		finishing: make(chan struct{}, 1),
 	}
 	s.ctx = &sessionContext{inner, s}
@@ -179,7 +179,7 @@ func TestLaterOfTwoMissedHolders_G1(t *testing.T) {
 		s := &leaseStore{
 			name: "x", clock: virtualClock{}, fallback: D, ours: func(term) bool {
 				return false
-			}, changed: make(chan struct{}, 1),
+			}, changed: newWakeup(),
 		}
 		began := time.Now()
 		s.addAnswer(record{uid: "u", version: 5, identity: "b", duration: 2 * D}, s.latest())

@@ -31,7 +31,7 @@ type reflector struct {
 	delays       *delays         // owned by run
 	pollUntil    time.Time       // no watch is tried before; owned by run
 	openAfresh   bool            // the next watch is opened afresh, at any state; owned by run
-	alarm        chan struct{}   // has room for one: there is something for run to look at
+	alarm        wakeup          // there is something for run to look at
 
 	mu        sync.Mutex // protects following
 	stop      func()     // ends run; nil while that does not run
@@ -352,7 +352,7 @@ func (r *reflector) wake() {
 }
 
 func (r *reflector) wakeLocked() {
-	signal(r.alarm)
+	r.alarm.signal()
 	if r.sleeping && !r.closed {
 		r.sleeping = false
 		r.goRunLocked()

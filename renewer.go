@@ -26,7 +26,7 @@ type renewer struct {
 	beat     beatCheck
 	replies  chan reply
 
-	request chan struct{} // has room for one: a renewal is wanted
+	request wakeup // a renewal is wanted
 
 	group  errgroup.Group // run, and the renewal under way
 	ended  chan struct{}  // closed when run has returned
@@ -57,7 +57,7 @@ func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
 		delays:    c.renewDelays,
 		due:       sent.add(firstRenewal(c.options)),
 		last:      sent,
-		request:   make(chan struct{}, 1),
+		request:   newWakeup(),
 		beat:      beatCheck{limit: c.options.beat, heard: sent.mono},
 		replies:   make(chan reply, 1),
 		ended:     make(chan struct{}),
@@ -245,7 +245,7 @@ func (r *renewer) absorb(rec *record) {
 			r.delays.reset()
 			r.due = p.sent.add(nextRenewal(s.campaign.options))
 			r.pending = append(r.pending[:0], r.pending[i+1:]...)
-			signal(s.renewed)
+			s.renewed.signal()
 			return
 		}
 	}
@@ -288,4 +288,4 @@ func (r *renewer) awaitRenewal() {
 }
 
 // renewSoon asks for a renewal before the next one is due, because it has something to tell.
-func (s *session) renewSoon() { signal(s.renewer.request) }
+func (s *session) renewSoon() { s.renewer.request.signal() }

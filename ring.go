@@ -168,7 +168,7 @@ func (r *Ring) Selector(field string) string {
 // is. The sequence ends when the ring has left. A body that is slow never holds up the ring.
 func (r *Ring) Changes() iter.Seq[Change] {
 	return func(yield func(Change) bool) {
-		w := &ringChanges{news: make(chan struct{}, 1), pending: map[int]bool{}, told: map[int]*keySession{}}
+		w := &ringChanges{news: newWakeup(), pending: map[int]bool{}, told: map[int]*keySession{}}
 		r.mu.Lock()
 		r.changes[w] = true
 		for bucket := range r.owned {
@@ -202,7 +202,7 @@ func (r *Ring) Changes() iter.Seq[Change] {
 
 // A ringChanges is one loop over the changes. The ring's mu protects it.
 type ringChanges struct {
-	news    chan struct{}
+	news    wakeup
 	order   []int // buckets that changed, the oldest first
 	pending map[int]bool
 	told    map[int]*keySession // what was yielded as gained
@@ -213,7 +213,7 @@ func (w *ringChanges) addLocked(bucket int) {
 		w.pending[bucket] = true
 		w.order = append(w.order, bucket)
 	}
-	signal(w.news)
+	w.news.signal()
 }
 
 // changedLocked tells all loops that a bucket has changed. The caller holds mu.

@@ -202,7 +202,7 @@ type session struct {
 	cancel context.CancelCauseFunc // ends the session's context
 
 	until   atomic.Pointer[instant] // trusted until then: the start of the last good write + renew deadline
-	renewed chan struct{}           // has room for one: until has moved
+	renewed wakeup                  // until has moved
 	beaten  atomic.Bool             // the work called Beat since the last look
 	altered atomic.Bool             // renewals succeed, but the server stores another time than was sent
 
@@ -232,7 +232,7 @@ func (c *campaign) newSession(ctx context.Context, r record, sent instant) *sess
 		holder:    c.holder(r, wallTimeAt(c.clock, sent.mono.Add(c.options.duration))),
 		began:     c.clock.now(),
 		cancel:    cancel,
-		renewed:   make(chan struct{}, 1),
+		renewed:   newWakeup(),
 		lost:      make(chan struct{}),
 		stop:      make(chan struct{}),
 		finishing: make(chan struct{}, 1),

@@ -1363,7 +1363,7 @@ func TestReleaseWaitsForRenewal(t *testing.T) {
 	inWorld(t, func(w *world) {
 		for range w.sequence(w.Context(), "a") {
 			var renewal, release time.Time
-			began := make(chan struct{}, 1)
+			began := newWakeup()
 			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 				switch {
 				case r.Verb != "patch":
@@ -1371,7 +1371,7 @@ func TestReleaseWaitsForRenewal(t *testing.T) {
 					release = time.Now()
 				default:
 					renewal = time.Now()
-					signal(began)
+					began.signal()
 				}
 				return leasetest.Fault{Before: time.Second, After: time.Second}
 			})

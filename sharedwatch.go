@@ -59,7 +59,7 @@ type sharedWatch struct {
 	done      chan struct{} // closed when its goroutine has ended; nil before it has begun
 	mustLast  bool          // the next watch serves the subscribers only once it has lasted; owned by run
 	roundDue  bool          // the watch was opened afresh, and no round has begun since; owned by run
-	reopenNow chan struct{} // has room for one: the watch is to be opened again
+	reopenNow wakeup        // the watch is to be opened again
 
 	mu         sync.Mutex                 // protects following
 	byName     map[string][]*subscription // by the name of the Lease
@@ -144,7 +144,7 @@ func (s *sharedClient) newSharedWatch(r *reflector, o *options) *sharedWatch {
 		timeout:   r.timeout,
 		interval:  r.interval,
 		threshold: o.hooks.shareFrom,
-		reopenNow: make(chan struct{}, 1),
+		reopenNow: newWakeup(),
 		byName:    map[string][]*subscription{},
 	}
 	w.user = &userCode{clock: w.clock, abort: w.abort}
@@ -498,7 +498,7 @@ func (w *sharedWatch) reopenLocked(version uint64) (retry bool) {
 		return true
 	}
 	w.openAfresh = w.openAfresh || version <= w.version
-	signal(w.reopenNow)
+	w.reopenNow.signal()
 	return false
 }
 
@@ -507,7 +507,7 @@ func (w *sharedWatch) reopenAfresh() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.openAfresh = true
-	signal(w.reopenNow)
+	w.reopenNow.signal()
 }
 
 // describe adds to an API error what its reader needs.

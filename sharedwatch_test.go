@@ -1057,7 +1057,7 @@ func TestSharedWatchOddEventDuringRead(t *testing.T) {
 
 // A reflector that goes to sleep while its campaign closes is not shown to follow any more.
 func TestSleepWhileClosing(t *testing.T) {
-	r := &reflector{lease: &leaseClient{}, clock: systemClock{}, alarm: make(chan struct{}, 1)}
+	r := &reflector{lease: &leaseClient{}, clock: systemClock{}, alarm: newWakeup()}
 	w := &sharedWatch{client: &sharedClient{}, byName: map[string][]*subscription{}}
 	r.subscription = &subscription{watch: w, reflector: r}
 	r.stop = func() { r.sleepUntilWoken() }

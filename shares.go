@@ -40,7 +40,7 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 	}
 	return sequenceOf(ctx, o, invalid, func(cs campaigns, yield func(Share) bool) error {
 		c := cs[0]
-		w := &shareWatch{group: newGroup(c, o.name, 0), news: make(chan struct{}, 1)}
+		w := &shareWatch{group: newGroup(c, o.name, 0), news: newWakeup()}
 		var following errgroup.Group
 		defer following.Wait()
 		var stop context.CancelFunc
@@ -68,7 +68,7 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 type shareWatch struct {
 	group *group
 	ctx   context.Context // ends when the loop is left
-	news  chan struct{}
+	news  wakeup
 
 	mu     sync.Mutex // protects following
 	known  bool
@@ -127,7 +127,7 @@ func (w *shareWatch) update(lease *coordinationv1.Lease, deleted bool) {
 // set records the share. The caller holds mu.
 func (w *shareWatch) set(share Share) {
 	w.known, w.share = true, share
-	signal(w.news)
+	w.news.signal()
 }
 
 // shareOf returns what a table says.

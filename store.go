@@ -17,8 +17,8 @@ type leaseStore struct {
 	clock           clock
 	fallback        time.Duration   // the duration of a holder that recorded none
 	ours            func(term) bool // reports whether the campaign wrote a term
-	changed         chan struct{}   // has room for one: there is news since it was last received from
-	changedAny      chan struct{}   // the same for the Leases of all slots together; nil where there is one Lease
+	changed         wakeup          // there is news
+	changedAny      wakeup          // there is news of the Lease of any slot; nil where there is one Lease
 	contradicted    func()          // called without mu when an event contradicts what is known: only a read decides
 
 	mu            sync.Mutex // protects following; taken before the claims' mutex
@@ -59,8 +59,8 @@ func (s *leaseStore) setLocked(rec record) {
 	s.updates++
 	s.updated = time.Now()
 	s.seen = observe(s.seen, rec, s.clock.now().mono, s.fallback, s.ours)
-	signal(s.changed)
-	signal(s.changedAny)
+	s.changed.signal()
+	s.changedAny.signal()
 }
 
 // setAfterGapLocked makes rec the newest record. There may be states of the Lease before it that the store has not
@@ -259,13 +259,5 @@ func (s *leaseStore) describe(status *LeaseStatus) {
 			ExpiryTime:  wallTimeAt(s.clock, s.seen.expiresAt()),
 			Address:     s.seen.notes().Address,
 		}
-	}
-}
-
-// signal makes c ready to receive from, once.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }

@@ -31,7 +31,7 @@ func newStore() (*leaseStore, func() bool) {
 	return &leaseStore{
 		namespace: "ns", name: "x", clock: virtualClock{}, fallback: 15 * time.Second,
 		ours:    func(t term) bool { return t.identity == "me" },
-		changed: make(chan struct{}, 1), changedAny: make(chan struct{}, 1),
+		changed: newWakeup(), changedAny: newWakeup(),
 		contradicted: func() { contradicted = true },
 	}, func() bool { return contradicted }
 }
@@ -155,7 +155,7 @@ func TestLeaseStore(t *testing.T) {
 				began := time.Now()
 				for i, step := range tt.steps {
 					updates := s.updates
-					for _, c := range []chan struct{}{s.changed, s.changedAny} {
+					for _, c := range []wakeup{s.changed, s.changedAny} {
 						select {
 						case <-c:
 						default:
