@@ -30,6 +30,7 @@ type assigner struct {
 	mu       sync.Mutex             // protects following
 	members  map[string]*memberView // by the name of the Lease
 	listed   uint64                 // the version as of which all members are known; 0 while only some are followed
+	surveyed uint64                 // the version of the newest list of all; events may have left a member out
 	selected string                 // the Lease that is followed; "" for all
 	reselect context.CancelFunc     // follows another selection
 	dirty    bool                   // something changed that matters for the table
@@ -45,6 +46,8 @@ type assigner struct {
 	closed     time.Time                 // since when that epoch, and all members, are known
 	counted    bool                      // so were members without the group's label, when it could have given keys
 	hold       time.Time                 // until when a group that has just begun gives nothing
+	surveying  uint64                    // the version of the table that the members were listed for last
+	surveyAt   time.Time                 // when that list was asked for
 	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
 	unsure     []shards.Term             // whose Leases seem to be missing
 	first      map[shards.Term]time.Time // when a term was first seen to report the epoch; zero if it had keys then
@@ -201,7 +204,7 @@ func (a *assigner) keepLocked(listed []*coordinationv1.Lease, version uint64) {
 			a.forgetLocked(name)
 		}
 	}
-	a.listed = max(a.listed, version)
+	a.listed, a.surveyed = max(a.listed, version), max(a.surveyed, version)
 }
 
 // forgetLocked forgets a Lease that is gone. The caller holds mu.
@@ -312,8 +315,9 @@ type view struct {
 	rank    int
 	waiting bool // the table does not answer what we asked of it
 	members map[string]memberView
-	listed  uint64
-	ghosts  time.Time
+
+	listed, surveyed uint64
+	ghosts           time.Time
 }
 
 func (a *assigner) view() view {
@@ -332,7 +336,7 @@ func (a *assigner) view() view {
 	for name, member := range a.members {
 		v.members[name] = *member
 	}
-	v.listed, v.ghosts = a.listed, a.ghosts
+	v.listed, v.surveyed, v.ghosts = a.listed, a.surveyed, a.ghosts
 	a.dirty = false
 	return v
 }
@@ -539,8 +543,8 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 			"this member does not join: the group shares out "+what+"; waiting until its members are gone",
 			"group", g.client.group, "buckets", g.buckets)
 	}
-	if v.listed < v.table.record.version {
-		return g.campaign.options.renewInterval, a.listMembers(ctx)
+	if v.surveyed < v.table.record.version {
+		return a.survey(ctx, v)
 	}
 	wait := maxDuration
 	for _, r := range t.Rows {
@@ -654,6 +658,20 @@ func (a *assigner) fence(ctx context.Context, name string, m memberView) error {
 	return err
 }
 
+// survey lists the members anew, because what is known of them may lack one that a watch left out. A server whose
+// answers lag behind the table is asked again after a while.
+func (a *assigner) survey(ctx context.Context, v view) (time.Duration, error) {
+	interval := a.group.campaign.options.renewInterval
+	if again := a.surveyAt.Add(interval).Sub(v.now); again > 0 && a.surveying == v.table.record.version {
+		return again, nil
+	}
+	if err := a.listMembers(ctx); err != nil {
+		return 0, err
+	}
+	a.surveying, a.surveyAt = v.table.record.version, v.now
+	return 0, nil
+}
+
 // listMembers reads all Leases that have the group's label.
 func (a *assigner) listMembers(ctx context.Context) error {
 	return a.recordList(a.group.client.list(ctx))
@@ -686,9 +704,9 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	if v.table.text == a.wroteText {
 		a.wrote, a.wroteText = v.table.record.version, ""
 	}
-	if (a.wrote != v.table.record.version || !t.Open) && v.listed < v.table.record.version {
+	if (a.wrote != v.table.record.version || !t.Open) && v.surveyed < v.table.record.version {
 		// Somebody else wrote it, or it is new: what members reported has to be compared with it.
-		return 0, a.listMembers(ctx)
+		return a.survey(ctx, v)
 	}
 	if t.Epoch != a.epoch {
 		a.epoch, a.closed = t.Epoch, v.now
@@ -709,6 +727,9 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 				"the group's table is not the one that its members went by: it was restored or edited; beginning "+
 					"a new one",
 				"member", m.seen.identity)
+		}
+		if report.Epoch != 0 && report.Epoch != t.Epoch {
+			a.begun = 0 // a trace of an earlier table
 		}
 		// In epoch 0 a term has read no table, and owns nothing.
 		ready = ready && (report.Epoch == t.Epoch || report.Epoch == 0 && !m.garbled)

@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 
 	"github.com/leasehold-go/leasehold/internal/shards"
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -127,6 +129,38 @@ func TestGroupTrace_G1(t *testing.T) {
 	})
 }
 
+// A member that a watch left out is found before a new table gives its keys to others.
+func TestGroupLeftOut_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(6)...))
+		f.sleep(time.Second)
+		b := f.spread("b", Keys(numbered(6)...), func(o *options) {
+			o.hooks.wrap = func(l Leases) Leases { return watchWithout{l.(coordinationv1client.LeaseInterface), "c"} }
+		})
+		f.sleep(3 * I)
+		c := f.spread("c", Keys(numbered(6)...))
+		f.sleep(3 * I)
+		f.wantShape("a b c[2 2 2]")
+		deafen(f.srv.Client("c"))
+		f.srv.Client("a").SilenceWatches() // b begins the new table, and sees it before the answer
+		f.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				return leasetest.Fault{After: 50 * time.Millisecond}
+			}
+			return leasetest.Fault{}
+		})
+		f.srv.Delete(ns, name)
+		f.sleep(4 * D)
+		f.wantShape("c[2]")
+		f.srv.Client("c").OnRequest(nil)
+		f.sleep(3 * D)
+		f.wantShape("a b c[2 2 2]")
+		a.quit()
+		b.quit()
+		c.quit()
+	})
+}
+
 // A member whose Lease has lost the group's label, and whose renewal, which brings that back, comes when its trust has
 // nearly ended and is not seen by the assigner's watch, is waited for before a new epoch gives its keys.
 func TestGroupUnlabelledBeforeAnEpoch_G1(t *testing.T) {
@@ -226,6 +260,38 @@ func TestGroupListUnlabelled(t *testing.T) {
 		}
 		a.quit()
 	})
+}
+
+// A watchWithout is a client whose watches leave out the Leases of a holder.
+type watchWithout struct {
+	coordinationv1client.LeaseInterface
+	holder string
+}
+
+func (l watchWithout) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	w, err := l.LeaseInterface.Watch(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	events := make(chan watch.Event)
+	filtered := watch.NewProxyWatcher(events)
+	go func() {
+		defer close(events)
+		defer w.Stop()
+		for event := range w.ResultChan() {
+			lease, ok := event.Object.(*coordinationv1.Lease)
+			if ok && lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity == l.holder {
+				continue
+			}
+			select {
+			case events <- event:
+			case <-filtered.StopChan():
+				return
+			}
+		}
+	}()
+	context.AfterFunc(ctx, w.Stop)
+	return filtered, nil
 }
 
 // The context of a key tells the truth by the clock, as that of a lease (G3).
