@@ -76,67 +76,25 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 		acquireTimeout: client.timeout(o, o.renewDeadline/3),
 		started:        time.Now(),
 	}
-	var changedAny wakeup
-	switch {
-	case first != nil:
-		c.user, changedAny = first.user, first.store.changedAny
-	case o.slots > 1:
-		changedAny = newWakeup()
-		fallthrough
-	default:
+	identity, changedAny := o.identity, wakeup(nil)
+	if first != nil {
+		c.user, identity, changedAny = first.user, first.lease.identity, first.store.changedAny
+	} else {
 		c.user = &userCode{clock: c.clock, abort: func(p *userPanic) { c.cancel(p) }}
+		if identity == "" {
+			identity = newIdentity()
+		}
+		if o.slots > 1 {
+			changedAny = newWakeup()
+		}
 	}
-	c.lease = &leaseClient{
-		leases:       client.leasesIn(namespace),
-		namespace:    namespace,
-		name:         o.name,
-		identity:     o.identity,
-		duration:     o.duration,
-		fieldManager: o.fieldManager,
-		labels:       o.labels,
-		advertise:    o.advertise,
-		priority:     o.standbyPriority(),
-		owner:        o.owner,
-		answers:      &client.answers,
-		user:         c.user,
-		clock:        c.clock,
-	}
-	switch {
-	case c.lease.identity != "":
-	case first != nil:
-		c.lease.identity = first.lease.identity
-	default:
-		c.lease.identity = newIdentity()
-	}
-	if o.hooks.wrap != nil {
-		c.lease.leases = o.hooks.wrap(c.lease.leases)
-	}
+	c.lease = newLeaseClient(o, client, c.user, namespace, identity)
 	c.log = &campaignLog{c.user, o.log, []slog.Attr{
-		slog.String("lease", namespace+"/"+o.name), slog.String("identity", c.lease.identity),
+		slog.String("lease", namespace+"/"+o.name), slog.String("identity", identity),
 	}}
 	c.renewDelays, c.releaseDelays = newDelays(o.newBackOff, c.user), newDelays(o.newBackOff, c.user)
-	c.store = &leaseStore{
-		namespace:  namespace,
-		name:       o.name,
-		clock:      c.clock,
-		fallback:   o.duration,
-		ours:       c.claims.include,
-		changed:    newWakeup(),
-		changedAny: changedAny,
-	}
-	c.reflector = &reflector{
-		store:    c.store,
-		lease:    c.lease,
-		client:   client,
-		clock:    c.clock,
-		log:      c.log,
-		delays:   newDelays(o.newBackOff, c.user),
-		timeout:  c.acquireTimeout,
-		interval: o.renewInterval,
-		between:  o.between,
-		alarm:    newWakeup(),
-	}
-	c.store.contradicted = c.reflector.requestCheck
+	c.store = newLeaseStore(c.lease, c.claims.include, changedAny)
+	c.reflector = newReflector(o, client, c.lease, c.store, c.log, c.acquireTimeout)
 	if first != nil {
 		c.ctx, c.cancel = first.ctx, first.cancel
 	} else {

@@ -53,6 +53,29 @@ type leaseClient struct {
 // ofMember reports whether the Lease is that of a member of a group.
 func (l *leaseClient) ofMember() bool { return l.report != nil }
 
+// newLeaseClient returns a client for the Lease that o names. It has no failures yet.
+func newLeaseClient(o *options, client *sharedClient, user *userCode, namespace, identity string) *leaseClient {
+	leases := client.leasesIn(namespace)
+	if o.hooks.wrap != nil {
+		leases = o.hooks.wrap(leases)
+	}
+	return &leaseClient{
+		leases:       leases,
+		namespace:    namespace,
+		name:         o.name,
+		identity:     identity,
+		duration:     o.duration,
+		fieldManager: o.fieldManager,
+		labels:       o.labels,
+		advertise:    o.advertise,
+		priority:     o.standbyPriority(),
+		owner:        o.owner,
+		answers:      &client.answers,
+		user:         user,
+		clock:        o.hooks.clock,
+	}
+}
+
 // request makes one request, of a kind, that ends within timeout, and logs how it ended where that is news.
 func (l *leaseClient) request(
 	ctx context.Context, kind string, timeout time.Duration, request func(context.Context) (record, error),

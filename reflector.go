@@ -42,6 +42,26 @@ type reflector struct {
 	following string     // how the Lease is followed, for the Monitor
 }
 
+// newReflector returns a reflector that keeps store up to date once it is started. A read may take timeout.
+func newReflector(
+	o *options, client *sharedClient, lease *leaseClient, store *leaseStore, log *campaignLog, timeout requestTimeout,
+) *reflector {
+	r := &reflector{
+		store:    store,
+		lease:    lease,
+		client:   client,
+		clock:    lease.clock,
+		log:      log,
+		delays:   newDelays(o.newBackOff, lease.user),
+		timeout:  timeout,
+		interval: o.renewInterval,
+		between:  o.between,
+		alarm:    newWakeup(),
+	}
+	store.contradicted = r.requestCheck
+	return r
+}
+
 // start begins to follow the Lease. That goes on after ctx has ended: a body that winds down still holds the lease.
 func (r *reflector) start(ctx context.Context, s *subscription) {
 	r.mu.Lock()

@@ -31,6 +31,19 @@ type leaseStore struct {
 	updated       time.Time   // when it last was
 }
 
+// newLeaseStore returns an empty store for the Lease of l. ours reports whether the campaign wrote a term.
+func newLeaseStore(l *leaseClient, ours func(term) bool, changedAny wakeup) *leaseStore {
+	return &leaseStore{
+		namespace:  l.namespace,
+		name:       l.name,
+		clock:      l.clock,
+		fallback:   l.duration,
+		ours:       ours,
+		changed:    newWakeup(),
+		changedAny: changedAny,
+	}
+}
+
 // unlock unlocks mu, and calls contradicted if it is to be called.
 func (s *leaseStore) unlock() {
 	contradiction := s.contradiction
