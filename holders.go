@@ -18,7 +18,9 @@ import (
 //
 // It needs the right to get the Lease, and to watch it; without that it reads once every renew interval.
 func Holders(ctx context.Context, opts ...Option) iter.Seq[Holder] {
-	return sequence(ctx, opts, func(cs campaigns, yield func(Holder) bool) error {
+	o, invalid := newOptions(ctx, opts)
+	return sequence(ctx, o, invalid, func(cs campaigns, yield func(Holder) bool) error {
+		cs.start()
 		var watches []*holderWatch
 		for _, c := range cs {
 			watches = append(watches, &holderWatch{campaign: c})

@@ -20,7 +20,9 @@ import (
 // Nothing happens before the sequence is ranged over, and nothing that it started is left when the
 // loop is. Ranging over it twice is two campaigns.
 func Sessions(ctx context.Context, opts ...Option) iter.Seq[Session] {
-	return sequence(ctx, opts, func(cs campaigns, yield func(Session) bool) error {
+	o, invalid := newOptions(ctx, opts)
+	return sequence(ctx, o, invalid, func(cs campaigns, yield func(Session) bool) error {
+		cs.start()
 		k := newCandidates(cs)
 		for {
 			s, err := k.await(cs.ctx())
@@ -45,19 +47,10 @@ func (s *session) lead(yield func(Session) bool) bool {
 	return yield(Session{s})
 }
 
-// sequence returns what walk yields in a campaign that lasts as long as the loop. It ends as walk does: nil when
+// sequence returns what walk yields in a campaign with options o that lasts as long as the loop; invalid is what is
+// wrong with the options, or nil. No Lease is followed until walk starts that. The sequence ends as walk does: nil when
 // the loop was left, else why the sequence ended.
-func sequence[T any](ctx context.Context, opts []Option, walk func(campaigns, func(T) bool) error) iter.Seq[T] {
-	o, invalid := newOptions(ctx, opts)
-	return sequenceOf(ctx, o, invalid, func(cs campaigns, yield func(T) bool) error {
-		cs.start()
-		return walk(cs, yield)
-	})
-}
-
-// sequenceOf returns what walk yields in a campaign with options o that lasts as long as the loop; invalid is what is
-// wrong with the options, or nil. No Lease is followed until walk starts that.
-func sequenceOf[T any](
+func sequence[T any](
 	ctx context.Context, o *options, invalid error, walk func(campaigns, func(T) bool) error,
 ) iter.Seq[T] {
 	if invalid != nil && o.err == nil {
@@ -73,9 +66,11 @@ func sequenceOf[T any](
 			o.reportEnd(ctx, nil, err)
 			return
 		}
-		defer cs.repanic()
-		defer cs.close()
-		defer func() { o.reportEnd(cs.ctx(), cs[0], err) }() // nil if the body panics
+		defer func() {
+			defer cs.repanic()
+			defer cs.close()
+			o.reportEnd(cs.ctx(), cs[0], err) // nil if the body panics
+		}()
 		err = walk(cs, yield)
 	}
 }

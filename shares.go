@@ -38,7 +38,7 @@ func Shares(ctx context.Context, opts ...Option) iter.Seq[Share] {
 	if invalid == nil && o.group.given != nil {
 		invalid = errors.New("leasehold: Shares: " + o.group.given[0] + " is for Spread and Join")
 	}
-	return sequenceOf(ctx, o, invalid, func(cs campaigns, yield func(Share) bool) error {
+	return sequence(ctx, o, invalid, func(cs campaigns, yield func(Share) bool) error {
 		c := cs[0]
 		w := &shareWatch{group: newGroup(c, o.name, 0), news: newWakeup()}
 		var following errgroup.Group
