@@ -253,7 +253,7 @@ func (a *assigner) setLocked(lease *coordinationv1.Lease) {
 			v.live = now
 		}
 	}
-	v.seen = observe(v.seen, r, now, a.group.campaign.options.duration, func(term) bool { return false })
+	v.seen = observe(&v.seen, &r, now, a.group.campaign.options.duration, func(term) bool { return false })
 }
 
 // isMember and isPage report what a Lease of the group is by its name.

@@ -50,12 +50,12 @@ func BenchmarkObserve(b *testing.B) {
 	b.ReportAllocs()
 	ours := func(term) bool { return false }
 	r, now := heldRecord(b), time.Now()
-	o := observe(observation{}, r, now, D, ours)
+	o := observe(&observation{}, &r, now, D, ours)
 	for b.Loop() {
 		r.version++
 		r.renewed = r.renewed.Add(I)
 		now = now.Add(I)
-		o = observe(o, r, now, D, ours)
+		o = observe(&o, &r, now, D, ours)
 		if !o.acquirableAt(ours).Equal(now.Add(D)) {
 			b.Fatal("acquirable at another time")
 		}

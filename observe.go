@@ -165,9 +165,11 @@ type observation struct {
 
 // observe returns what is known after r was read at now, when previous was known before. A holder that recorded
 // no duration has fallback. In a term that is ours nobody works any more when we look for a lease to acquire.
-func observe(previous observation, r record, now time.Time, fallback time.Duration, ours func(term) bool) observation {
-	o := previous
-	o.record, o.known, o.since, o.wait = r, true, now, 0
+func observe(
+	previous *observation, r *record, now time.Time, fallback time.Duration, ours func(term) bool,
+) observation {
+	o := *previous
+	o.record, o.known, o.since, o.wait = *r, true, now, 0
 	if r.held() {
 		o.wait = cmp.Or(r.duration, fallback)
 	}

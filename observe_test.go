@@ -275,7 +275,7 @@ func TestAcquirableAt(t *testing.T) {
 			var now time.Time
 			for _, look := range tt.seen {
 				now = began.Add(time.Duration(look.at) * time.Second)
-				o = observe(o, look.r, now, fallback, ours)
+				o = observe(&o, &look.r, now, fallback, ours)
 				if o.record != look.r || !o.known {
 					t.Fatalf("knows %+v after seeing %+v", o, look.r)
 				}

@@ -68,17 +68,17 @@ func (s *leaseStore) unchangedSince(o observation) bool {
 }
 
 // setLocked makes rec the newest record. The caller holds mu.
-func (s *leaseStore) setLocked(rec record) {
+func (s *leaseStore) setLocked(rec *record) {
 	s.updates++
 	s.updated = time.Now()
-	s.seen = observe(s.seen, rec, s.clock.now().mono, s.fallback, s.ours)
+	s.seen = observe(&s.seen, rec, s.clock.now().mono, s.fallback, s.ours)
 	s.changed.signal()
 	s.changedAny.signal()
 }
 
 // setAfterGapLocked makes rec the newest record. There may be states of the Lease before it that the store has not
 // seen. The caller holds mu.
-func (s *leaseStore) setAfterGapLocked(rec record) {
+func (s *leaseStore) setAfterGapLocked(rec *record) {
 	if s.seen.exists() && (rec.uid != s.seen.uid || rec.version < s.seen.version) {
 		// The Lease, or the state in which it was seen, does not exist any more. The holder at the end, perhaps
 		// one that was not seen here, may have renewed until just now.
@@ -98,25 +98,25 @@ func (s *leaseStore) missHolderLocked(uid types.UID) {
 
 // setDeletedLocked records that the Lease was deleted when it was as last, so that no holder went unseen. The
 // caller holds mu.
-func (s *leaseStore) setDeletedLocked(last record) {
+func (s *leaseStore) setDeletedLocked(last *record) {
 	if last.uid == s.seen.missedHolderUID {
 		s.seen.missedHolderUntil, s.seen.missedHolderUID = time.Time{}, ""
 	}
 	s.setAfterGapLocked(last)
-	s.setLocked(record{version: last.version})
+	s.setLocked(&record{version: last.version})
 }
 
 // addAnswer records rec, what the Lease is after a write of ours that was sent when before was known.
 func (s *leaseStore) addAnswer(rec record, before observation) {
 	s.mu.Lock()
 	defer s.unlock()
-	s.addAnswerLocked(rec, before)
+	s.addAnswerLocked(&rec, &before)
 }
 
 // addAnswerLocked records rec, the answer to a request of ours that was sent when before was known. The caller
 // holds mu.
-func (s *leaseStore) addAnswerLocked(rec record, before observation) {
-	now := s.seen
+func (s *leaseStore) addAnswerLocked(rec *record, before *observation) {
+	now := &s.seen
 	switch {
 	case rec.version > now.version:
 		s.setAfterGapLocked(rec)
@@ -125,7 +125,7 @@ func (s *leaseStore) addAnswerLocked(rec record, before observation) {
 	case !now.known:
 		s.setLocked(rec)
 	case !rec.exists() && now.exists():
-		s.setAfterGapLocked(record{version: now.version}) // so that events of the Lease that was deleted are old news
+		s.setAfterGapLocked(&record{version: now.version}) // so that events of the Lease that was deleted are old news
 	case rec.exists() && !now.exists() && rec.version == now.version:
 		// The Lease was not deleted, and nothing happened to it.
 		if now.missedHolderUID == rec.uid {
@@ -144,7 +144,7 @@ func (s *leaseStore) addEarlyLocked() {
 	if event := s.early; event.Type != "" && s.seen.known {
 		s.early = watch.Event{}
 		if rec, err := readRecord(event.Object.(*coordinationv1.Lease)); err == nil {
-			s.addEventLocked(event.Type, rec, true)
+			s.addEventLocked(event.Type, &rec, true)
 		}
 	}
 }
@@ -154,7 +154,7 @@ func (s *leaseStore) addDeletion(last record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.seen.state() == last.state() {
-		s.setDeletedLocked(last)
+		s.setDeletedLocked(&last)
 	}
 }
 
@@ -179,12 +179,12 @@ func (s *leaseStore) addEvent(event watch.Event, shared bool) error {
 		s.early = event // it may be of long ago: what is known begins with a read of our own
 		return nil
 	}
-	s.addEventLocked(event.Type, rec, shared)
+	s.addEventLocked(event.Type, &rec, shared)
 	return nil
 }
 
 // addEventLocked records an event that brought rec. The caller holds mu.
-func (s *leaseStore) addEventLocked(kind watch.EventType, rec record, shared bool) {
+func (s *leaseStore) addEventLocked(kind watch.EventType, rec *record, shared bool) {
 	switch absent := !s.seen.exists() && kind != watch.Deleted; {
 	case absent && rec.version == s.seen.version, // it seems not to have been deleted
 		// it may be older than the read that found no Lease
@@ -222,7 +222,7 @@ func (s *leaseStore) addRead(rec record, before observation) {
 	s.mu.Lock()
 	defer s.unlock()
 	s.heard = max(s.heard, rec.version)
-	s.addAnswerLocked(rec, before)
+	s.addAnswerLocked(&rec, &before)
 }
 
 // replace records rec, and forgets what was known before. Only the time for which others may still lead is kept.
@@ -232,7 +232,7 @@ func (s *leaseStore) replace(rec record) {
 	s.missHolderLocked("")
 	s.seen.known, s.seen.record = false, record{}
 	s.heard, s.watched = rec.version, 0
-	s.setLocked(rec)
+	s.setLocked(&rec)
 }
 
 // heardVersion returns the newest version that a read or a watch brought, and the uid of the Lease. A watch need not
