@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -648,4 +649,131 @@ func TestLook(t *testing.T) {
 			})
 		})
 	}
+}
+
+// idleSlots returns the candidates for three slots, of which nothing runs by itself.
+func idleSlots(w *world, opts ...Option) *candidates {
+	w.Helper()
+	o, err := newOptions(w.Context(), w.options("a", append([]Option{WithSlots(3)}, opts...)...))
+	if err != nil {
+		w.Fatal(err)
+	}
+	cs, err := newCampaigns(w.Context(), o)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(cs.close)
+	return newCandidates(cs)
+}
+
+// Which of several slots that are free is claimed.
+func TestChoose(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		failures []int // of each candidate
+		ours     int   // which one a claim of ours acquired; -1 for none
+		window   time.Duration
+		fraction float64
+		want     int
+	}{
+		{"the first", []int{0, 0, 0}, -1, 0, 0.99, 0},
+		{"those whose claims do not fail", []int{1, 0, 0}, -1, 0, 0, 1},
+		{"those whose claims fail less", []int{3, 2, 1}, -1, 0, 0, 2},
+		{"the first of those", []int{2, 1, 1}, -1, 0, 0, 1},
+		{"ours", []int{0, 0, 0}, 2, time.Second, 0, 2},
+		{"ours, but its claims fail", []int{0, 0, 1}, 2, 0, 0, 0},
+		{"any, with rivals", []int{0, 0, 0}, -1, time.Second, 0.5, 1},
+		{"the last, with rivals", []int{0, 0, 0}, -1, time.Second, 0.99, 2},
+		{"any of those whose claims do not fail", []int{0, 1, 0}, -1, time.Second, 0.99, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				k := idleSlots(w, WithChance(func(n time.Duration) time.Duration {
+					return time.Duration(tt.fraction * float64(n))
+				}))
+				k.rivals.window = contentionWindow(tt.window)
+				var chances []chance
+				for i, one := range k.all {
+					one.failures = tt.failures[i]
+					o := observation{record: record{uid: "u", version: 7}, known: true}
+					if i == tt.ours {
+						n := one.campaign.claims.begin(o.record, "a", time.Now())
+						o.record.identity, o.record.acquired = "a", n.term.acquired
+					}
+					chances = append(chances, chance{one, o})
+				}
+				if got := k.choose(chances); got.candidate != k.all[tt.want] || got.on != chances[tt.want].on {
+					t.Errorf("slot %d, want %d", got.candidate.campaign.options.slot, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// Which slots may be claimed, and how long to wait if none may: a moment if that may still turn out.
+func TestLookAtSlots(t *testing.T) {
+	free, unknown := record{uid: "u", version: 7}, record{}
+	held := func(seconds int) record {
+		return heldByB.but(func(r *record) { r.duration = time.Duration(seconds) * time.Second })
+	}
+	for _, tt := range []struct {
+		name    string
+		after   time.Duration
+		slots   []record
+		chances []int
+		wake    time.Duration // if there are none
+	}{
+		{"nothing is known", time.Hour, []record{unknown, unknown, unknown}, nil, maxDuration},
+		{"one is free, at once", 0, []record{unknown, free, unknown}, nil, I / 4},
+		{"one is free, soon after", I / 8, []record{unknown, free, unknown}, nil, I / 8},
+		{"one is free, later", I / 4, []record{unknown, free, unknown}, []int{1}, 0},
+		{"one is free, and all are known", 0, []record{held(9), held(8), free}, []int{2}, 0},
+		{"all are free", 0, []record{free, free, free}, []int{0, 1, 2}, 0},
+		{"all are held", 0, []record{held(29), held(28), held(27)}, nil, 27 * time.Second / 10 * 6},
+		{"held as far as is known", 0, []record{unknown, held(10), unknown}, nil, 6 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				k := idleSlots(w, WithChance(func(time.Duration) time.Duration { return 0 }))
+				w.sleep(tt.after)
+				for i, r := range tt.slots {
+					if r != unknown {
+						k.campaigns[i].store.addRead(r, observation{})
+					}
+				}
+				chances, wake, err := k.look(w.Context())
+				var got []int
+				for _, c := range chances {
+					got = append(got, c.candidate.campaign.options.slot)
+				}
+				if err != nil || !slices.Equal(got, tt.chances) || len(got) == 0 && wake != tt.wake {
+					t.Errorf("%v after %v, want %v after %v; %v", got, wake, tt.chances, tt.wake, err)
+				}
+			})
+		})
+	}
+}
+
+// After a session in one slot the candidates know when that was, and failures in other slots are long ago.
+func TestPauseOfSlots(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := idleSlots(w, WithChance(halfChance))
+		s := &session{campaign: k.campaigns[1], lost: make(chan struct{}), began: k.campaigns[1].clock.now()}
+		began := time.Now()
+		strayEnded := make(chan struct{})
+		s.campaign.strays.Go(func() {
+			time.Sleep(time.Second)
+			close(strayEnded)
+		})
+		k.pause(w.Context(), s)
+		if took := time.Since(began); took != time.Second+I/2 || !k.rivals.led.Equal(began.Add(time.Second)) {
+			t.Errorf("paused for %v, the session ended %v after it began", took, k.rivals.led.Sub(began))
+		}
+		<-strayEnded
+		for i, one := range k.all {
+			if !one.delays.restart {
+				t.Errorf("slot %d: the next failure is not the first", i)
+			}
+		}
+	})
 }
