@@ -651,6 +651,48 @@ func TestLook(t *testing.T) {
 	}
 }
 
+// A candidate that has waited for half of the renew interval, by its clock, has forgotten its failures. It checks its
+// watch in time, and ends with ctx at once.
+func TestAwait(t *testing.T) {
+	const rate = 2
+	for _, tt := range []struct {
+		name   string
+		opts   []Option
+		known  record
+		ends   time.Duration // when ctx does
+		rested bool
+		check  bool
+	}{
+		{"ctx ends soon", nil, heldByB, I/2/rate - 1, false, false},
+		{"ctx ends later", nil, heldByB, I / 2 / rate, true, false},
+		{"before the watch is to be checked", nil, heldByB, 6*time.Second/rate - 1, true, false},
+		{"after it is to be checked", nil, heldByB, 6*time.Second/rate + 1, true, true},
+		{"while the Lease cannot be read", []Option{WithCreateMode(UseExisting)}, record{}, I, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, append(tt.opts, withClock(rateClock{time.Now(), rate}),
+					WithChance(func(time.Duration) time.Duration { return 0 }))...)
+				k := newCandidates(campaigns{c})
+				c.store.addRead(tt.known, observation{})
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					return leasetest.Fault{Err: leasetest.Unauthorized()}
+				})
+				ctx, cancel := context.WithCancelCause(w.Context())
+				cause := errors.New("enough")
+				time.AfterFunc(tt.ends, func() { cancel(cause) })
+				began := time.Now()
+				if s, err := k.await(ctx); s != nil || err != cause || time.Since(began) != tt.ends {
+					t.Errorf("%v after %v", err, time.Since(began))
+				}
+				if k.all[0].delays.restart != tt.rested || c.reflector.takeCheck() != tt.check {
+					t.Errorf("the next failure is the first: %v, the watch is checked: %v", !tt.rested, !tt.check)
+				}
+			})
+		})
+	}
+}
+
 // idleSlots returns the candidates for three slots, of which nothing runs by itself.
 func idleSlots(w *world, opts ...Option) *candidates {
 	w.Helper()
@@ -729,7 +771,7 @@ func TestLookAtSlots(t *testing.T) {
 		{"one is free, later", I / 4, []record{unknown, free, unknown}, []int{1}, 0},
 		{"one is free, and all are known", 0, []record{held(9), held(8), free}, []int{2}, 0},
 		{"all are free", 0, []record{free, free, free}, []int{0, 1, 2}, 0},
-		{"all are held", 0, []record{held(29), held(28), held(27)}, nil, 27 * time.Second / 10 * 6},
+		{"all are held", 0, []record{held(29), held(27), held(28)}, nil, 27 * time.Second / 10 * 6},
 		{"held as far as is known", 0, []record{unknown, held(10), unknown}, nil, 6 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
