@@ -63,6 +63,9 @@ func (d *delays) next(err error, limit time.Duration) time.Duration {
 // reset makes the next failure the first in a row.
 func (d *delays) reset() { d.restart = true }
 
+// mayWait reports whether next may wait, at most for policyLimit.
+func (d *delays) mayWait() bool { return d.user != nil }
+
 // ask returns the delay that the policy names, or the default one if it does not name one soon.
 func (d *delays) ask() time.Duration {
 	if d.user == nil {

@@ -14,7 +14,7 @@ import (
 // who changes them.
 //
 //	candidate  waits for the lease and decides when to claim it, on the caller's goroutine
-//	session    is one term: its renewer keeps it, on a goroutine of its own
+//	session    is one term: its renewer keeps it
 //	reflector  follows the Lease
 //	store      keeps what is known of it
 type campaign struct {
@@ -151,13 +151,19 @@ func (c *campaign) write(
 ) (record, error) {
 	before := c.store.latest()
 	r, err := c.lease.request(ctx, kind, c.renewTimeout.current(), request)
+	c.recordWrite(ctx, before, r, err)
+	return r, err
+}
+
+// recordWrite records what the Lease is after a write that ended with r and err, and was sent when before was known.
+// After a conflict it reads.
+func (c *campaign) recordWrite(ctx context.Context, before observation, r record, err error) {
 	switch {
 	case err == nil:
 		c.store.addAnswer(r, before)
 	case conflicts(err):
 		c.reflector.readPermitted(ctx) // logs its own failure
 	}
-	return r, err
 }
 
 // holder returns the holder of the lease in o.

@@ -478,7 +478,8 @@ func TestPauseAfterSession(t *testing.T) {
 			c := idleCampaign(w, WithChance(halfChance), withClock(rateClock{time.Now(), rate}),
 				WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
 			k := newCandidate(c, &rivals{})
-			s := &session{campaign: c, lost: make(chan struct{}), cancel: func(error) {}, began: c.clock.now()}
+			s := &session{campaign: c, lost: make(chan struct{}), cancel: func(error) {}, began: c.clock.now(),
+				renewer: &renewer{stage: over}}
 			if tt.lost {
 				s.lose(lostBecause(taken, "by a test"))
 			}

@@ -42,8 +42,8 @@ func idleCampaign(w *world, opts ...Option) *campaign {
 	return c
 }
 
-// idleRenewer returns a renewer whose goroutine does not run, of a session for the term in own, and the client that its
-// requests go to.
+// idleRenewer returns a renewer that was not started, of a session for the term in own, and the client that its
+// requests go to. It is over, so that it does only what the test calls.
 func idleRenewer(w *world, own record, waiting func(*session), opts ...Option) (*renewer, *leasetest.Client) {
 	w.Helper()
 	var s *session
@@ -62,12 +62,12 @@ func idleRenewer(w *world, own record, waiting func(*session), opts ...Option) (
 		finishing: make(chan struct{}, 1),
 	}
 	s.ctx = &sessionContext{inner, s}
-	until := c.clock.now().add(R)
+	now := c.clock.now()
+	until := now.add(R)
 	s.until.Store(&until)
-	return &renewer{
-		session: s, clock: c.clock, lease: c.lease, store: c.store, reflector: c.reflector, delays: c.renewDelays,
-		replies: make(chan reply, 1), ended: make(chan struct{}), flight: make(chan struct{}, 1),
-	}, client
+	s.renewer = newRenewer(w.Context(), s, now)
+	s.renewer.stage, s.renewer.due, s.renewer.restart = over, instant{}, false
+	return s.renewer, client
 }
 
 // A renewal is not sent if what was seen last shows another's term: it would renew that one.
@@ -76,10 +76,10 @@ func TestRenewalOfAnothersTerm_G6(t *testing.T) {
 		own := heldByB.but(func(r *record) { r.duration = D })
 		r, client := idleRenewer(w, own, nil)
 		r.store.addAnswer(own.but(func(r *record) { r.identity, r.version = "thief", 9 }), r.store.latest())
-		r.renew(w.Context(), r.clock.now())
+		r.renewLocked(r.clock.now())
 		r.group.Wait()
-		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 || r.inFlight {
-			t.Errorf("lost: %v, after %d requests, one under way: %v", loss, client.Requests(), r.inFlight)
+		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 || r.flight != nil {
+			t.Errorf("lost: %v, after %d requests, one under way: %v", loss, client.Requests(), r.flight != nil)
 		}
 	})
 }
@@ -89,9 +89,9 @@ func TestRenewalAfterLoss_G6(t *testing.T) {
 	inWorld(t, func(w *world) {
 		own := heldByB.but(func(r *record) { r.duration = D })
 		r, client := idleRenewer(w, own, func(s *session) { s.lose(lostBecause(taken, "now held by %q", "thief")) })
-		r.renew(w.Context(), r.clock.now())
+		r.renewLocked(r.clock.now())
 		r.group.Wait()
-		if reply := <-r.replies; !errors.Is(reply.err, ErrLost) || client.Requests() != 0 {
+		if reply := r.flight.reply; !errors.Is(reply.err, ErrLost) || client.Requests() != 0 {
 			t.Errorf("replied %v, after %d requests", reply.err, client.Requests())
 		}
 	})

@@ -1,42 +1,75 @@
 package leasehold
 
 import (
+	"cmp"
 	"context"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 )
 
 // A renewer keeps the term of a session: it renews the lease until the body has returned, and finds out when it is
-// lost. Its goroutine, run, owns its fields; others only wait for ended and flight, ask by request, and reply.
+// lost. It has no goroutine of its own but for a renewal under way. Whatever happens to the session is followed by a
+// step, which looks at all of it, never blocks, and sets a timer for the next step. One that does not follow by itself
+// is asked for by look.
 type renewer struct {
 	session   *session
 	clock     clock
 	lease     *leaseClient
 	store     *leaseStore
 	reflector *reflector
-	delays    *delays
+	delays    *delays         // of whoever plans: a step, or a goroutine where that may wait
+	ctx       context.Context // of the renewals; ends when the lease is lost
+	cancel    context.CancelFunc
 
-	due      instant   // when to renew next
-	last     instant   // when the last write was sent
-	wanted   bool      // the next renewal is to come sooner, because there is something to tell by it
-	before   uint64    // the version that the last renewal was based on
-	pending  []renewal // those sent after the last one that is known to have taken effect
-	inFlight bool      // a renewal is under way
+	request atomic.Bool   // a renewal is wanted
+	looking atomic.Bool   // a step is about to begin
+	ended   chan struct{} // closed when the stage is over
+
+	mu       sync.Mutex // protects following; taken before all other locks of the campaign
+	stage    stage
+	timer    *time.Timer // calls step
+	due      instant     // when to renew next
+	last     instant     // when the last write was sent
+	wanted   bool        // the next renewal is to come sooner, because there is something to tell by it
+	before   uint64      // the version that the last renewal was based on
+	pending  []renewal   // those sent after the last one that is known to have taken effect
+	flight   *flight     // the renewal under way; nil for none
+	planning bool        // a BackOff of the program's is asked when the next one is due
+	restart  bool        // the next failure is the first in a row
 	beat     beatCheck
-	replies  chan reply
 
-	request wakeup // a renewal is wanted
-
-	group  errgroup.Group // run, and the renewal under way
-	ended  chan struct{}  // closed when run has returned
-	flight chan struct{}  // has room for the renewal under way
+	// group runs the renewal under way, and plans. One that was given up stays behind in the group that it was in.
+	group *errgroup.Group
 }
+
+// A stage is what a renewer does.
+type stage int
+
+const (
+	renewing  stage = iota // until the body has returned, or the lease is lost
+	awaiting               // the lease is lost: waits for the body
+	overtaken              // waits for the function of WithOverrun
+	over
+)
 
 // A renewal is one try to renew.
 type renewal struct {
 	stamp time.Time // as it is written: no other renewal of the term has the same
 	sent  instant   // when it was begun
+}
+
+// A flight is a renewal under way.
+type flight struct {
+	renewal
+	known observation // what it is based on
+	limit time.Time   // by the monotonic clock: when it is given up
+	stop  context.CancelFunc
+
+	settled atomic.Bool // it was answered, or given up: who sets it says how it ended
+	reply   *reply      // nil until there is one; protected by the renewer's mutex
 }
 
 type reply struct {
@@ -45,8 +78,8 @@ type reply struct {
 	sent   instant
 }
 
-// startRenewer starts to renew the term of s, which was acquired by a write sent at sent.
-func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
+// newRenewer returns a renewer of the term of s, which was acquired by a write sent at sent.
+func newRenewer(ctx context.Context, s *session, sent instant) *renewer {
 	c := s.campaign
 	r := &renewer{
 		session:   s,
@@ -57,19 +90,25 @@ func startRenewer(ctx context.Context, s *session, sent instant) *renewer {
 		delays:    c.renewDelays,
 		due:       sent.add(firstRenewal(c.options)),
 		last:      sent,
-		request:   newWakeup(),
 		beat:      beatCheck{limit: c.options.beat, heard: sent.mono},
-		replies:   make(chan reply, 1),
 		ended:     make(chan struct{}),
-		flight:    make(chan struct{}, 1),
+		restart:   true,
+		group:     &errgroup.Group{},
 	}
-	r.delays.reset()
-	r.group.Go(func() error {
-		defer close(r.ended)
-		r.run(context.WithoutCancel(ctx))
-		return nil
-	})
+	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return r
+}
+
+// start begins to renew.
+func (r *renewer) start() {
+	r.store.follow(r)
+	r.step()
+}
+
+// wait returns when the body has returned and no renewal is under way, or when the lease is lost and that was reported.
+func (r *renewer) wait() {
+	<-r.ended
+	r.group.Wait()
 }
 
 // firstRenewal returns how long after the start of the write that acquired the lease it is first renewed.
@@ -80,60 +119,135 @@ func firstRenewal(o *options) time.Duration { return o.between(o.renewInterval/4
 // renewals of many leases from coming all at once.
 func nextRenewal(o *options) time.Duration { return o.between(o.renewInterval*9/10, o.renewInterval) }
 
-// run returns when the body has returned and no renewal is under way, or when the lease is lost and that was
-// reported.
-func (r *renewer) run(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	timer := time.NewTimer(0)
-	defer func() { timer.Stop() }()
-	s := r.session
-	stop, stopping := s.stop, false
-	for {
-		if s.checkTrust(); s.loss() != nil {
-			cancel()
-			r.reportLoss(timer)
-			return
-		}
-		now := r.clock.now()
-		look, stuck := r.beat.look(s, now.mono)
-		if stuck && !stopping {
-			s.lose(lostBecause(stalled, "the work did not call Beat for %v", r.beat.limit))
-			continue
-		}
-		wake := min(s.until.Load().left(now), look)
-		switch {
-		case r.inFlight:
-		case stopping:
-			return
-		case r.untilRenewal(now) <= 0:
-			r.renew(ctx, now)
-		default:
-			wake = min(wake, r.untilRenewal(now))
-		}
-		timer.Reset(r.clock.wait(max(wake, 0)))
-		select {
-		case <-timer.C:
-		case <-r.store.changed:
-			s.checkTrust()
-			r.absorbLatest()
-		case reply := <-r.replies:
-			r.inFlight = false
-			s.checkTrust()
-			r.handleReply(&reply)
-			timer = freshTimer(timer)
-		case <-s.lost:
-		case <-r.request:
-			r.wanted = true
-		case <-stop:
-			stop, stopping = nil, true
-		}
+// look makes a step begin after what has just happened, on another goroutine. It never waits.
+func (r *renewer) look() {
+	if !r.looking.Swap(true) {
+		go r.step()
 	}
 }
 
-// untilRenewal returns how long to wait before the next renewal. Those that are wanted sooner are some time apart, so
-// that one of them tells what many have to tell.
-func (r *renewer) untilRenewal(now instant) time.Duration {
+// step does what is to be done now.
+func (r *renewer) step() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stepLocked()
+}
+
+func (r *renewer) stepLocked() {
+	r.looking.Swap(false) // before anything is looked at
+	if r.stage == over {
+		return
+	}
+	wake := maxDuration
+	if r.stage == renewing {
+		wake = r.keepLocked()
+	}
+	if r.stage == awaiting {
+		wake = r.awaitBodyLocked()
+	}
+	if r.stage == over {
+		r.endLocked()
+		return
+	}
+	wake = r.clock.wait(max(wake, 0))
+	if r.timer == nil {
+		r.timer = time.AfterFunc(wake, r.step)
+	} else {
+		r.timer.Reset(wake)
+	}
+}
+
+// endLocked ends the renewer.
+func (r *renewer) endLocked() {
+	r.cancel()
+	r.stopTimerLocked()
+	r.store.follow(nil)
+	close(r.ended)
+}
+
+func (r *renewer) stopTimerLocked() {
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
+}
+
+// keepLocked keeps the lease, and returns how long it has to do nothing for that.
+func (r *renewer) keepLocked() time.Duration {
+	s := r.session
+	s.checkTrust() // first: trust that has ended is not revived by what came since
+	if reply := r.takeReplyLocked(); reply != nil {
+		r.handleReplyLocked(reply)
+	} else {
+		r.absorbLatestLocked()
+	}
+	r.wanted = r.request.Swap(false) || r.wanted
+	now := r.clock.now()
+	look, stuck := r.beat.look(s, now.mono)
+	stopping := s.stopped()
+	if stuck && !stopping {
+		s.lose(lostBecause(stalled, "the work did not call Beat for %v", r.beat.limit))
+	}
+	if r.idleLocked() && !stopping && s.loss() == nil && r.untilRenewalLocked(now) <= 0 {
+		r.renewLocked(now)
+	}
+	wake := min(s.until.Load().left(now), look, r.untilLimitLocked(now))
+	switch {
+	case s.loss() != nil:
+		r.stage = awaiting
+		r.cancel()
+		if f := r.flight; f != nil {
+			f.limit = earlier(f.limit, now.mono.Add(answerGrace))
+		}
+		s.logLoss()
+	case stopping && r.flight == nil:
+		r.stage = over
+	case r.idleLocked():
+		wake = min(wake, r.untilRenewalLocked(now))
+	}
+	return wake
+}
+
+// idleLocked reports whether a renewal may begin.
+func (r *renewer) idleLocked() bool { return r.flight == nil && !r.planning }
+
+// awaitBodyLocked waits for the body to return, after a loss. If it does not before the lease may be another's by the
+// clock alone, the function of WithOverrun is called. It returns how long there is nothing to do for that.
+func (r *renewer) awaitBodyLocked() time.Duration {
+	s, now := r.session, r.clock.now()
+	r.takeReplyLocked()
+	o := s.campaign.options
+	left := s.until.Load().add(o.duration - o.renewDeadline).left(now)
+	switch {
+	case r.flight != nil:
+		return r.untilLimitLocked(now)
+	case s.stopped(): // even if the lease expired at the same time, after a stall
+		r.stage = over
+	case left > 0:
+		return left
+	case !s.yielded.Load():
+		r.stage = over
+	default:
+		s.overran.Store(true)
+		r.stage = overtaken
+		if !s.callOverrun(r.overrunReturned) {
+			r.stage = over
+		}
+	}
+	return maxDuration
+}
+
+// overrunReturned says that the function of WithOverrun has returned.
+func (r *renewer) overrunReturned() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stage = over
+	r.endLocked()
+}
+
+// untilRenewalLocked returns how long to wait before the next renewal. Those that are wanted sooner are some time
+// apart, so that one of them tells what many have to tell.
+func (r *renewer) untilRenewalLocked(now instant) time.Duration {
 	wait := r.due.left(now)
 	if r.wanted {
 		wait = min(wait, r.last.add(gathering(r.session.campaign.options)).left(now))
@@ -146,35 +260,89 @@ func gathering(o *options) time.Duration {
 	return min(max(o.renewInterval/30, time.Millisecond), 100*time.Millisecond)
 }
 
-// renew begins a renewal. Its time of sending, now, was taken before anything else happens, because trust is
+// renewLocked begins a renewal. Its time of sending, now, was taken before anything else happens, because trust is
 // counted from it.
-func (r *renewer) renew(ctx context.Context, now instant) {
+func (r *renewer) renewLocked(now instant) {
 	s, known := r.session, r.store.latest()
-	on := known.record
-	if r.absorb(&on); s.loss() != nil {
+	if r.absorbLocked(&known.record); s.loss() != nil {
 		return
 	}
-	r.reflector.requestCheckUnlessHeard(r.versionDue(&known, now))
-	stamp := s.campaign.claims.stamps.forRenewal(on)
-	r.pending = append(r.pending, renewal{stamp, now})
-	r.inFlight, r.wanted, r.last = true, false, now
-	r.flight <- struct{}{}
+	r.reflector.requestCheckUnlessHeard(r.versionDueLocked(&known, now))
+	stamp := s.campaign.claims.stamps.forRenewal(known.record)
+	timeout := s.campaign.renewTimeout.current()
+	ctx, stop := context.WithTimeout(r.ctx, r.clock.wait(timeout))
+	f := &flight{renewal: renewal{stamp, now}, known: known, limit: now.mono.Add(timeout + answerGrace), stop: stop}
+	r.pending = append(r.pending, f.renewal)
+	r.flight, r.wanted, r.last = f, false, now
+	send, err := newRequest(s.campaign.user, "renew", timeout, func() (record, error) {
+		if err := s.loss(); err != nil {
+			return record{}, err
+		}
+		return r.lease.renew(ctx, f.known.record, stamp)
+	}, func(rec record, err error) { r.settle(f, rec, err) })
+	if err != nil {
+		stop()
+		r.flight = nil
+		r.lease.failures.record("renew", err)
+		r.handleReplyLocked(&reply{err: err, sent: now})
+		return
+	}
 	r.group.Go(func() error {
-		defer func() { <-r.flight }()
-		answer, err := s.campaign.write(ctx, "renew", func(ctx context.Context) (record, error) {
-			if err := s.loss(); err != nil {
-				return record{}, err
-			}
-			return r.lease.renew(ctx, on, stamp)
-		})
-		r.replies <- reply{answer, err, now}
+		send()
 		return nil
 	})
 }
 
-// versionDue returns the version that a watch has brought by now, if it lives. Where a round trip takes as long as the
-// renew interval, what was just answered may still be on its way.
-func (r *renewer) versionDue(known *observation, now instant) uint64 {
+// settle records how the renewal f ended. One that was given up ended before.
+func (r *renewer) settle(f *flight, rec record, err error) {
+	f.stop()
+	if f.settled.Swap(true) {
+		return
+	}
+	r.lease.failures.record("renew", err)
+	if err == nil {
+		r.looking.Store(true) // at the news, below
+	}
+	r.session.campaign.recordWrite(r.ctx, f.known, rec, err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f.reply = &reply{rec, err, f.sent}
+	r.stepLocked()
+}
+
+// takeReplyLocked returns how the renewal under way ended; nil if it has not, or if there is none. One that did not end
+// with its context is given up.
+func (r *renewer) takeReplyLocked() *reply {
+	f := r.flight
+	if f == nil {
+		return nil
+	}
+	if r.untilLimitLocked(r.clock.now()) <= 0 && !f.settled.Swap(true) {
+		f.stop()
+		err := noAnswer("renew", cmp.Or(r.ctx.Err(), context.DeadlineExceeded))
+		r.lease.failures.record("renew", err)
+		f.reply = &reply{err: err, sent: f.sent}
+		r.group = &errgroup.Group{}
+	}
+	if f.reply == nil {
+		return nil
+	}
+	r.flight = nil
+	r.stopTimerLocked() // another one is made, for the reason of freshTimer
+	return f.reply
+}
+
+// untilLimitLocked returns how long to wait before the renewal under way is given up.
+func (r *renewer) untilLimitLocked(now instant) time.Duration {
+	if f := r.flight; f != nil && !f.settled.Load() {
+		return f.limit.Sub(now.mono)
+	}
+	return maxDuration
+}
+
+// versionDueLocked returns the version that a watch has brought by now, if it lives. Where a round trip takes as long
+// as the renew interval, what was just answered may still be on its way.
+func (r *renewer) versionDueLocked(known *observation, now instant) uint64 {
 	before := r.before
 	r.before = known.version
 	if now.mono.Sub(known.since) < watchLag {
@@ -183,14 +351,14 @@ func (r *renewer) versionDue(known *observation, now instant) uint64 {
 	return known.version
 }
 
-// handleReply plans the next renewal by how the last one ended. One that took effect has not failed, even if its reply
-// was lost. One that was answered, but with another time than was sent, counts as failed.
-func (r *renewer) handleReply(reply *reply) {
+// handleReplyLocked plans the next renewal by how the last one ended. One that took effect has not failed, even if its
+// reply was lost. One that was answered, but with another time than was sent, counts as failed.
+func (r *renewer) handleReplyLocked(reply *reply) {
 	s := r.session
 	if reply.err == nil {
-		r.absorb(&reply.record)
+		r.absorbLocked(&reply.record)
 	}
-	r.absorbLatest()
+	r.absorbLatestLocked()
 	if len(r.pending) == 0 {
 		if reply.err == nil {
 			s.campaign.stats.renewed(-reply.sent.left(r.clock.now()))
@@ -198,19 +366,41 @@ func (r *renewer) handleReply(reply *reply) {
 		return
 	}
 	if reply.err == nil && s.loss() == nil {
-		r.reportAltered()
+		r.reportAlteredLocked()
 	}
 	now := r.clock.now()
 	// The delay leaves time for one more try before trust ends; where there is none, the tries are close together.
 	timeout := s.campaign.renewTimeout
 	limit := max(s.until.Load().left(now)-timeout.current(), timeout.least/4)
-	if delay := r.delays.next(reply.err, limit); r.due.left(now) < delay {
+	if r.restart {
+		r.delays.reset()
+		r.restart = false
+	}
+	if !r.delays.mayWait() {
+		r.postponeLocked(r.delays.next(reply.err, limit))
+		return
+	}
+	r.planning = true
+	r.group.Go(func() error {
+		delay := r.delays.next(reply.err, limit)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.planning = false
+		r.postponeLocked(delay)
+		r.stepLocked()
+		return nil
+	})
+}
+
+// postponeLocked puts the next renewal off by delay, unless a renewal has taken effect after all.
+func (r *renewer) postponeLocked(delay time.Duration) {
+	if now := r.clock.now(); len(r.pending) > 0 && r.due.left(now) < delay {
 		r.due = now.add(delay)
 	}
 }
 
-// reportAltered logs, once in a row, that renewals succeed but are not stored as they were sent.
-func (r *renewer) reportAltered() {
+// reportAlteredLocked logs, once in a row, that renewals succeed but are not stored as they were sent.
+func (r *renewer) reportAlteredLocked() {
 	s := r.session
 	if !s.altered.Swap(true) {
 		s.campaign.log.warn("lease renewed, but the API server stored another renewTime than was sent: " +
@@ -219,15 +409,15 @@ func (r *renewer) reportAltered() {
 }
 
 // absorbLatest is absorb for the newest record.
-func (r *renewer) absorbLatest() {
-	latest := r.store.latest()
-	r.absorb(&latest.record)
+func (r *renewer) absorbLatestLocked() {
+	if latest := r.store.latest(); latest.known {
+		r.absorbLocked(&latest.record)
+	}
 }
 
-// absorb draws conclusions from what the Lease says: that another has it, or that a renewal took effect, even
-// one whose reply never came. Records are passed by their addresses here, so that the stack of a renewer, of which
-// there may be thousands, stays at 4 kB.
-func (r *renewer) absorb(rec *record) {
+// absorbLocked draws conclusions from what the Lease says: that another has it, or that a renewal took effect, even
+// one whose reply never came.
+func (r *renewer) absorbLocked(rec *record) {
 	s := r.session
 	if s.loss() != nil {
 		return
@@ -242,7 +432,7 @@ func (r *renewer) absorb(rec *record) {
 			until := p.sent.add(s.campaign.options.renewDeadline)
 			s.until.Store(&until)
 			s.altered.Store(false)
-			r.delays.reset()
+			r.restart = true
 			r.due = p.sent.add(nextRenewal(s.campaign.options))
 			r.pending = append(r.pending[:0], r.pending[i+1:]...)
 			s.renewed.signal()
@@ -251,41 +441,8 @@ func (r *renewer) absorb(rec *record) {
 	}
 }
 
-// reportLoss logs the loss and waits for the body to return. If it does not before the lease may be another's by
-// the clock alone, the function of WithOverrun is called, and waited for.
-func (r *renewer) reportLoss(timer *time.Timer) {
-	s := r.session
-	s.logLoss()
-	o := s.campaign.options
-	end := s.until.Load().add(o.duration - o.renewDeadline)
-	timer.Reset(r.clock.wait(max(0, end.left(r.clock.now()))))
-	select {
-	case <-s.stop:
-		return
-	case <-timer.C:
-	}
-	select {
-	case <-s.stop: // even if both came at once, after a stall
-		return
-	default:
-	}
-	if s.yielded.Load() {
-		s.overran.Store(true)
-		s.callOverrun()
-	}
-}
-
-// awaitRenewal waits for the renewal under way of a lost lease, which is cut short, but not for long if that does
-// not help.
-func (r *renewer) awaitRenewal() {
-	timer := time.NewTimer(r.clock.wait(r.session.campaign.renewTimeout.current()))
-	defer timer.Stop()
-	select {
-	case r.flight <- struct{}{}:
-		<-r.flight
-	case <-timer.C:
-	}
-}
-
 // renewSoon asks for a renewal before the next one is due, because it has something to tell.
-func (s *session) renewSoon() { s.renewer.request.signal() }
+func (s *session) renewSoon() {
+	s.renewer.request.Store(true)
+	s.renewer.look()
+}

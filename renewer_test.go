@@ -3,13 +3,20 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -50,7 +57,7 @@ func TestWhenToRenew(t *testing.T) {
 		now := systemClock{}.now()
 		r := &renewer{session: &session{campaign: &campaign{options: &options{renewInterval: I}}},
 			due: now.add(tt.due), last: now.add(-tt.sinceLast), wanted: tt.wanted}
-		if got := r.untilRenewal(now); got != tt.want {
+		if got := r.untilRenewalLocked(now); got != tt.want {
 			t.Errorf("%s: in %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -133,7 +140,8 @@ func TestRepliesOfRenewals(t *testing.T) {
 				if tt.answer != "" {
 					answer.record = shows(tt.answer)
 				}
-				r.handleReply(&answer)
+				r.handleReplyLocked(&answer)
+				r.group.Wait()
 				if err := s.loss(); err != nil {
 					t.Fatal(err)
 				}
@@ -164,8 +172,8 @@ func TestRepliesOfRenewals(t *testing.T) {
 				if r.due != due {
 					t.Errorf("the next one is due in %v, want %v", r.due.left(now), due.left(now))
 				}
-				if first := tt.until != "" && tt.left == nil; r.delays.restart != first {
-					t.Errorf("the next failure is the first in a row: %v, want %v", r.delays.restart, first)
+				if first := tt.until != "" && tt.left == nil; r.restart != first {
+					t.Errorf("the next failure is the first in a row: %v, want %v", !first, first)
 				}
 				if altered := tt.answer == "another"; s.altered.Load() != altered {
 					t.Errorf("altered: %v, want %v", s.altered.Load(), altered)
@@ -173,7 +181,7 @@ func TestRepliesOfRenewals(t *testing.T) {
 				if n := s.campaign.stats.status().Renewals; (n == 1) != (tt.answer == "second") {
 					t.Errorf("%d renewals counted", n)
 				}
-				r.handleReply(&answer) // of the next renewal
+				r.handleReplyLocked(&answer) // of the next renewal
 				w.sleep(time.Second)
 				logged := w.logged("the API server stored another renewTime")
 				if altered := tt.answer == "another"; logged != map[bool]int{true: 1}[altered] {
@@ -206,7 +214,7 @@ func TestAbsorbedLosses_G6(t *testing.T) {
 				tt.seen.version++
 				r.pending = []renewal{{own.renewed, sent}}
 				r.store.addAnswer(tt.seen, r.store.latest())
-				r.handleReply(&reply{tt.seen, nil, sent})
+				r.handleReplyLocked(&reply{tt.seen, nil, sent})
 				if loss := r.session.loss(); !errors.Is(loss, ErrLost) {
 					t.Errorf("lost: %v", loss)
 				}
@@ -228,7 +236,7 @@ func TestRenewalRightAfterAnswer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		r, _ := idleRenewer(w, heldByB, nil)
 		known, now := r.store.latest(), r.clock.now()
-		first, second := r.versionDue(&known, now), r.versionDue(&known, now)
+		first, second := r.versionDueLocked(&known, now), r.versionDueLocked(&known, now)
 		if first != 0 || second != heldByB.version {
 			t.Errorf("due: %d, then %d", first, second)
 		}
@@ -244,15 +252,15 @@ func TestRenewalIsToldApart(t *testing.T) {
 		r.store.seen.since = r.store.seen.since.Add(-watchLag)
 		now := r.clock.now()
 		r.wanted = true
-		r.renew(w.Context(), now)
+		r.renewLocked(now)
 		if want := []renewal{{own.renewed.Add(time.Microsecond), now}}; !slices.Equal(r.pending, want) {
 			t.Errorf("pending: %v, want %v", r.pending, want)
 		}
-		if !r.inFlight || r.wanted || r.last != now || !r.reflector.takeCheck() {
-			t.Errorf("under way: %v, wanted: %v, last: %v", r.inFlight, r.wanted, r.last)
+		if r.flight == nil || r.wanted || r.last != now || !r.reflector.takeCheck() {
+			t.Errorf("under way: %v, wanted: %v, last: %v", r.flight != nil, r.wanted, r.last)
 		}
 		r.group.Wait()
-		if reply := <-r.replies; reply.sent != now || reply.err == nil {
+		if reply := r.flight.reply; reply.sent != now || reply.err == nil {
 			t.Errorf("replied: %+v", reply) // there is no such Lease
 		}
 	})
@@ -388,7 +396,7 @@ func TestRenewalsStartOver(t *testing.T) {
 		s := c.newSession(w.Context(), heldByB, c.clock.now())
 		s.lose(lostBecause(taken, "at once"))
 		s.finish()
-		if !c.renewDelays.restart {
+		if !s.renewer.restart {
 			t.Error("the first failure of a session is not the first in a row")
 		}
 	})
@@ -417,12 +425,12 @@ func TestOverrunAtExpiry(t *testing.T) {
 				s.lose(lostBecause(taken, "now held by %q", "thief"))
 				expires := s.until.Load().mono.Add(D - R)
 				time.AfterFunc(time.Until(expires)+tt.returns, s.stopRenewing)
-				timer := time.NewTimer(0)
-				<-timer.C
-				if tt.stalls {
+				if synctest.Wait(); tt.stalls {
 					w.sleep(time.Until(expires))
 				}
-				r.reportLoss(timer)
+				r.stage = renewing
+				r.step()
+				r.wait()
 				if len(called) != tt.calls || tt.calls > 0 && called[0] != expires ||
 					s.overran.Load() != (tt.calls > 0) {
 					t.Errorf("%s: called at %v, want %d calls, at %v", tt.name, called, tt.calls, expires)
@@ -432,25 +440,149 @@ func TestOverrunAtExpiry(t *testing.T) {
 	}
 }
 
-// The renewal under way of a lost lease is waited for, but not for longer than one may take.
-func TestAwaitRenewal(t *testing.T) {
+// The renewal under way of a lost lease is waited for, but not for long: it is cut short, and given up if that does not
+// help.
+func TestReleaseAwaitsRenewal(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		lasts time.Duration // after its context has ended
+		waits time.Duration
+	}{
+		{"ends", 0, 0},
+		{"ends soon", answerGrace / 2, answerGrace / 2},
+		{"does not end", time.Minute, answerGrace + userCodeGrace},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				sent := make(chan struct{}, 9)
+				s := w.acquire(w.Context(), "a", func(o *options) {
+					o.hooks.wrap = func(l Leases) Leases {
+						return hangingLeases{l, func(ctx context.Context) {
+							sent <- struct{}{}
+							<-ctx.Done()
+							time.Sleep(tt.lasts)
+						}}
+					}
+				})
+				<-sent
+				s.state.(*session).lose(lostBecause(taken, "now held by %q", "thief"))
+				began := time.Now()
+				if err := s.Release(); !errors.Is(err, ErrLost) {
+					t.Errorf("Release() = %v", err)
+				}
+				if took := time.Since(began); took != tt.waits || len(sent) != 0 {
+					t.Errorf("waited for %v, want %v; %d more renewals", took, tt.waits, len(sent))
+				}
+				time.Sleep(tt.lasts)
+			})
+		})
+	}
+}
+
+// hangingLeases call hang before each patch.
+type hangingLeases struct {
+	Leases
+	hang func(context.Context)
+}
+
+func (l hangingLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
+	l.hang(ctx)
+	return l.Leases.Patch(ctx, name, pt, data, opts, sub...)
+}
+
+// No session that is stuck delays another of the same client, or is late to hear of its own end: not one whose renewal
+// hangs, whose BackOff hangs, whose function of WithOverrun hangs, or whose work ignores its context. Between renewals
+// none has a goroutine.
+func TestStuckSessionsDelayNoOther(t *testing.T) {
 	inWorld(t, func(w *world) {
-		r, _ := idleRenewer(w, heldByB, nil)
-		timeout := r.session.campaign.renewTimeout.current()
-		for _, lasts := range []time.Duration{0, time.Second, timeout - 1, time.Hour} {
-			r.flight <- struct{}{}
-			ends := time.AfterFunc(lasts, func() { <-r.flight })
-			began := time.Now()
-			r.awaitRenewal()
-			if took := time.Since(began); took != min(lasts, timeout) {
-				t.Errorf("waited for %v, the renewal took %v", took, lasts)
+		release := make(chan struct{})
+		overrun := make(chan struct{}, 1)
+		hangs := func(o *options) {
+			o.hooks.wrap = func(l Leases) Leases {
+				return hangingLeases{l, func(context.Context) { <-release }}
 			}
-			if ends.Stop() {
-				<-r.flight
+		}
+		fails := func(o *options) {
+			o.hooks.wrap = func(Leases) Leases {
+				return hangingLeases{w.srv.Client("refused").Leases(ns), func(context.Context) {}}
 			}
-			if len(r.flight) != 0 {
-				t.Error("a renewal seems to be under way")
+		}
+		w.srv.Client("refused").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "patch" {
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		stuck := map[string]Session{
+			"renewal": w.acquire(w.Context(), "a", WithLease("renewal"), hangs),
+			"backoff": w.acquire(w.Context(), "a", WithLease("backoff"), fails,
+				WithBackOff(func() backoff.BackOff { return &hangingBackOff{release} })),
+			"overrun": w.acquire(w.Context(), "a", WithLease("overrun"), hangs,
+				WithOverrun(func(Session) { overrun <- struct{}{}; <-release })),
+		}
+		acquired := time.Now()
+		var healthy []Session
+		late := map[string]time.Time{}
+		for i := range 2 * fewLeases {
+			lease := fmt.Sprint("healthy-", i)
+			healthy = append(healthy, w.acquire(w.Context(), "a", WithLease(lease)))
+			late[lease] = time.Now()
+		}
+		var mu sync.Mutex
+		w.srv.OnCommit(func(c leasetest.Change) {
+			mu.Lock()
+			defer mu.Unlock()
+			if before, ok := late[c.New.Name]; ok {
+				if gap := time.Since(before); gap > I+eps {
+					t.Errorf("%s: renewed after %v", c.New.Name, gap)
+				}
+				late[c.New.Name] = time.Now()
+			}
+		})
+		for name, s := range stuck {
+			<-s.Done()
+			if took := time.Since(acquired); took > R+eps || !errors.Is(s.Err(), ErrLost) {
+				t.Errorf("%s: %v after %v", name, s.Err(), took)
+			}
+		}
+		<-overrun
+		if took := time.Since(acquired); took > D+eps {
+			t.Errorf("overran after %v", took)
+		}
+		w.sleep(10 * D)
+		for _, s := range healthy {
+			if s.Err() != nil {
+				t.Errorf("%s: %v", s.Holder().Name, s.Err())
+			}
+		}
+		stacks := make([]byte, 4<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		for goroutine := range strings.SplitSeq(string(stacks), "\n\n") {
+			if strings.Contains(goroutine, ".(*renewer).") && !strings.Contains(goroutine, "hangingLeases") {
+				t.Errorf("a renewer has a goroutine between renewals:\n%s", goroutine)
+			}
+		}
+		close(release)
+		for _, s := range healthy {
+			if err := s.Release(); err != nil {
+				t.Error(err)
+			}
+		}
+		for name, s := range stuck {
+			if err := s.Release(); !errors.Is(err, ErrLost) {
+				t.Errorf("%s: Release() = %v", name, err)
 			}
 		}
 	})
 }
+
+// A hangingBackOff names no delay until it is released.
+type hangingBackOff struct{ release chan struct{} }
+
+func (b *hangingBackOff) NextBackOff() time.Duration {
+	<-b.release
+	return 0
+}
+func (b *hangingBackOff) Reset() {}

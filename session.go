@@ -240,7 +240,8 @@ func (c *campaign) newSession(ctx context.Context, r record, sent instant) *sess
 	s.ctx = &sessionContext{inner, s}
 	until := sent.add(c.options.renewDeadline)
 	s.until.Store(&until)
-	s.renewer = startRenewer(ctx, s, sent)
+	s.renewer = newRenewer(ctx, s, sent)
+	s.renewer.start()
 	return s
 }
 
@@ -276,6 +277,7 @@ func (s *session) lose(cause error) {
 	s.losing.Do(func() {
 		s.cause = cause
 		close(s.lost)
+		s.renewer.look()
 	})
 	s.cancel(s.cause)
 }
@@ -307,12 +309,10 @@ func (s *session) invalid() error {
 	if err := s.loss(); err != nil {
 		return err
 	}
-	select {
-	case <-s.stop:
+	if s.stopped() {
 		return ErrReleased
-	default:
-		return nil
 	}
+	return nil
 }
 
 // validFor returns for how long the lease is certainly ours.
@@ -336,6 +336,17 @@ func (s *session) lostWhileWindingDown() error {
 func (s *session) stopRenewing() {
 	s.cancel(ErrReleased)
 	s.stopping.Do(func() { close(s.stop) })
+	s.renewer.step()
+}
+
+// stopped reports whether the work is done.
+func (s *session) stopped() bool {
+	select {
+	case <-s.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // finish ends the session: cancel, wait, free. It returns nil once nothing is held any more. If
@@ -344,8 +355,7 @@ func (s *session) finish() error {
 	s.stopRenewing()
 	s.finishing <- struct{}{} // no mutex: in a bubble of testing/synctest, time stands still for one that is waited for
 	defer func() { <-s.finishing }()
-	<-s.renewer.ended
-	s.renewer.group.Wait()
+	s.renewer.wait()
 	s.campaign.current.CompareAndSwap(s, nil)
 	if s.finished {
 		return s.loss()
@@ -362,24 +372,27 @@ func (s *session) release() error {
 		defer s.closeCampaign()
 	}
 	if err := s.loss(); err != nil {
-		// What finish waits for may be the caller: the renewer, through the function of WithOverrun.
-		s.renewer.awaitRenewal()
+		// The renewer has seen above that the work is done. If it called the function of WithOverrun before, that may
+		// be the caller, and no renewal is in flight any more.
+		if !s.overran.Load() {
+			s.renewer.wait()
+		}
 		return err
 	}
 	return s.finish()
 }
 
-// callOverrun tells the program that work goes on without the lease, and waits for the function to return.
-func (s *session) callOverrun() {
+// callOverrun tells the program that work goes on without the lease. It reports whether there is a function for that,
+// and calls returned when it has returned.
+func (s *session) callOverrun(returned func()) bool {
 	c := s.campaign
 	if c.options.overrun == nil {
 		c.log.error("work goes on without the lease; it should have stopped when its context was cancelled",
 			"cause", s.cause, "fencingToken", s.token)
-		return
+		return false
 	}
-	returned := make(chan struct{})
-	c.user.start("WithOverrun", noLimit, func() { c.options.overrun(Session{s}) }, func() { close(returned) })
-	<-returned
+	c.user.start("WithOverrun", noLimit, func() { c.options.overrun(Session{s}) }, returned)
+	return true
 }
 
 // logLoss tells operators that the lease was lost.

@@ -22,6 +22,7 @@ type leaseStore struct {
 	contradicted    func()          // called without mu when an event contradicts what is known: only a read decides
 
 	mu            sync.Mutex // protects following; taken before the claims' mutex
+	renewer       *renewer   // of the session, which looks at what is new; nil while there is none
 	seen          observation
 	early         watch.Event // the newest event of the shared watch that came before the first read answered
 	heard         uint64      // the newest version that a read or a watch brought; answers to our writes do not count
@@ -74,6 +75,16 @@ func (s *leaseStore) setLocked(rec *record) {
 	s.seen = observe(&s.seen, rec, s.clock.now().mono, s.fallback, s.ours)
 	s.changed.signal()
 	s.changedAny.signal()
+	if s.renewer != nil {
+		s.renewer.look()
+	}
+}
+
+// follow makes r look at what is new from now on; nil makes nobody.
+func (s *leaseStore) follow(r *renewer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renewer = r
 }
 
 // setAfterGapLocked makes rec the newest record. There may be states of the Lease before it that the store has not

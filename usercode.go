@@ -59,13 +59,19 @@ func (p *userPanic) Error() string {
 	return fmt.Sprintf("leasehold: panic in the program's code: %v", p.value)
 }
 
-// start runs f on a goroutine of its own. ended is called when that has ended, in whatever way.
+// start runs f on a goroutine of its own. ended is called there when f has ended, in whatever way.
 func (u *userCode) start(what string, limit time.Duration, f, ended func()) {
+	go u.begin(what, limit, f, ended)()
+}
+
+// begin records that f is running. The caller runs what it returns on a goroutine of its own: f, and then ended, in
+// whatever way f has ended.
+func (u *userCode) begin(what string, limit time.Duration, f, ended func()) (run func()) {
 	c := &call{what, u.clock.now().mono, limit}
 	u.mu.Lock()
 	u.calls = append(u.calls, c)
 	u.mu.Unlock()
-	go func() {
+	return func() {
 		defer ended()
 		defer u.end(c)
 		defer func() {
@@ -74,7 +80,7 @@ func (u *userCode) start(what string, limit time.Duration, f, ended func()) {
 			}
 		}()
 		f()
-	}()
+	}
 }
 
 func (u *userCode) end(c *call) {
@@ -224,6 +230,34 @@ func (u *userCode) busy(what string) bool {
 	return n >= maxOverdue
 }
 
+// newRequest prepares a request. The caller runs what it returns on a goroutine of its own: f, and then answer with
+// what f has returned. The error says why the request may not be made. The limit says when f is late.
+func newRequest[T any](
+	u *userCode, what string, limit time.Duration, f func() (T, error), answer func(T, error),
+) (run func(), err error) {
+	if u.busy(what) {
+		return nil, fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts",
+			what, maxOverdue)
+	}
+	var (
+		value    T
+		failure  error
+		returned bool
+	)
+	return u.begin(what, limit, func() {
+		value, failure = f()
+		returned = true
+	}, func() {
+		if !returned {
+			failure = fmt.Errorf("%s: the program's code exited its goroutine", what)
+		}
+		answer(value, failure)
+	}), nil
+}
+
+// noAnswer is the error of a request that did not end with its context.
+func noAnswer(what string, cause error) error { return fmt.Errorf("%s: no answer: %w", what, cause) }
+
 // ask returns what f returns. It gives up when ctx has ended and f does not return soon; discard, unless it is
 // nil, then gets what f returns later. The limit says when f is late.
 func ask[T any](
@@ -231,32 +265,24 @@ func ask[T any](
 	discard func(T),
 ) (T, error) {
 	type answer struct {
-		value    T
-		err      error
-		returned bool
+		value T
+		err   error
 	}
-	if u.busy(what) {
-		return *new(T), fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts",
-			what, maxOverdue)
-	}
-	var a answer
 	answers, abandoned := make(chan answer), make(chan struct{})
 	defer close(abandoned)
-	u.start(what, limit, func() {
-		a.value, a.err = f(ctx)
-		a.returned = true
-	}, func() {
-		if !a.returned {
-			a.err = fmt.Errorf("%s: the program's code exited its goroutine", what)
-		}
+	run, err := newRequest(u, what, limit, func() (T, error) { return f(ctx) }, func(value T, err error) {
 		select {
-		case answers <- a:
+		case answers <- answer{value, err}:
 		case <-abandoned:
-			if a.err == nil && discard != nil {
-				discard(a.value)
+			if err == nil && discard != nil {
+				discard(value)
 			}
 		}
 	})
+	if err != nil {
+		return *new(T), err
+	}
+	go run()
 	select {
 	case a := <-answers:
 		return a.value, a.err
@@ -268,6 +294,6 @@ func ask[T any](
 	case a := <-answers:
 		return a.value, a.err
 	case <-timer.C:
-		return *new(T), fmt.Errorf("%s: no answer: %w", what, ctx.Err())
+		return *new(T), noAnswer(what, ctx.Err())
 	}
 }
