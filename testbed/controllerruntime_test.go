@@ -3,69 +3,42 @@ package testbed_test
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"strconv"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/leasectrl"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-// manage runs controllers while this process leads: a manager per session.
-func manage(ctx context.Context, cfg *rest.Config, namespace string, setUp func(ctrl.Manager, leasehold.Session) error,
-	opts ...leasehold.Option) error {
-	var ended error
-	for s := range leasehold.Sessions(ctx, append(opts, leasehold.WithError(&ended))...) {
-		mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-			LeaderElection: false, // the loop is the election
-			// A manager must not return before its controllers have: the lease is released then.
-			GracefulShutdownTimeout: new(time.Duration(-1)),
-			// The same controller starts again in each session. Its name need not be new. The priority queue can keep
-			// it from stopping (https://github.com/kubernetes-sigs/controller-runtime/issues/3538).
-			Controller: config.Controller{SkipNameValidation: new(true), UsePriorityQueue: new(false)},
-			// The first manager's port is free again only after it has returned, and standbys
-			// have none at all: serve /metrics and /healthz outside the loop.
-			Metrics:                metricsserver.Options{BindAddress: "0"},
-			HealthProbeBindAddress: "0",
-			Cache:                  cache.Options{DefaultNamespaces: map[string]cache.Config{namespace: {}}},
-		})
-		if err != nil {
-			return err
-		}
-		if err := setUp(mgr, s); err != nil {
-			return err
-		}
-		err = mgr.Start(s.Context())
-		mgr.GetHTTPClient().CloseIdleConnections()
-		if err != nil && s.Err() == nil {
-			return err // not because leadership ended
-		}
-	}
-	return ended
-}
-
-// Controllers of controller-runtime start and stop with leadership, as often as it comes and goes in one
-// process, and nowhere else.
+// leasectrl.Run starts and stops controllers of controller-runtime with leadership, as often as it comes and goes in one
+// process, and nowhere else. The managers' own leader election is off.
 func TestControllerRuntime(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	ctrl.SetLogger(logr.Discard())
 	terms := map[string]*atomic.Int64{"one": {}, "two": {}}
 	run := func(name string) (quit func()) {
-		setUp := func(mgr ctrl.Manager, s leasehold.Session) error {
+		newManager := func(s leasehold.Session) (ctrl.Manager, error) {
+			mgr, err := ctrl.NewManager(f.server.Config(), leasectrl.ManagerOptions(ctrl.Options{
+				LeaderElection: true, LeaderElectionID: "manager", LeaderElectionNamespace: f.ns,
+				Metrics:                metricsserver.Options{BindAddress: "0"},
+				HealthProbeBindAddress: "0",
+				Cache:                  cache.Options{DefaultNamespaces: map[string]cache.Config{f.ns: {}}},
+			}))
+			if err != nil {
+				return nil, err
+			}
 			f.enter(s.FencingToken(), func() string {
 				if s.Err() != nil {
 					return ""
@@ -73,15 +46,14 @@ func TestControllerRuntime(t *testing.T) {
 				return name
 			})
 			mark := name + "-" + strconv.FormatInt(terms[name].Add(1), 10)
-			return ctrl.NewControllerManagedBy(mgr).Named("marker").For(&corev1.ConfigMap{}).
+			return mgr, ctrl.NewControllerManagedBy(mgr).Named("marker").For(&corev1.ConfigMap{}).
 				Complete(&marker{mgr.GetClient(), mark})
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- manage(ctx, f.server.Config(), f.ns, setUp,
-				leasehold.WithLease(lease), leasehold.WithNamespace(f.ns), leasehold.WithIdentity(name), f.asAdmin(),
-				leasehold.WithLogger(slog.New(slog.NewTextHandler(&f.log, nil))))
+			done <- leasectrl.Run(ctx, newManager, leasehold.WithLease(lease), leasehold.WithNamespace(f.ns),
+				leasehold.WithIdentity(name), f.asAdmin(), leasehold.WithLogger(f.logger()))
 		}()
 		return func() {
 			cancel()
@@ -90,8 +62,7 @@ func TestControllerRuntime(t *testing.T) {
 			}
 		}
 	}
-	cfg := f.server.Config()
-	admin, err := client.New(cfg, client.Options{})
+	admin, err := client.New(f.server.Config(), client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +103,13 @@ func TestControllerRuntime(t *testing.T) {
 		quitTwo()
 		markedBy("fourth", "one-2")
 		quitOne()
+	}
+	list, err := f.admin.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list.Items) != 1 || list.Items[0].Spec.HolderIdentity != nil {
+		t.Errorf("want one Lease, released, and none of the managers' own: %+v", list.Items)
 	}
 }
 
