@@ -21,8 +21,8 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-// leasectrl.Run starts and stops controllers of controller-runtime with leadership, as often as it comes and goes in one
-// process, and nowhere else. The managers' own leader election is off.
+// leasectrl.Run starts and stops controllers of controller-runtime with leadership, as often as it comes and goes in
+// one process, and nowhere else. The managers' own leader election is off.
 func TestControllerRuntime(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
