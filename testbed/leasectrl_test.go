@@ -406,6 +406,7 @@ func startGated(t *testing.T) *controlplane.Server {
 func TestShardedController(t *testing.T) {
 	for _, share := range []bool{false, true} {
 		t.Run(fmt.Sprintf("share=%v", share), func(t *testing.T) {
+			t.Parallel()
 			server := controlplane.ForTest(t)
 			if share {
 				server = startGated(t)

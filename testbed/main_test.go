@@ -10,6 +10,8 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
+var long = flag.Bool("long", false, "try all exit codes in TestRunExitCodes")
+
 func TestMain(m *testing.M) {
 	if spec := os.Getenv(replicaEnv); spec != "" {
 		os.Exit(runReplica(spec))

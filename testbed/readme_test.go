@@ -21,6 +21,7 @@ import (
 
 // The program in the README leads, answers its probes and, at SIGTERM, stops its work, releases its lease and exits.
 func TestReadmeProgram(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
 	dir := t.TempDir()
 	kubeconfig, err := clientcmd.LoadFromFile(f.server.Kubeconfig())

@@ -45,11 +45,13 @@ func fullPipe(t *testing.T) *os.File {
 
 // Nothing waits for a log that nobody reads: neither the end of the command when the lease is lost, nor SIGTERM.
 func TestRunBlockedLog(t *testing.T) {
+	t.Parallel()
 	quiet := say("started") + "exec 2>/dev/null; exec sleep 600"
 	t.Run("the lease is lost", func(t *testing.T) {
+		t.Parallel()
 		c := newCLI(t)
 		network := newProxy(t, c.server)
-		cmd := c.command("run", "job", "--log-level=debug", "--duration=4s", "--server=https://"+network.Addr,
+		cmd := c.command("run", "job", "--log-level=debug", "--duration=8s", "--server=https://"+network.Addr,
 			"--tls-server-name=127.0.0.1", "--", "sh", "-c", quiet)
 		cmd.Stderr = fullPipe(t)
 		a := c.startCmd(cmd)
@@ -59,13 +61,14 @@ func TestRunBlockedLog(t *testing.T) {
 				t.Error("the command runs while another has the lease")
 			}
 			<-s.Done()
-		}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(4*time.Second))
+		}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(8*time.Second))
 		network.Set(proxy.Rule{Drop: true}, proxy.Rule{Drop: true})
 		c.awaitLeader("two")
 		a.wantCode(123)
 	})
 	for _, command := range []string{"run", "claim"} {
 		t.Run("SIGTERM of "+command, func(t *testing.T) {
+			t.Parallel()
 			c := newCLI(t)
 			args := []string{command, "job", "--identity=me"}
 			want := 143
@@ -95,6 +98,7 @@ func TestRunBlockedLog(t *testing.T) {
 
 // A reader of the log that goes away does not end the tool, and so neither the command nor the lease.
 func TestRunBrokenPipe(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -121,15 +125,17 @@ var leaving = map[string]string{
 
 // A process that left the process group ends with the lease, whatever happens to the tool.
 func TestRunDescendants(t *testing.T) {
+	t.Parallel()
 	for name, script := range leaving {
 		start := func(t *testing.T) (*cli, *call, int) {
+			t.Parallel()
 			c := newCLI(t)
 			if err := os.WriteFile(c.dir+"/away.sh",
 				[]byte("#!/bin/sh\ntrap '' TERM INT HUP\n"+say("away")+"while :; do sleep 0.1; done\n"),
 				0o755); err != nil {
 				t.Fatal(err)
 			}
-			a := c.start("run", "job", "--duration=2s", "--grace-period=1s", "--identity=one", "--", "sh", "-c", script)
+			a := c.start("run", "job", "--duration=6s", "--grace-period=1s", "--identity=one", "--", "sh", "-c", script)
 			return c, a, c.pid("away")
 		}
 		t.Run(name+", SIGTERM", func(t *testing.T) {
@@ -160,7 +166,7 @@ func TestRunDescendants(t *testing.T) {
 					t.Error("it runs while another has the lease")
 				}
 				<-s.Done()
-			}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(2*time.Second))
+			}, c.asAdmin(), leasehold.WithLease("job"), leasehold.WithDuration(6*time.Second))
 			c.awaitLeader("two")
 			a.signal(syscall.SIGCONT)
 			a.wantCode(123)
@@ -245,6 +251,7 @@ func exists(path string) bool {
 
 // The log says when the command ended, which processes are waited for, and that they were killed.
 func TestRunLog(t *testing.T) {
+	t.Parallel()
 	c := newCLI(t)
 	a := c.start("run", "job", "--grace-period=300ms", "--", "sh", "-c",
 		`sh -c "trap '' TERM; `+strings.ReplaceAll(say("left"), "$",
