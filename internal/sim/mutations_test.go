@@ -14,7 +14,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -24,37 +26,51 @@ var (
 	mutantSeeds  = flag.Uint64("mutations.seeds", 5000, "in how many seeds the simulation has to find a mutation")
 )
 
-// coreDir and shardsDir are the directories of the packages that are broken.
+// The directories of the packages that are broken.
 var (
-	coreDir, _   = filepath.Abs("../..")
-	shardsDir, _ = filepath.Abs("../shards")
+	coreDir, _       = filepath.Abs("../..")
+	shardsDir, _     = filepath.Abs("../shards")
+	annotationDir, _ = filepath.Abs("../annotation")
 )
 
-// Each list of mutations and the tests that have to find them.
-var mutations = []struct {
+// A list of mutations, and the tests that have to find them.
+type list struct {
 	file string
 	dir  string // of the tests
 	args func() []string
-}{
+}
+
+var lists = []*list{
 	{"simulation.mutations", coreDir, func() []string {
-		return []string{"-test.run=^TestSimulation$", "-test.timeout=10m", fmt.Sprint("-sim.seeds=", *mutantSeeds)}
+		return []string{"-test.run=^TestSimulation$", "-test.timeout=20m", fmt.Sprint("-sim.seeds=", *mutantSeeds)}
 	}},
 	{"sharedwatch.mutations", coreDir, func() []string {
-		return []string{"-test.run=^TestSharedWatch", "-test.timeout=2m"}
+		return []string{"-test.run=^TestSharedWatch", "-test.failfast", "-test.timeout=5m"}
 	}},
 	{"groups.mutations", coreDir, func() []string {
 		return []string{
-			"-test.run=^TestGroup|^TestRing|^TestSpread", "-test.failfast", "-test.timeout=10m",
+			"-test.run=^TestGroup|^TestRing|^TestSpread", "-test.failfast", "-test.timeout=20m",
 			fmt.Sprint("-group.seeds=", *groupSeeds),
 		}
 	}},
-	{"shards.mutations", shardsDir, func() []string { return []string{"-test.timeout=2m"} }},
+	{"shards.mutations", shardsDir, func() []string { return []string{"-test.failfast", "-test.timeout=5m"} }},
 }
 
 // A mutation replaces lines in functions of the core.
 type mutation struct {
+	*list
 	name  string
 	edits []*edit
+}
+
+// functions returns the functions that m breaks.
+func (m *mutation) functions() (names []string) {
+	for _, e := range m.edits {
+		if !slices.Contains(names, e.function) {
+			names = append(names, e.function)
+		}
+	}
+	return names
 }
 
 // An edit replaces lines in one function.
@@ -66,48 +82,69 @@ type edit struct {
 // TestMutationsApply shows that each mutation can be applied to the core as it is.
 func TestMutationsApply(t *testing.T) {
 	core := readCore(t)
-	for _, list := range mutations {
-		for _, m := range readMutations(t, list.file) {
+	for _, list := range lists {
+		for _, m := range readMutations(t, list) {
 			if _, err := m.apply(core); err != nil {
-				t.Errorf("testdata/%s: %q: %v", list.file, m.name, err)
+				t.Errorf("testdata/%s: %q: %v", m.file, m.name, err)
 			}
 		}
 	}
 }
 
-// TestMutationsFound breaks the core in many ways, one at a time, and wants each found. The broken file goes to the
-// compiler by -overlay. It takes minutes:
+// TestMutationsFound breaks the core in many ways, one at a time, and wants each found. All broken functions are in one
+// program, beside those that they replace; inForce says which of them are called. It takes minutes:
 //
 //	go test -v -run TestMutationsFound ./internal/sim -mutations
 //	go test -v -run TestMutationsFound/groups ./internal/sim -mutations
 func TestMutationsFound(t *testing.T) {
 	if !*runMutations {
-		t.Skip("without -mutations: builds the tests once for each mutation")
+		t.Skip("without -mutations: runs the tests once for each mutation")
 	}
 	core := readCore(t)
-	found := "mutation | found by\n---|---"
-	for _, list := range mutations {
-		for _, m := range readMutations(t, list.file) {
-			t.Run(list.file+": "+m.name, func(t *testing.T) {
-				broken, err := m.apply(core)
-				if err != nil {
-					t.Fatal(err)
-				}
-				cmd := exec.Command(build(t, list.dir, broken), list.args()...)
-				cmd.Dir = list.dir
-				out, err := cmd.CombinedOutput()
-				if err == nil {
-					t.Fatal("not found")
-				}
-				how := verdict.FindStringSubmatch(string(out))
-				if how == nil {
-					t.Fatalf("the tests failed without a reason: %v\n%s", err, out[max(0, len(out)-4000):])
-				}
-				found += fmt.Sprintf("\n%s | %s", m.name, strings.Join(how[1:], ""))
-			})
+	var all []*mutation
+	faults := map[*mutation]error{} // that cannot be tried
+	for _, list := range lists {
+		for _, m := range readMutations(t, list) {
+			if _, err := m.apply(core); err != nil {
+				faults[m] = err
+			}
+			all = append(all, m)
 		}
 	}
-	t.Log("what finds each, the seeds before it having found nothing:\n" + found)
+	programs := build(t, core, all, faults)
+	var mu sync.Mutex // protects found
+	found := map[*mutation]string{}
+	t.Cleanup(func() {
+		table := "mutation | found by\n---|---"
+		for _, m := range all {
+			if how, ok := found[m]; ok {
+				table += fmt.Sprintf("\n%s | %s", m.name, how)
+			}
+		}
+		t.Log("what finds each, the seeds before it having found nothing:\n" + table)
+	})
+	for i, m := range all {
+		t.Run(m.file+": "+m.name, func(t *testing.T) {
+			t.Parallel()
+			if err := faults[m]; err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(programs[m.dir], m.args()...)
+			cmd.Dir = m.dir
+			cmd.Env = append(os.Environ(), "GOMAXPROCS=1", fmt.Sprintf("%s=%d", inForce, i+1))
+			out, err := cmd.CombinedOutput()
+			if err == nil || strings.Contains(string(out), "panic: test timed out") {
+				t.Fatalf("not found: %v", err)
+			}
+			how := verdict.FindStringSubmatch(string(out))
+			if how == nil {
+				t.Fatalf("the tests failed without a reason: %v\n%s", err, out[max(0, len(out)-4000):])
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			found[m] = strings.Join(how[1:], "")
+		})
+	}
 }
 
 // verdict finds in the output of a test why it failed.
@@ -116,9 +153,9 @@ var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|---
 	`--- FAIL: (TestGroups/\d+|TestGroup[^s]\S*|TestRing\S*|TestSpread\S*)|panic: ([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.
-func readMutations(t *testing.T, file string) (all []*mutation) {
+func readMutations(t *testing.T, from *list) (all []*mutation) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", file))
+	text, err := os.ReadFile(filepath.Join("testdata", from.file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,16 +166,16 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 		function, in := strings.CutPrefix(line, "in ")
 		switch {
 		case begins:
-			m, e = &mutation{name: name}, nil
+			m, e = &mutation{list: from, name: name}, nil
 			all = append(all, m)
 		case line == "" || strings.HasPrefix(line, "#"):
 		case m == nil:
-			t.Fatalf("testdata/%s:%d: want \"== NAME\" before %q", file, i+1, line)
+			t.Fatalf("testdata/%s:%d: want \"== NAME\" before %q", from.file, i+1, line)
 		case in:
 			e = &edit{function: function}
 			m.edits = append(m.edits, e)
 		case e == nil:
-			t.Fatalf("testdata/%s:%d: want \"in FUNCTION\" before %q", file, i+1, line)
+			t.Fatalf("testdata/%s:%d: want \"in FUNCTION\" before %q", from.file, i+1, line)
 		case line[0] == '-':
 			e.old = append(e.old, line[1:])
 		case line[0] == '+':
@@ -146,11 +183,12 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 		case line[0] == ' ':
 			e.old, e.new = append(e.old, line[1:]), append(e.new, line[1:])
 		default:
-			t.Fatalf("testdata/%s:%d: want a line that begins with \"-\", \"+\" or a blank, not %q", file, i+1, line)
+			t.Fatalf("testdata/%s:%d: want a line that begins with \"-\", \"+\" or a blank, not %q", from.file, i+1,
+				line)
 		}
 	}
 	if len(all) == 0 {
-		t.Fatalf("testdata/%s has no mutations", file)
+		t.Fatalf("testdata/%s has no mutations", from.file)
 	}
 	return all
 }
@@ -159,20 +197,16 @@ func readMutations(t *testing.T, file string) (all []*mutation) {
 // reads annotations.
 func readCore(t *testing.T) map[string]string {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(coreDir, "*.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	shards, err := filepath.Glob(filepath.Join(shardsDir, "*.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	annotations, err := filepath.Glob(filepath.Join(coreDir, "internal", "annotation", "*.go"))
-	if err != nil {
-		t.Fatal(err)
+	var names []string
+	for _, dir := range []string{coreDir, shardsDir, annotationDir} {
+		more, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, more...)
 	}
 	files := map[string]string{}
-	for _, name := range slices.Concat(names, shards, annotations) {
+	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
@@ -185,21 +219,21 @@ func readCore(t *testing.T) map[string]string {
 	return files
 }
 
-// findFunction returns the file that has a function, and the function's first line and the one after its last.
-func findFunction(files map[string]string, name string) (file string, from, to int, err error) {
+// parseFunction returns a function, and the file that has it.
+func parseFunction(files map[string]string, name string) (string, *ast.FuncDecl, *token.FileSet, error) {
 	for file, code := range files {
 		positions := token.NewFileSet()
 		parsed, err := parser.ParseFile(positions, file, code, 0)
 		if err != nil {
-			return "", 0, 0, err
+			return "", nil, nil, err
 		}
 		for _, decl := range parsed.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok && functionName(f) == name {
-				return file, positions.Position(f.Pos()).Line - 1, positions.Position(f.End()).Line, nil
+				return file, f, positions, nil
 			}
 		}
 	}
-	return "", 0, 0, fmt.Errorf("the core has no function %q", name)
+	return "", nil, nil, fmt.Errorf("the core has no function %q", name)
 }
 
 func functionName(f *ast.FuncDecl) string {
@@ -234,10 +268,11 @@ func (m *mutation) apply(core map[string]string) (map[string]string, error) {
 
 // apply returns the name of the file that e changes, and its text then.
 func (e *edit) apply(files map[string]string) (file, code string, err error) {
-	file, from, to, err := findFunction(files, e.function)
+	file, f, positions, err := parseFunction(files, e.function)
 	if err != nil {
 		return "", "", fmt.Errorf("%w: find where its lines are now\n%s", err, strings.Join(e.old, "\n"))
 	}
+	from, to := positions.Position(f.Pos()).Line-1, positions.Position(f.End()).Line
 	if len(e.old) == 0 || slices.Equal(e.old, e.new) {
 		return "", "", fmt.Errorf("it changes nothing in %s", e.function)
 	}
@@ -258,11 +293,49 @@ func (e *edit) apply(files map[string]string) (file, code string, err error) {
 
 func sameButIndentation(a, b string) bool { return strings.TrimSpace(a) == strings.TrimSpace(b) }
 
-// build builds the tests in dir with broken files in place of the core's.
-func build(t *testing.T, dir string, broken map[string]string) (exe string) {
+// inForce is the environment variable that says which mutation is in force: its number, from 1 on.
+const inForce = "LEASEHOLD_MUTATION"
+
+// build builds the tests of each directory with all mutations but those with faults. One that does not compile gets a
+// fault.
+func build(t *testing.T, core map[string]string, all []*mutation, faults map[*mutation]error) map[string]string {
 	t.Helper()
 	temp := t.TempDir()
-	replaced := map[string]string{}
+	programs := map[string]string{}
+	for again := true; again; {
+		again = false
+		overlay := writeOverlay(t, temp, withSwitches(t, core, all, faults))
+		for _, dir := range []string{shardsDir, coreDir} {
+			programs[dir] = filepath.Join(temp, filepath.Base(dir)+".test")
+			cmd := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-w", "-overlay", overlay, "-o", programs[dir],
+				".")
+			cmd.Dir = dir
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				continue
+			}
+			wrong := lineOfMutation.FindAllStringSubmatch(string(out), -1)
+			if len(wrong) == 0 {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			for _, line := range wrong {
+				i, _ := strconv.Atoi(line[1])
+				faults[all[i-1]] = fmt.Errorf("it does not compile: %s", line[0])
+			}
+			again = true
+			break
+		}
+	}
+	return programs
+}
+
+// lineOfMutation finds in the output of the compiler what is wrong with a mutation.
+var lineOfMutation = regexp.MustCompile(`mutation-(\d+)\.go:.*`)
+
+// writeOverlay writes files, named by what they replace, and the description of that for the go command.
+func writeOverlay(t *testing.T, temp string, files map[string]string) string {
+	t.Helper()
+	replace := map[string]string{}
 	write := func(name, text string) string {
 		path := filepath.Join(temp, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -270,19 +343,92 @@ func build(t *testing.T, dir string, broken map[string]string) (exe string) {
 		}
 		return path
 	}
-	for file, code := range broken {
-		replaced[file] = write(filepath.Base(file), code)
+	for file, code := range files {
+		replace[file] = write(fmt.Sprint(len(replace), ".go"), code)
 	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replaced})
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		t.Fatal(err)
 	}
-	exe = filepath.Join(temp, "mutant.test")
-	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", write("overlay.json", string(overlay)), "-o",
-		exe, ".")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	return write("overlay.json", string(overlay))
+}
+
+// withSwitches returns the files that change: each function that mutations break has a broken copy for each of them,
+// and calls the copy of the mutation in force.
+func withSwitches(
+	t *testing.T, core map[string]string, all []*mutation, faults map[*mutation]error,
+) map[string]string {
+	t.Helper()
+	type copies struct {
+		cases, code string
 	}
-	return exe
+	functions := map[string]*copies{}
+	for i, m := range all {
+		if faults[m] != nil {
+			continue
+		}
+		broken, err := m.apply(core)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range m.functions() {
+			file, f, positions, err := parseFunction(broken, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := functions[name]
+			if c == nil {
+				c = &copies{}
+				functions[name] = c
+			}
+			code := broken[file]
+			at := func(p token.Pos) int { return positions.Position(p).Offset }
+			copied := fmt.Sprint(f.Name.Name, "Mutation", i+1)
+			c.cases += fmt.Sprintf("case %d: %s; ", i+1, callOf(f, copied))
+			c.code += fmt.Sprintf("\n\n//line mutation-%d.go:1\n%s%s%s", i+1,
+				code[at(f.Pos()):at(f.Name.Pos())], copied, code[at(f.Name.End()):at(f.End())])
+		}
+	}
+	files, changed := maps.Clone(core), map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(functions)) {
+		file, f, positions, err := parseFunction(files, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code := files[file]
+		body := positions.Position(f.Body.Lbrace).Offset + 1
+		code = code[:body] + " switch mutationInForce { " + functions[name].cases + "}; " + code[body:] +
+			functions[name].code + "\n"
+		files[file], changed[file] = code, code
+	}
+	for _, dir := range []string{coreDir, shardsDir, annotationDir} {
+		changed[filepath.Join(dir, "mutationinforce.go")] = fmt.Sprintf(`package %s
+
+import (
+	"os"
+	"strconv"
+)
+
+var mutationInForce, _ = strconv.Atoi(os.Getenv(%q))
+`, map[string]string{coreDir: "leasehold", shardsDir: "shards", annotationDir: "annotation"}[dir], inForce)
+	}
+	return changed
+}
+
+// callOf returns the statement by which a function returns what another one does that has its parameters.
+func callOf(f *ast.FuncDecl, name string) string {
+	if f.Recv != nil {
+		name = f.Recv.List[0].Names[0].Name + "." + name
+	}
+	var args []string
+	for _, field := range f.Type.Params.List {
+		for _, param := range field.Names {
+			args = append(args, param.Name)
+		}
+	}
+	call := fmt.Sprintf("%s(%s)", name, strings.Join(args, ", "))
+	if f.Type.Results == nil {
+		return call + "; return"
+	}
+	return "return " + call
 }
