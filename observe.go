@@ -170,6 +170,10 @@ func observe(
 ) observation {
 	o := *previous
 	o.record, o.known, o.since, o.wait = *r, true, now, 0
+	if r.uid == previous.uid && r.identity == previous.identity {
+		// Equal strings are kept once: the session has those that its first record brought.
+		o.uid, o.identity = previous.uid, previous.identity
+	}
 	if r.held() {
 		o.wait = cmp.Or(r.duration, fallback)
 	}
