@@ -34,9 +34,14 @@ func defaultBackOff() backoff.BackOff {
 // delays are the pauses after failures in a row. Each goroutine that makes requests has its own. A policy
 // of the user's that does not name a delay at once is not asked again before it has answered.
 type delays struct {
-	policy   backoff.BackOff // the default one is made when it is used
-	user     *userCode       // runs the policy; nil for the default one
-	restart  bool            // the next failure is the first in a row again
+	policy  backoff.BackOff // the default one is made when it is used
+	restart bool            // the next failure is the first in a row again
+	user    *userPolicy     // how it is asked; nil for the default one
+}
+
+// A userPolicy is how a policy of the user's is asked.
+type userPolicy struct {
+	code     *userCode // runs it
 	fallback backoff.BackOff
 	asked    chan time.Duration // has room for the answer of a policy that was late; nil while none is
 }
@@ -46,7 +51,7 @@ func newDelays(newPolicy func() backoff.BackOff, user *userCode) *delays {
 	if newPolicy == nil {
 		return &delays{}
 	}
-	return &delays{policy: newPolicy(), user: user, fallback: defaultBackOff()}
+	return &delays{policy: newPolicy(), user: &userPolicy{code: user, fallback: defaultBackOff()}}
 }
 
 // next returns how long to wait after one more failure: what the policy says or, if that is longer,
@@ -68,7 +73,8 @@ func (d *delays) mayWait() bool { return d.user != nil }
 
 // ask returns the delay that the policy names, or the default one if it does not name one soon.
 func (d *delays) ask() time.Duration {
-	if d.user == nil {
+	u := d.user
+	if u == nil {
 		if d.policy == nil {
 			d.policy = defaultBackOff()
 		}
@@ -76,20 +82,20 @@ func (d *delays) ask() time.Duration {
 		d.restart = false
 		return pause
 	}
-	if d.asked == nil {
-		d.asked = make(chan time.Duration, 1)
-		asked, pause, restart := d.asked, longestDelay, d.restart
+	if u.asked == nil {
+		u.asked = make(chan time.Duration, 1)
+		asked, pause, restart := u.asked, longestDelay, d.restart
 		d.restart = false
-		d.user.start("BackOff", policyLimit, func() { pause = step(d.policy, restart) }, func() { asked <- pause })
+		u.code.start("BackOff", policyLimit, func() { pause = step(d.policy, restart) }, func() { asked <- pause })
 	}
-	timer := time.NewTimer(d.user.clock.wait(policyLimit))
+	timer := time.NewTimer(u.code.clock.wait(policyLimit))
 	defer timer.Stop()
 	select {
-	case pause := <-d.asked:
-		d.asked = nil
+	case pause := <-u.asked:
+		u.asked = nil
 		return pause
 	case <-timer.C:
-		return d.fallback.NextBackOff()
+		return u.fallback.NextBackOff()
 	}
 }
 
