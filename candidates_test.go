@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,12 +152,28 @@ func TestPlan(t *testing.T) {
 			s.addRead(heldByB, observation{})
 			s.addRead(record{}, s.latest())
 		}, at: D + spread, check: I},
+		{name: "free, after a Lease that was not found any more", known: func(s *leaseStore) {
+			s.addRead(heldByB, observation{})
+			s.addRead(record{}, s.latest())
+			s.addRead(record{uid: "v", version: 9}, s.latest())
+		}, at: D + spread},
+		{name: "free, after a session of another slot", known: seen(free, 0), opts: []Option{WithSlots(2)},
+			before: func(c *candidate) { c.rivals.led = time.Now().Add(-D / 2) }, at: spread + longestTurn/2},
+		{name: "released to another, after a session of another slot, and the window is wide",
+			known: seen(freeFor("c"), 0), opts: []Option{WithSlots(2), WithDuration(time.Second)},
+			before: func(c *candidate) {
+				c.rivals.window, c.rivals.led = longestWindow, time.Now().Add(-time.Second/2)
+			}, at: longestWindow.delay(0.5) + longestTurn/2},
 		{name: "by strategy", known: seen(heldByB.but(func(r *record) { r.strategy = true }), 0), at: maxDuration,
 			check: 6500 * ms, logs: `msg="waiting until the Lease has no strategy"`},
 		{name: "in our name", known: seen(byUs, 0), at: 10*time.Second + spread, check: 6500 * ms,
 			logs: `msg="lease held under our own identity`},
 		{name: "in our name, reclaimed", known: seen(byUs, 0), opts: []Option{WithReclaim()}, at: never,
 			check: 6500 * ms},
+		{name: "in our name, reclaimed after a holder that may not have heard", known: func(s *leaseStore) {
+			s.addRead(heldByB, observation{})
+			s.addRead(byUs.but(func(r *record) { r.uid, r.version = "v", 9 }), s.latest())
+		}, opts: []Option{WithReclaim()}, at: D, check: 6500 * ms},
 		{name: "by another, not reclaimed", known: seen(heldByB, 0), opts: []Option{WithReclaim()},
 			at: 10*time.Second + spread, check: 6500 * ms},
 		{name: "by a term of ours", known: seen(byUs, 0), before: func(c *candidate) {
@@ -176,6 +193,7 @@ func TestPlan(t *testing.T) {
 				now := time.Now()
 				c.claimsFailingSince.Store(&now)
 				old := c.claims.begin(record{uid: "u", version: 3}, "a", now)
+				ancient := c.claims.begin(record{}, "a", now.Add(-forgetClaimAfter-1))
 				o := c.store.latest()
 				for range 2 { // it warns once
 					k.plan(o)
@@ -201,7 +219,7 @@ func TestPlan(t *testing.T) {
 				if k.attempt.free == o.held() || c.claimsFailingSince.Load() != nil {
 					t.Errorf("free: %v, claims fail since %v", k.attempt.free, c.claimsFailingSince.Load())
 				}
-				if exists := o.exists(); c.claims.include(old.term) == exists {
+				if exists := o.exists(); c.claims.include(old.term) == exists || c.claims.include(ancient.term) {
 					t.Errorf("a claim that cannot take effect any more is kept: %v", exists)
 				}
 				w.sleep(0)
@@ -305,7 +323,7 @@ func TestUntilAttempt(t *testing.T) {
 		inWorld(t, func(w *world) {
 			c := idleCampaign(w, WithChance(halfChance))
 			k := newCandidate(c, &rivals{})
-			for _, r := range []record{heldByB, {uid: "u", version: 8}, {uid: "v", version: 8}} {
+			for _, r := range []record{{}, heldByB, {uid: "u", version: 8}, {uid: "v", version: 8}} {
 				c.store.seen = observation{record: r, known: true, since: time.Now()}
 				k.untilAttempt(c.store.latest())
 				if k.attempt.on != r.state() || k.attempt.at.IsZero() {
@@ -324,8 +342,9 @@ func TestRecoverFrom(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		err      error
-		now      record        // what is known of the Lease when the claim has failed; free as it was for the zero one
-		fails    int           // reads
+		now      record // what is known of the Lease when the claim has failed; free as it was for the zero one
+		fails    int    // reads
+		with     error
 		ends     time.Duration // when ctx does; 0 for never
 		again    bool          // it had lost the race before
 		tookIt   bool          // the read shows the claim
@@ -346,6 +365,9 @@ func TestRecoverFrom(t *testing.T) {
 		{name: "asked for a long pause", err: leasetest.TooManyRequests(time.Hour), took: I, failures: 4},
 		{name: "unknown", err: unavailable, took: pause, sent: 1, failures: 4},
 		{name: "unknown, and reads fail", err: unavailable, fails: 2, took: 3 * pause, sent: 3, failures: 4},
+		{name: "unknown, and reads are forbidden", err: unavailable, fails: 1,
+			with: leasetest.Forbidden(leasetest.Request{Verb: "get"}), took: refusedDelay + pause, sent: 2,
+			failures: 4},
 		{name: "unknown, and it took effect", err: unavailable, tookIt: true, took: pause, sent: 1},
 		{name: "unknown, and ctx ends", err: unavailable, fails: 99, ends: 3 * pause / 2, took: 3 * pause / 2, sent: 2,
 			failures: 4},
@@ -365,6 +387,7 @@ func TestRecoverFrom(t *testing.T) {
 				k.failures, k.lostRace = 3, tt.again
 				c.store.addRead(free, observation{})
 				o := c.store.latest()
+				ancient := c.claims.begin(record{}, "a", time.Now().Add(-forgetClaimAfter-time.Minute))
 				n := c.claims.begin(record{}, "a", time.Now())
 				c.claims.recordOutcome(n, unavailable, true)
 				if tt.now.exists() {
@@ -380,7 +403,7 @@ func TestRecoverFrom(t *testing.T) {
 				reads := 0
 				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 					if reads++; reads <= tt.fails {
-						return leasetest.Fault{Err: leasetest.Unauthorized()}
+						return leasetest.Fault{Err: cmp.Or(tt.with, leasetest.Unauthorized())}
 					}
 					return leasetest.Fault{}
 				})
@@ -407,6 +430,9 @@ func TestRecoverFrom(t *testing.T) {
 				if failing != tt.failing || k.delays.restart != tt.reset {
 					t.Errorf("claims fail: %v, the next failure is the first in a row: %v", failing, k.delays.restart)
 				}
+				if kept := c.claims.include(ancient.term); kept != (tt.sent == 0) {
+					t.Errorf("an ancient claim is kept: %v", kept)
+				}
 				forgotten := tt.sent > 0 && !tt.tookIt
 				if kept := c.claims.include(n.term); kept == forgotten {
 					t.Errorf("the claim is kept: %v", kept)
@@ -423,6 +449,12 @@ func TestCheckStalled(t *testing.T) {
 		c := idleCampaign(w, WithMonitor(&m))
 		k := newCandidate(c, &rivals{})
 		c.store.addRead(record{uid: "u", version: 99}, observation{})
+		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
+		r, err := readRecord(w.lease())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exists := r.state()
 		cause := errors.New("for no reason")
 		refuses := true
 		w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
@@ -453,8 +485,30 @@ func TestCheckStalled(t *testing.T) {
 		if got := w.status(&m).LastError; got != cause.Error() {
 			t.Errorf("shown: %q", got)
 		}
-		if o := c.store.latest(); o.exists() || !o.known || !c.reflector.reopenRequested() {
+		if o := c.store.latest(); o.state() != exists || !o.known || !c.reflector.reopenRequested() {
 			t.Errorf("known: %+v, the watch is replaced: %v", o, c.reflector.reopenRequested())
+		}
+	})
+}
+
+// A candidate that is stuck shows why, and ends with ctx even if there is no permit to read afresh.
+func TestStuckWithoutPermit(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var m Monitor
+		c := idleCampaign(w, WithMonitor(&m))
+		k := newCandidate(c, &rivals{})
+		c.store.addRead(record{uid: "u", version: 99}, observation{})
+		long := time.Now().Add(-D)
+		c.claimsFailingSince.Store(&long)
+		c.client.permits.Acquire(w.Context(), maxInFlight)
+		defer c.client.permits.Release(maxInFlight)
+		ctx, cancel := context.WithCancel(w.Context())
+		time.AfterFunc(time.Second, cancel)
+		began := time.Now()
+		conflict := apierrors.NewConflict(leasesGroupResource, name, nil)
+		k.recoverFrom(ctx, c.store.latest(), conflict)
+		if took := time.Since(began); took != time.Second || w.status(&m).LastError != conflict.Error() {
+			t.Errorf("took %v, shown: %q", took, w.status(&m).LastError)
 		}
 	})
 }
@@ -496,32 +550,47 @@ func TestPauseAfterSession(t *testing.T) {
 
 // What a write that keeps or frees the lease makes known.
 func TestWrite(t *testing.T) {
-	answer := heldByB.but(func(r *record) { r.version++ })
+	at := func(version uint64) record { return heldByB.but(func(r *record) { r.version = version }) }
+	conflict := apierrors.NewConflict(leasesGroupResource, name, nil)
 	for _, tt := range []struct {
-		name  string
-		err   error
-		sent  int // reads
-		known record
+		name   string
+		answer record
+		err    error
+		ends   bool // ctx does, during the request
+		sent   int  // reads
+		known  record
 	}{
-		{"accepted", nil, 0, answer},
-		{"refused by a conflict", apierrors.NewConflict(leasesGroupResource, name, nil), 1,
-			record{version: heldByB.version}},
-		{"failed", leasetest.ServiceUnavailable(), 0, heldByB},
+		{"accepted", at(8), nil, false, 0, at(8)},
+		{"accepted by a server that was set back", at(5), nil, false, 0, at(5)},
+		{"refused by a conflict", record{}, conflict, false, 1, record{version: heldByB.version}},
+		{"refused by a conflict, and ctx ends", record{}, conflict, true, 2, heldByB},
+		{"failed", record{}, leasetest.ServiceUnavailable(), false, 0, heldByB},
 	} {
 		inWorld(t, func(w *world) {
 			c := idleCampaign(w)
 			c.store.addRead(heldByB, observation{})
 			c.client.permits.Acquire(w.Context(), maxInFlight)
 			defer c.client.permits.Release(maxInFlight)
+			w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+				if tt.ends {
+					return leasetest.Fault{Drop: leasetest.TheRequest}
+				}
+				return leasetest.Fault{}
+			})
+			ctx, cancel := context.WithCancel(w.Context())
+			defer cancel()
 			began := time.Now()
-			r, err := c.write(w.Context(), "renew", func(ctx context.Context) (record, error) {
+			r, err := c.write(ctx, "renew", func(ctx context.Context) (record, error) {
 				if end, ok := ctx.Deadline(); !ok || end.Sub(began) != c.renewTimeout.current() {
 					t.Errorf("%s: to end in %v", tt.name, end.Sub(began))
 				}
-				return answer, tt.err
+				if tt.ends {
+					time.AfterFunc(time.Second, cancel)
+				}
+				return tt.answer, tt.err
 			})
-			if err != tt.err || err == nil && r != answer {
-				t.Errorf("%s: %+v, %v", tt.name, r, err)
+			if took := time.Since(began); err != tt.err || r != tt.answer || tt.ends && took != time.Second {
+				t.Errorf("%s: %+v, %v, after %v", tt.name, r, err, took)
 			}
 			if n := w.srv.Client("a").Requests(); n != tt.sent || c.store.latest().record != tt.known {
 				t.Errorf("%s: %d reads, known: %+v", tt.name, n, c.store.latest().record)
@@ -533,22 +602,26 @@ func TestWrite(t *testing.T) {
 // The create mode ends a campaign by what a read answers, and by nothing else.
 func TestRule(t *testing.T) {
 	const pause, rate = 130 * time.Millisecond, 2
+	get := leasetest.Request{Verb: "get"}
 	exists, gone := record{uid: "u", version: 7, identity: "b"}, record{version: 7}
 	for _, tt := range []struct {
-		name    string
-		mode    CreateMode
-		known   record
-		unknown bool
-		server  bool // has the Lease
-		fails   int  // reads
-		ends    time.Duration
-		met     bool // the mode does not matter any more, before
-		want    error
-		took    time.Duration
-		sent    int
-		after   bool // it does not matter any more
+		name     string
+		mode     CreateMode
+		known    record
+		unknown  bool
+		server   bool // has the Lease
+		fails    int  // reads
+		with     error
+		noPermit bool
+		ends     time.Duration
+		met      bool // the mode does not matter any more, before
+		want     error
+		took     time.Duration
+		sent     int
+		after    bool // it does not matter any more
 	}{
 		{name: "nothing is known", mode: CreateNew, unknown: true},
+		{name: "nothing is known, UseExisting", mode: UseExisting, unknown: true},
 		{name: "AutoCreate", known: exists, after: true},
 		{name: "AutoCreate, and there is none", known: gone, after: true},
 		{name: "CreateNew", mode: CreateNew, known: gone},
@@ -561,6 +634,10 @@ func TestRule(t *testing.T) {
 		{name: "UseExisting, and there seemed to be none", mode: UseExisting, server: true, sent: 1, after: true},
 		{name: "reads fail", mode: UseExisting, known: gone, fails: 2, want: ErrNotFound, took: 2 * pause / rate,
 			sent: 3},
+		{name: "reads are forbidden", mode: UseExisting, known: gone, fails: 1, with: leasetest.Forbidden(get),
+			want: ErrNotFound, took: refusedDelay / rate, sent: 2},
+		{name: "ctx ends, and there is no permit", mode: UseExisting, known: gone, noPermit: true, ends: time.Second,
+			took: time.Second},
 		{name: "ctx ends", mode: UseExisting, known: gone, fails: 99, ends: 3 * pause / 2 / rate,
 			took: 3 * pause / 2 / rate, sent: 2},
 	} {
@@ -579,7 +656,7 @@ func TestRule(t *testing.T) {
 				reads := 0
 				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
 					if reads++; reads <= tt.fails {
-						return leasetest.Fault{Err: leasetest.Unauthorized()}
+						return leasetest.Fault{Err: cmp.Or(tt.with, leasetest.Unauthorized())}
 					}
 					return leasetest.Fault{}
 				})
@@ -587,6 +664,10 @@ func TestRule(t *testing.T) {
 				defer cancel()
 				if tt.ends > 0 {
 					time.AfterFunc(tt.ends, cancel)
+				}
+				if tt.noPermit {
+					c.client.permits.Acquire(w.Context(), maxInFlight)
+					defer c.client.permits.Release(maxInFlight)
 				}
 				began := time.Now()
 				o, err := k.rule(ctx)
@@ -596,8 +677,8 @@ func TestRule(t *testing.T) {
 				if took := time.Since(began); took != tt.took || reads != tt.sent {
 					t.Errorf("took %v, want %v; %d reads, want %d", took, tt.took, reads, tt.sent)
 				}
-				if o.known == tt.unknown || k.createModeMet != tt.after {
-					t.Errorf("known: %v, met: %v", o.known, k.createModeMet)
+				if o.known == tt.unknown || k.createModeMet != tt.after || err == nil && o != c.store.latest() {
+					t.Errorf("known: %+v, met: %v", o, k.createModeMet)
 				}
 			})
 		})
@@ -669,6 +750,7 @@ func TestAwait(t *testing.T) {
 		{"before the watch is to be checked", nil, heldByB, 6*time.Second/rate - 1, true, false},
 		{"after it is to be checked", nil, heldByB, 6*time.Second/rate + 1, true, true},
 		{"while the Lease cannot be read", []Option{WithCreateMode(UseExisting)}, record{}, I, false, false},
+		{"while it cannot register", []Option{WithPriority(1)}, heldByB, I / 2, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -679,6 +761,10 @@ func TestAwait(t *testing.T) {
 				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
 					return leasetest.Fault{Err: leasetest.Unauthorized()}
 				})
+				if c.options.prioritized {
+					c.client.permits.Acquire(w.Context(), maxInFlight)
+					defer c.client.permits.Release(maxInFlight)
+				}
 				ctx, cancel := context.WithCancelCause(w.Context())
 				cause := errors.New("enough")
 				time.AfterFunc(tt.ends, func() { cancel(cause) })
@@ -686,8 +772,9 @@ func TestAwait(t *testing.T) {
 				if s, err := k.await(ctx); s != nil || err != cause || time.Since(began) != tt.ends {
 					t.Errorf("%v after %v", err, time.Since(began))
 				}
-				if k.all[0].delays.restart != tt.rested || c.reflector.takeCheck() != tt.check {
-					t.Errorf("the next failure is the first: %v, the watch is checked: %v", !tt.rested, !tt.check)
+				rested, check := k.all[0].delays.restart, c.reflector.takeCheck()
+				if rested != tt.rested || check != tt.check {
+					t.Errorf("the next failure is the first: %v, the watch is checked: %v", rested, check)
 				}
 			})
 		})
@@ -727,7 +814,7 @@ func TestChoose(t *testing.T) {
 		{"ours, but its claims fail", []int{0, 0, 1}, 2, 0, 0, 0},
 		{"any, with rivals", []int{0, 0, 0}, -1, time.Second, 0.5, 1},
 		{"the last, with rivals", []int{0, 0, 0}, -1, time.Second, 0.99, 2},
-		{"any of those whose claims do not fail", []int{0, 1, 0}, -1, time.Second, 0.99, 2},
+		{"any of those whose claims do not fail", []int{0, 1, 0}, -1, time.Second, 0.5, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -817,6 +904,116 @@ func TestPauseOfSlots(t *testing.T) {
 			if !one.delays.restart {
 				t.Errorf("slot %d: the next failure is not the first", i)
 			}
+		}
+	})
+}
+
+// What claims of unknown outcome acquired in other slots is freed while a session lasts, and what cannot be freed is
+// logged.
+func TestReleaseStrays(t *testing.T) {
+	const warning = `msg="lease of an earlier claim not released; it will expire"`
+	for _, tt := range []struct {
+		name   string
+		holder string
+		fails  bool
+		ends   time.Duration // the session
+		left   string
+		warned int
+	}{
+		{"freed", "a", false, I, "", 0},
+		{"held by another", "b", false, I, "b", 0},
+		{"cannot be freed", "a", true, R/4 + time.Second, "a", 1},
+		{"cannot be freed before the session ends", "a", true, R/4 - 1, "a", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				k := idleSlots(w)
+				stray := k.campaigns[0]
+				n := stray.claims.begin(record{}, "a", time.Now())
+				stray.claims.recordOutcome(n, context.DeadlineExceeded, false)
+				held := *stray.lease
+				held.identity = tt.holder
+				if _, err := held.create(w.Context(), n.term.acquired); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stray.reflector.read(w.Context()); err != nil {
+					t.Fatal(err)
+				}
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					if tt.fails && r.Verb == "patch" {
+						return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+					}
+					return leasetest.Fault{}
+				})
+				c := k.campaigns[1]
+				inner, cancel := context.WithCancelCause(w.Context())
+				s := &session{campaign: c, lost: make(chan struct{}), cancel: cancel}
+				s.ctx = &sessionContext{inner, s}
+				until := c.clock.now().add(R)
+				s.until.Store(&until)
+				k.releaseStrays(s)
+				w.sleep(tt.ends)
+				if got := w.srv.Lease(ns, slotName(name, 0)).Spec.HolderIdentity; got == nil != (tt.left == "") ||
+					got != nil && *got != tt.left {
+					t.Errorf("held by %v, want %q", got, tt.left)
+				}
+				cancel(ErrReleased)
+				began := time.Now()
+				c.strays.Wait()
+				if took := time.Since(began); took != 0 {
+					t.Errorf("ended %v after the session", took)
+				}
+				w.sleep(0)
+				if n := w.logged(warning); n != tt.warned {
+					t.Errorf("logged %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// A panic of the program's code while the campaigns of slots are made leaves nothing, whether or not there is one.
+func TestSlotsPanicWhileMade_G13(t *testing.T) {
+	for _, calls := range []int{1, 4} { // each campaign asks for three policies
+		inWorld(t, func(w *world) {
+			n := -1 // the first is of the check of the options
+			o, err := newOptions(w.Context(), w.options("a", WithSlots(2), WithBackOff(func() backoff.BackOff {
+				if n++; n == calls {
+					panic("the program's")
+				}
+				return &fixedBackOff{}
+			})))
+			if err != nil {
+				t.Fatal(err)
+			}
+			func() {
+				defer func() {
+					if got := recover(); got != "the program's" {
+						t.Errorf("recovered %v", got)
+					}
+				}()
+				newCampaigns(w.Context(), o)
+			}()
+			clients.Lock()
+			defer clients.Unlock()
+			for _, l := range clients.inUse {
+				if l.client != nil && l.client.value == any(w.srv.Client("a")) {
+					t.Errorf("after call %d its client is left, with %d users", calls, l.users)
+				}
+			}
+		})
+	}
+}
+
+// A Holder says all that the Lease does.
+func TestHolderOfRecord(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r := heldByB.but(func(r *record) { r.annotated = &annotation.Notes{Address: "10.0.0.1"} })
+		expiry := time.Now()
+		want := Holder{Namespace: ns, Name: name, Identity: "b", AcquireTime: r.acquired, RenewTime: r.renewed,
+			Duration: r.duration, Transitions: 3, ExpiryTime: expiry, Address: "10.0.0.1"}
+		if got := idleCampaign(w).holder(r, expiry); got != want {
+			t.Errorf("%+v, want %+v", got, want)
 		}
 	})
 }
