@@ -927,6 +927,7 @@ func TestReleasesTakeTurns(t *testing.T) {
 
 // Many leases of a short duration, far from their API server, are renewed in time.
 func TestRenewalsFarAway(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("-short: thousands of leases")
 	}

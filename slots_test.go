@@ -421,6 +421,7 @@ func TestSlotsHerd(t *testing.T) {
 
 // 90 candidates for 30 slots: never more than 30 at once, each gets its turn, and a released one costs few writes.
 func TestSlotsFleet(t *testing.T) {
+	t.Parallel()
 	inWorld(t, func(w *world) {
 		candidates, slots := 90, 30
 		if testing.Short() {

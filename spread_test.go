@@ -217,6 +217,7 @@ func (f *fleet) await(n int, limit time.Duration) time.Duration {
 
 // S1: in a steady state each member sends its renewals and nothing else, however many keys there are.
 func TestGroupQuiet_S1(t *testing.T) {
+	t.Parallel()
 	inFleet(t, func(f *fleet) {
 		const members = 4
 		hours := long(2 * time.Hour)
@@ -434,6 +435,7 @@ func TestGroupJoin_S3(t *testing.T) {
 
 // A rollout of ten members moves each key about once, also where its steps take longer than a new member settles.
 func TestGroupRollout(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name          string
 		newFirst      bool
