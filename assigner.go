@@ -32,6 +32,7 @@ type assigner struct {
 	listed   uint64                 // the version as of which all members are known; 0 while only some are followed
 	surveyed uint64                 // the version of the newest list of all; events may have left a member out
 	selected string                 // the Lease that is followed; "" for all
+	unread   bool                   // that Lease was not read yet since it was selected
 	reselect context.CancelFunc     // follows another selection
 	dirty    bool                   // something changed that matters for the table
 	ghosts   time.Time              // until when holders may live whose Leases were seen to be gone
@@ -117,6 +118,11 @@ func (a *assigner) tableChanged() {
 func (a *assigner) selection() string {
 	a.group.mu.Lock()
 	defer a.group.mu.Unlock()
+	return a.selectionLocked()
+}
+
+// selectionLocked is selection. The caller holds the group's mu.
+func (a *assigner) selectionLocked() string {
 	t := a.membership.table.table
 	if t == nil || t.Buckets != a.group.buckets || !t.Lists(t.Assigner) || a.rankLocked() <= 1 {
 		return ""
@@ -148,14 +154,24 @@ func (a *assigner) followMembers(ctx context.Context) {
 	for ctx.Err() == nil {
 		selected := a.selection()
 		following, cancel := context.WithCancel(ctx)
-		a.mu.Lock()
-		a.selected, a.reselect, a.listed = selected, cancel, 0
-		a.mu.Unlock()
+		a.selectLease(selected, cancel)
 		if a.selection() == selected {
 			a.group.client.follow(following, "list", selected, a.group.delays.members, a)
 		}
 		cancel()
 	}
+}
+
+// selectLease records which Lease is followed from now on, "" for all, and what ends that. What was known of Leases that
+// were not followed meanwhile is old: by that an assigner that has just begun would be taken for one that is silent.
+func (a *assigner) selectLease(selected string, reselect context.CancelFunc) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if selected != "" && selected != a.selected {
+		clear(a.members)
+		a.unread = true
+	}
+	a.selected, a.reselect, a.listed = selected, reselect, 0
 }
 
 func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
@@ -167,7 +183,7 @@ func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
 	for _, l := range leases {
 		a.setLocked(l)
 	}
-	a.dirty = true
+	a.dirty, a.unread = true, false
 	a.news.signal()
 }
 
@@ -318,6 +334,7 @@ type view struct {
 
 	listed, surveyed uint64
 	ghosts           time.Time
+	unread           bool // the Lease of the assigner, which alone is followed, was not read yet
 }
 
 func (a *assigner) view() view {
@@ -329,6 +346,7 @@ func (a *assigner) view() view {
 		v.rank = a.rankLocked()
 		v.waiting = m.owner.Unanswered(v.table.table)
 	}
+	selection := a.selectionLocked()
 	g.mu.Unlock()
 	v.me.Weight = v.report.Weight
 	a.mu.Lock()
@@ -338,6 +356,7 @@ func (a *assigner) view() view {
 	}
 	v.listed, v.surveyed, v.ghosts = a.listed, a.surveyed, a.ghosts
 	a.dirty = false
+	v.unread = selection != "" && (a.unread || a.selected != selection)
 	return v
 }
 
@@ -372,6 +391,9 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		a.begun = 0 // should it be written late yet, there is a trace
 	}
 	if t.table.Assigner != v.me.Term {
+		if v.unread {
+			return maxDuration, nil
+		}
 		wait, err := a.standBy(ctx, v)
 		if wait > 0 || err != nil {
 			return min(wait, a.catchUp(v), a.listen(v)), err

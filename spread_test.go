@@ -343,6 +343,49 @@ func TestGroupCrashAtOnce_S4(t *testing.T) {
 	})
 }
 
+// When another member assigns, the others but the next in line do no more than read its Lease, although they saw it when
+// they joined, long ago.
+func TestGroupAssignerChanges_S1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		const members = 8
+		var runners []*runner
+		var own [members]string // Leases
+		for i := range members {
+			runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(16)...)))
+			f.sleep(time.Second)
+		}
+		f.sleep(2 * D)
+		for i := range members {
+			own[i] = f.sessionsOf(fmt.Sprint("m", i))[0].Holder().Name
+		}
+		var mu sync.Mutex
+		did := map[string]bool{}
+		for i := range members {
+			f.srv.Client(fmt.Sprint("m", i)).OnRequest(func(r leasetest.Request) leasetest.Fault {
+				if r.Verb == "list" || r.Verb == "patch" && r.Name != name && r.Name != own[i] {
+					mu.Lock()
+					defer mu.Unlock()
+					did[fmt.Sprint("m", i, " ", r.Verb)] = true
+				}
+				return leasetest.Fault{}
+			})
+		}
+		for i := range 3 {
+			runners[i].quit()
+			f.sleep(2 * D)
+			mu.Lock()
+			if len(did) > 2 {
+				f.Errorf("m%d has left, and others did %v", i, slices.Sorted(maps.Keys(did)))
+			}
+			clear(did)
+			mu.Unlock()
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
 // Members that could not reach the API server resume what they had, with new tokens, by a number of writes that does
 // not grow with the keys (S5).
 func TestGroupOutage_S5(t *testing.T) {
