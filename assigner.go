@@ -162,8 +162,8 @@ func (a *assigner) followMembers(ctx context.Context) {
 	}
 }
 
-// selectLease records which Lease is followed from now on, "" for all, and what ends that. What was known of Leases that
-// were not followed meanwhile is old: by that an assigner that has just begun would be taken for one that is silent.
+// selectLease records which Lease is followed from now on, "" for all, and what ends that. What was known of Leases
+// that were not followed meanwhile is old: by that an assigner that has just begun would be taken for a silent one.
 func (a *assigner) selectLease(selected string, reselect context.CancelFunc) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

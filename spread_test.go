@@ -343,8 +343,8 @@ func TestGroupCrashAtOnce_S4(t *testing.T) {
 	})
 }
 
-// When another member assigns, the others but the next in line do no more than read its Lease, although they saw it when
-// they joined, long ago.
+// When another member assigns, the others but the next in line do no more than read its Lease, although they saw it
+// when they joined, long ago.
 func TestGroupAssignerChanges_S1(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		const members = 8
