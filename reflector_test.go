@@ -2,11 +2,17 @@ package leasehold
 
 import (
 	"context"
+	"maps"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -154,6 +160,11 @@ func TestReads(t *testing.T) {
 					if (err != nil) != (tt.want != "") || !strings.Contains(errorText(err), tt.want) {
 						t.Errorf("%v, want %q", err, tt.want)
 					}
+					w.sleep(0)
+					if logged := w.logged(`msg="API requests are failing`); logged > 0 != (tt.name == "fails" ||
+						tt.name == "no answer") {
+						t.Errorf("logged %d times", logged)
+					}
 					known := c.store.latest().known
 					if known != (tt.want == "") || c.reflector.reopenRequested() != (afresh && known) {
 						t.Errorf("known: %v, another watch is asked for: %v", known, c.reflector.reopenRequested())
@@ -251,5 +262,210 @@ func TestReflectorPause(t *testing.T) {
 				t.Errorf("%s: %v after %v", tt.name, whole, time.Since(began))
 			}
 		})
+	}
+}
+
+// Whatever a reflector waits for, it ends at once when it is closed.
+func TestReflectorCloses(t *testing.T) {
+	lost := leasetest.Fault{Drop: leasetest.TheRequest}
+	of := func(verb string, f leasetest.Fault) func(leasetest.Request) leasetest.Fault {
+		return func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != verb {
+				return leasetest.Fault{}
+			}
+			return f
+		}
+	}
+	for _, tt := range []struct {
+		name     string
+		known    bool // the Lease was just read
+		fate     func(leasetest.Request) leasetest.Fault
+		noPermit bool
+		then     func(*reflector, *leasetest.Client) // a second after it began
+		by       string                              // how the Lease is followed just before
+	}{
+		{name: "it follows", by: "watch"},
+		{name: "a read", fate: of("get", lost)},
+		{name: "a permit to read", noPermit: true},
+		{name: "a pause after a read that failed", fate: of("get", leasetest.Fault{Err: leasetest.Unauthorized()})},
+		{name: "a permit to watch", known: true, noPermit: true},
+		{name: "a watch to open", known: true, fate: of("watch", lost)},
+		{name: "a pause after a watch that failed", known: true,
+			fate: of("watch", leasetest.Fault{Err: leasetest.Unauthorized()})},
+		{name: "the next read where watching is forbidden", by: "poll",
+			fate: of("watch", leasetest.Fault{Err: leasetest.Forbidden(leasetest.Request{Verb: "watch"})})},
+		{name: "the read of a check", by: "watch", then: func(r *reflector, c *leasetest.Client) {
+			c.OnRequest(of("get", lost))
+			r.requestCheck()
+		}},
+		{name: "a permit for the read of a check", by: "watch", then: func(r *reflector, c *leasetest.Client) {
+			r.client.permits.TryAcquire(maxInFlight)
+			r.requestCheck()
+		}},
+		{name: "a pause after a read that failed when the watch had ended",
+			then: func(r *reflector, c *leasetest.Client) {
+				c.OnRequest(of("get", leasetest.Fault{Err: leasetest.Unauthorized()}))
+				c.CloseWatches(nil)
+			}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.acquire(w.Context(), "before").Release()
+				c := idleCampaign(w,
+					WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: time.Second / 2} }))
+				r, client := c.reflector, w.srv.Client("a")
+				if tt.known {
+					if _, err := r.read(w.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				client.OnRequest(tt.fate)
+				if tt.noPermit {
+					c.client.permits.TryAcquire(maxInFlight)
+				}
+				c.start()
+				w.sleep(time.Second)
+				if tt.then != nil {
+					tt.then(r, client)
+				}
+				w.sleep(refusedDelay)
+				var status LeaseStatus
+				if r.describe(&status); status.Following != tt.by {
+					t.Errorf("followed by %q, want %q", status.Following, tt.by)
+				}
+				began := time.Now()
+				r.close()
+				if took := time.Since(began); took != 0 {
+					t.Errorf("it took %v", took)
+				}
+				if n := client.WatchCount(); n != 0 {
+					t.Errorf("%d watches are left", n)
+				}
+			})
+		})
+	}
+}
+
+// A watchLog is a client that records the versions after which watches are opened.
+type watchLog struct {
+	Leases
+	versions chan string
+	fails    chan error // how the next ones end
+}
+
+func (l *watchLog) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	l.versions <- opts.ResourceVersion
+	select {
+	case err := <-l.fails:
+		return nil, err
+	default:
+		return l.Leases.Watch(ctx, opts)
+	}
+}
+
+// An own watch is opened after what is known, and afresh only where the server has forgotten what happened since. One
+// that has lasted is opened again at once.
+func TestOwnWatchGoesOn(t *testing.T) {
+	const pause = 130 * time.Millisecond
+	expired := apierrors.NewResourceExpired("too old resource version")
+	for _, tt := range []struct {
+		name   string
+		lasts  time.Duration
+		ends   error // of the watch
+		fails  error // of the next one
+		afresh []bool
+		after  time.Duration // until the last of them
+	}{
+		{"soon", I - 1, nil, nil, []bool{false}, pause},
+		{"later", I, nil, nil, []bool{false}, 0},
+		{"later, with an error", I, leasetest.InternalError(), nil, []bool{false}, pause},
+		{"forgotten", I, expired, nil, []bool{true}, pause},
+		{"forgotten when it is opened again", I, nil, expired, []bool{false, true}, 0},
+		{"fails to open again", I, nil, leasetest.Unauthorized(), []bool{false, false}, pause},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.acquire(w.Context(), "before").Release()
+				log := &watchLog{versions: make(chan string, 9), fails: make(chan error, 1)}
+				c := idleCampaign(w, WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }),
+					func(o *options) {
+						o.hooks.wrap = func(l Leases) Leases {
+							log.Leases = l
+							return log
+						}
+					})
+				c.start()
+				version := w.lease().ResourceVersion
+				if from := <-log.versions; from != version {
+					t.Errorf("watches after %q, want %q", from, version)
+				}
+				w.sleep(tt.lasts)
+				if tt.fails != nil {
+					log.fails <- tt.fails
+				}
+				ended := time.Now()
+				w.srv.Client("a").CloseWatches(tt.ends)
+				for _, afresh := range tt.afresh {
+					want := version
+					if afresh {
+						want = ""
+					}
+					if from := <-log.versions; from != want {
+						t.Errorf("watches after %q, want %q", from, want)
+					}
+				}
+				if took := time.Since(ended); took != tt.after {
+					t.Errorf("after %v, want %v", took, tt.after)
+				}
+				c.reflector.close()
+			})
+		})
+	}
+}
+
+// A check whose read fails ends the watch, and the next one is opened after a read, as late as the failure says.
+func TestCheckFails(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "before").Release()
+		c := idleCampaign(w)
+		c.start()
+		w.sleep(time.Second)
+		began := time.Now()
+		var mu sync.Mutex
+		sent := map[string]time.Duration{} // when the last of a kind was
+		n := 0
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			sent[r.Verb] = time.Since(began)
+			if n++; n == 1 {
+				return leasetest.Fault{Err: leasetest.Forbidden(r)}
+			}
+			return leasetest.Fault{}
+		})
+		c.reflector.requestCheck()
+		w.sleep(I)
+		c.reflector.close()
+		want := map[string]time.Duration{"get": refusedDelay, "watch": refusedDelay}
+		if n != 3 || !maps.Equal(sent, want) {
+			t.Errorf("%d requests, the last ones after %v", n, sent)
+		}
+	})
+}
+
+// A reflector that the shared watch serves sleeps, unless there is something to look at, and is woken only until it is
+// closed.
+func TestReflectorSleeps(t *testing.T) {
+	r := &reflector{alarm: newWakeup()}
+	r.alarm.signal()
+	if r.sleepUntilWoken() || r.sleeping || r.watching() {
+		t.Error("it sleeps though there is something to look at")
+	}
+	if !r.sleepUntilWoken() || !r.sleeping || !r.watching() || r.following != "shared watch" {
+		t.Errorf("sleeping: %v, watching: %v, by %q", r.sleeping, r.watching(), r.following)
+	}
+	r.closed = true
+	if r.wake(); !r.sleeping || len(r.alarm) != 1 {
+		t.Errorf("woken after it was closed: %v", !r.sleeping)
 	}
 }
