@@ -256,7 +256,7 @@ func TestPreempted(t *testing.T) {
 	}
 }
 
-// How long a candidate waits, and when it doubts its watch.
+// How long a candidate waits, and when it asks for a check of its watch.
 func TestUntilAttempt(t *testing.T) {
 	soon, later := 5*time.Second, 20*time.Second
 	for _, tt := range []struct {
@@ -268,8 +268,8 @@ func TestUntilAttempt(t *testing.T) {
 		check     time.Duration // as it was planned; 0 for none
 		missed    time.Duration // until when a missed holder may lead; 0 for none
 		want      time.Duration
-		overdue   bool // the watch is looked into
-		distrust  bool // and is replaced
+		checked   bool // a check of the watch is asked for
+		reopen    bool // and another watch
 		checkNext time.Duration
 	}{
 		{name: "not known", unknown: true, want: maxDuration},
@@ -278,17 +278,17 @@ func TestUntilAttempt(t *testing.T) {
 		{name: "later", rec: heldByB, at: later, want: later},
 		{name: "checked before", rec: heldByB, at: later, check: soon, want: soon, checkNext: soon},
 		{name: "checked after", rec: heldByB, at: soon, check: later, want: soon, checkNext: later},
-		{name: "to be checked", rec: heldByB, at: later, check: -1, want: later, overdue: true},
+		{name: "to be checked", rec: heldByB, at: later, check: -1, want: later, checked: true},
 		{name: "to be checked just now", rec: heldByB, at: later, check: 1, want: 1, checkNext: 1},
 		{name: "no Lease", at: -1, want: -1},
 		{name: "no Lease, and it is not created", mode: UseExisting, at: -1, want: maxDuration},
-		{name: "no Lease, to be checked", at: later, check: -1, want: later, overdue: true},
+		{name: "no Lease, to be checked", at: later, check: -1, want: later, checked: true},
 		{name: "no Lease, and it is not created, to be checked", mode: UseExisting, at: -1, check: -1, missed: later,
-			want: later, overdue: true, checkNext: later},
+			want: later, checked: true, checkNext: later},
 		{name: "no Lease for long, and it is not created", mode: UseExisting, at: -1, check: -1, missed: -1,
-			want: maxDuration, overdue: true, distrust: true},
+			want: maxDuration, checked: true, reopen: true},
 		{name: "held, and it is not created, to be checked", mode: UseExisting, rec: heldByB, at: later, check: -1,
-			want: later, overdue: true},
+			want: later, checked: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -309,8 +309,8 @@ func TestUntilAttempt(t *testing.T) {
 				if got := k.untilAttempt(o); got != tt.want {
 					t.Errorf("waits for %v, want %v", got, tt.want)
 				}
-				if c.reflector.reopenRequested() != tt.distrust || c.reflector.takeCheck() != tt.overdue {
-					t.Errorf("looked into: %v, replaced: %v", !tt.overdue, c.reflector.reopenRequested())
+				if c.reflector.reopenRequested() != tt.reopen || c.reflector.takeCheck() != tt.checked {
+					t.Errorf("check asked for: %v, another watch: %v", !tt.checked, c.reflector.reopenRequested())
 				}
 				if next := k.attempt.checkAt; next.IsZero() != (tt.checkNext == 0) ||
 					tt.checkNext != 0 && next.Sub(now) != tt.checkNext {

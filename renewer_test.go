@@ -231,7 +231,7 @@ func TestAbsorbedLosses_G6(t *testing.T) {
 	}
 }
 
-// A watch is not checked for what was answered just before a renewal, but for that a renewal later.
+// An answer just before a renewal asks for no check of the watch; at the renewal after that one it does.
 func TestRenewalRightAfterAnswer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		r, _ := idleRenewer(w, heldByB, nil)
