@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,16 +109,17 @@ func snippet(
 	temp, replace := t.TempDir(), map[string]string{}
 	block := regexp.MustCompile("(?s)```go\n(.*?)```")
 	var packages []string
-	for name, text := range read(t, isDoc) {
-		for i, match := range block.FindAllStringSubmatch(text, -1) {
+	texts := read(t, isDoc)
+	for _, name := range slices.Sorted(maps.Keys(texts)) { // so that the go command knows them the next time
+		for i, match := range block.FindAllStringSubmatch(texts[name], -1) {
 			header, code := fmt.Sprintf("// %s, block %d\n\n", name, i+1), match[1]
 			if !strings.HasPrefix(code, "package main\n") { // a whole program is compiled as it is
 				header += "package documented\n\n"
 				code = fmt.Sprintf(around, strings.ReplaceAll(code, "WithRESTConfig(config)",
 					"WithRESTConfig(restConfig)"))
-				for name, path := range imports {
+				for _, name := range slices.Sorted(maps.Keys(imports)) {
 					if regexp.MustCompile(`\b` + name + `\.`).MatchString(code) {
-						header += fmt.Sprintf("import %s %q\n", name, path)
+						header += fmt.Sprintf("import %s %q\n", name, imports[name])
 					}
 				}
 			}
