@@ -592,6 +592,10 @@ func TestWrite(t *testing.T) {
 			if took := time.Since(began); err != tt.err || r != tt.answer || tt.ends && took != time.Second {
 				t.Errorf("%s: %+v, %v, after %v", tt.name, r, err, took)
 			}
+			w.sleep(0)
+			if failed := w.logged("request=renew") > 0; failed != (tt.name == "failed") {
+				t.Errorf("%s: logged as failing: %v", tt.name, failed)
+			}
 			if n := w.srv.Client("a").Requests(); n != tt.sent || c.store.latest().record != tt.known {
 				t.Errorf("%s: %d reads, known: %+v", tt.name, n, c.store.latest().record)
 			}
@@ -855,6 +859,7 @@ func TestLookAtSlots(t *testing.T) {
 	}{
 		{"nothing is known", time.Hour, []record{unknown, unknown, unknown}, nil, maxDuration},
 		{"one is free, at once", 0, []record{unknown, free, unknown}, nil, I / 4},
+		{"the last one is free, at once", 0, []record{unknown, unknown, free}, nil, I / 4},
 		{"one is free, soon after", I / 8, []record{unknown, free, unknown}, nil, I / 8},
 		{"one is free, later", I / 4, []record{unknown, free, unknown}, []int{1}, 0},
 		{"one is free, and all are known", 0, []record{held(9), held(8), free}, []int{2}, 0},
@@ -1014,6 +1019,57 @@ func TestHolderOfRecord(t *testing.T) {
 			Duration: r.duration, Transitions: 3, ExpiryTime: expiry, Address: "10.0.0.1"}
 		if got := idleCampaign(w).holder(r, expiry); got != want {
 			t.Errorf("%+v, want %+v", got, want)
+		}
+	})
+}
+
+// The end of campaigns waits for what frees strays, and leaves nothing in what campaigns share with others; also if it
+// comes twice.
+func TestCloseOfSlots_G10(t *testing.T) {
+	inWorld(t, func(w *world) {
+		other := idleCampaign(w, WithLease("other"))
+		k := idleSlots(w)
+		c := k.campaigns[1]
+		c.lease.failures.record("get", leasetest.ServiceUnavailable())
+		if n := other.client.failing.Load(); n != 1 {
+			t.Fatalf("%d campaigns have failing requests", n)
+		}
+		c.strays.Go(func() { time.Sleep(time.Second) })
+		began := time.Now()
+		for range 2 {
+			k.campaigns.close()
+		}
+		if took := time.Since(began); took != time.Second || c.ctx.Err() == nil {
+			t.Errorf("ended after %v: %v", took, c.ctx.Err())
+		}
+		if n := other.client.failing.Load(); n != 0 || other.client.users != 1 {
+			t.Errorf("%d still count as failing; the client has %d users", n, other.client.users)
+		}
+	})
+}
+
+// Claims that meet with conflicts although nothing happens to the Lease are noticed after D.
+func TestAwaitNoticesFailingClaims_G14(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "before").Release()
+		c := idleCampaign(w)
+		if _, err := c.reflector.read(w.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "apply" {
+				return leasetest.Fault{}
+			}
+			return leasetest.Fault{Err: apierrors.NewConflict(leasesGroupResource, name, nil)}
+		})
+		ctx, cancel := context.WithTimeout(w.Context(), D+2*time.Second)
+		defer cancel()
+		if s, err := newCandidates(campaigns{c}).await(ctx); s != nil || err != context.DeadlineExceeded {
+			t.Fatal(err)
+		}
+		w.sleep(0)
+		if n := w.logged(`msg="campaign stuck: claims fail although`); n != 1 {
+			t.Errorf("logged %d times", n)
 		}
 	})
 }
