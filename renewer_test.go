@@ -479,6 +479,56 @@ func TestReleaseAwaitsRenewal(t *testing.T) {
 	}
 }
 
+// A renewal that is answered after it was given up has failed, once, whatever the answer is. The watch shows that it
+// took effect.
+func TestAnswerAfterGivingUp(t *testing.T) {
+	inWorld(t, func(w *world) {
+		const ms = time.Millisecond
+		var wait atomic.Int64
+		sent := make(chan struct{}, 99)
+		s := w.acquire(w.Context(), "a", func(o *options) {
+			o.hooks.wrap = func(l Leases) Leases {
+				return lateLeases{l, func() {
+					sent <- struct{}{}
+					time.Sleep(time.Duration(wait.Load()))
+				}}
+			}
+		})
+		limit := s.state.(*session).campaign.renewTimeout.current() + answerGrace
+		wait.Store(int64(limit + 5*ms))
+		<-sent
+		wait.Store(0)
+		for _, tt := range []struct {
+			after  time.Duration
+			failed int
+		}{{limit - ms, 0}, {2 * ms, 1}, {10 * ms, 1}} {
+			w.sleep(tt.after)
+			failed, ended := w.logged("API requests are failing"), w.logged("API requests succeed again")
+			if failed != tt.failed || ended != 0 {
+				t.Errorf("%v later: %d requests failed, %d succeeded", tt.after, failed, ended)
+			}
+		}
+		w.sleep(10 * I)
+		if err := s.Release(); err != nil || w.logged("API requests succeed again") != 1 {
+			t.Errorf("Release() = %v", err)
+		}
+	})
+}
+
+// lateLeases pass each patch on, whatever becomes of its context, and call wait before they return the answer.
+type lateLeases struct {
+	Leases
+	wait func()
+}
+
+func (l lateLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
+	lease, err := l.Leases.Patch(context.WithoutCancel(ctx), name, pt, data, opts, sub...)
+	l.wait()
+	return lease, err
+}
+
 // hangingLeases call hang before each patch.
 type hangingLeases struct {
 	Leases
