@@ -275,6 +275,7 @@ func (r *renewer) renewLocked(now instant) {
 	r.pending = append(r.pending, f.renewal)
 	r.flight, r.wanted, r.last = f, false, now
 	send, err := newRequest(s.campaign.user, "renew", timeout, func() (record, error) {
+		s.checkTrust() // which may have ended since the step
 		if err := s.loss(); err != nil {
 			return record{}, err
 		}

@@ -817,6 +817,48 @@ func (c sleepyClock) now() instant {
 }
 func (c sleepyClock) wait(d time.Duration) time.Duration { return d }
 
+// A clockThatSleeps sleeps at one of the readings, counted from zero.
+type clockThatSleeps struct{ readings, at atomic.Int64 }
+
+func (c *clockThatSleeps) now() instant {
+	slept := time.Duration(0)
+	if c.readings.Add(1) > c.at.Load() {
+		slept = R
+	}
+	return instant{time.Now(), time.Duration(time.Now().UnixNano()) + slept}
+}
+func (c *clockThatSleeps) wait(d time.Duration) time.Duration { return d }
+func (c *clockThatSleeps) asleep() bool                       { return c.readings.Load() > c.at.Load() }
+
+// G6: wherever the machine sleeps until trust has ended, no renewal is sent afterwards.
+func TestNoRenewalAfterSleep_G6(t *testing.T) {
+	for k, slept := int64(0), true; slept; k++ {
+		inWorld(t, func(w *world) {
+			clock := &clockThatSleeps{}
+			clock.at.Store(1 << 62)
+			s := w.acquire(w.Context(), "a", withClock(clock))
+			synctest.Wait()
+			renewals := 0
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				if clock.asleep() {
+					w.Errorf("%s sent after reading %d of the clock, when trust had ended", r.Verb, k)
+				}
+				renewals++
+				return leasetest.Fault{}
+			})
+			clock.at.Store(clock.readings.Load() + k)
+			for renewals == 0 && !clock.asleep() {
+				w.sleep(I / 100)
+			}
+			synctest.Wait()
+			if slept = clock.asleep(); slept && s.Err() == nil {
+				w.Errorf("leads on after reading %d", k)
+			}
+			s.Release()
+		})
+	}
+}
+
 // G3: from the instant trust ends all methods say so, though no timer has fired.
 func TestTruthfulContext_G3(t *testing.T) {
 	ask := map[string]func(s Session) bool{
