@@ -60,7 +60,10 @@ type assigner struct {
 	unheard    time.Time            // since when the watch lacks our own renewals; zero while it does not
 	afresh     time.Time            // when everything was read afresh because of either
 	unanswered time.Time            // since when the table does not answer what the member asked of it
+	neglect    neglect              // what the assigner leaves undone, as the next in line sees it
+	impatient  bool                 // the assigner renews its Lease, and is to be replaced
 	unused     map[string]time.Time // since when a Lease of the group is of no use
+	setbacks   map[string]setback   // by the name of a Lease, or the digest of keys
 }
 
 // A keyRest is how long a key is not given out after it was given back.
@@ -91,6 +94,7 @@ func newAssigner(m *membership) *assigner {
 		rollout:    shards.Rollout{Limit: 2 * c.options.duration},
 		rests:      map[string]keyRest{},
 		unused:     map[string]time.Time{},
+		setbacks:   map[string]setback{},
 	}
 }
 
@@ -330,6 +334,7 @@ type view struct {
 	report  shards.Report // our own, now
 	rank    int
 	waiting bool // the table does not answer what we asked of it
+	dirty   bool // something has changed that matters for the table
 	members map[string]memberView
 
 	listed, surveyed uint64
@@ -354,7 +359,7 @@ func (a *assigner) view() view {
 	for name, member := range a.members {
 		v.members[name] = *member
 	}
-	v.listed, v.surveyed, v.ghosts = a.listed, a.surveyed, a.ghosts
+	v.listed, v.surveyed, v.ghosts, v.dirty = a.listed, a.surveyed, a.ghosts, a.dirty
 	a.dirty = false
 	v.unread = selection != "" && (a.unread || a.selected != selection)
 	return v
@@ -390,6 +395,7 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 	if a.begun != t.table.Epoch {
 		a.begun = 0 // should it be written late yet, there is a trace
 	}
+	a.impatient = false
 	if t.table.Assigner != v.me.Term {
 		if v.unread {
 			return maxDuration, nil
@@ -572,11 +578,11 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 	for _, r := range t.Rows {
 		m, ok := v.members[r.Lease]
 		if term, held := termOf(r.Lease, m.seen.record); ok && held && term == r.Term {
-			if left := m.seen.expiresAt().Sub(v.now); left > 0 {
-				wait = min(wait, left)
-			} else {
-				return shortestDelay, a.fence(ctx, r.Lease, m)
+			left := a.untilFence(v, r.Lease, m)
+			if left <= 0 {
+				return shortestDelay, a.fence(ctx, v, r.Lease, m)
 			}
+			wait = min(wait, left)
 			continue
 		}
 		if ended, at := a.ended(v, r); !ended {
@@ -594,7 +600,7 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 	o := a.group.campaign.options
 	t := v.table.table
-	if v.report.Weight == 0 || v.report.Epoch == 0 {
+	if v.report.Weight == 0 || v.report.Epoch == 0 && v.report.Bad != t.Epoch {
 		return maxDuration, nil
 	}
 	// The next in line comes first, the others after it.
@@ -609,23 +615,12 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 		} else if a.unanswered.IsZero() {
 			a.unanswered = v.now
 		}
-		wait := m.seen.expiresAt().Add(turn).Sub(v.now)
+		wait := a.untilFence(v, t.Assigner.Lease, m) + turn
 		if wait <= 0 {
-			return shortestDelay, a.fence(ctx, t.Assigner.Lease, m)
+			return shortestDelay, a.fence(ctx, v, t.Assigner.Lease, m)
 		}
-		if a.unanswered.IsZero() {
-			return wait, nil
-		}
-		patience := a.unanswered.Add(o.duration + turn).Sub(v.now)
-		if !t.Open {
-			patience += o.duration // it waits for as long before the table opens
-		}
-		if patience <= 0 {
-			a.group.campaign.log.warn("the member that assigns the group's keys does not answer; taking over",
-				"group", a.group.client.group, "assigner", t.Assigner.Lease)
-			a.unanswered = time.Time{}
-			a.membership.readAfresh() // if it does, and only we do not hear it
-		}
+		patience := min(a.patience(v, turn), a.neglected(ctx, v))
+		a.impatient = patience <= 0
 		return min(wait, patience), nil
 	}
 	row := shards.Row{Term: t.Assigner}
@@ -652,32 +647,152 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 	return max(since.Add(turn).Sub(v.now), 0), nil
 }
 
-// fence ends the term of a member that was not seen to renew its Lease for its duration: no renewal that is under way
-// takes effect any more.
-func (a *assigner) fence(ctx context.Context, name string, m memberView) error {
-	c := a.group.campaign
-	lease, err := a.group.client.patch(ctx, "fence", name, m.seen.record, nil, freeSpec{})
+// patience returns how long to wait yet for an assigner that renews its Lease to answer what this member asked of it.
+func (a *assigner) patience(v view, turn time.Duration) time.Duration {
+	o, t := a.group.campaign.options, v.table.table
 	switch {
-	case err == nil:
-		c.log.info("member of the group did not renew its lease; its keys are given to others",
-			"group", a.group.client.group, "member", m.seen.identity)
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.setLocked(lease)
-		return nil
-	case conflicts(err):
-		// Something happened that was not seen.
-		a.membership.readAfresh()
-		if err := a.listMembers(ctx); err != nil {
-			return err
-		}
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if now := a.members[name]; now == nil || now.seen.version != m.seen.version {
-			return nil
+	case !v.waiting:
+		a.unanswered = time.Time{}
+		return maxDuration
+	case a.unanswered.IsZero():
+		a.unanswered = v.now
+	}
+	switch {
+	case v.report.Epoch != t.Epoch && v.report.Bad != t.Epoch:
+		return maxDuration // the work of another epoch is to return first: nobody could answer
+	case !t.Open && v.rank > 1:
+		return maxDuration // it is not known here whether the table may open
+	}
+	limit := a.unanswered.Add(o.duration + turn)
+	if !t.Open {
+		limit = limit.Add(o.duration) // it waits for as long before the table opens
+	}
+	// Perhaps it does answer, and only we do not hear it.
+	if again := limit.Add(-o.duration / 2); a.afresh.Before(again) {
+		return min(limit.Sub(v.now), a.readAfresh(v, again))
+	}
+	return limit.Sub(v.now)
+}
+
+// A neglect is what an assigner that renews its Lease leaves undone.
+type neglect struct {
+	look    time.Time // when to look at what it did; zero if nothing has happened since it had done everything
+	version uint64    // of the table that something was missing of
+	since   time.Time // since when
+}
+
+// neglected returns how long to wait yet for an assigner that renews its Lease to do what the next in line, which
+// watches all members too, would do in its place. It is to have the time for that before it is looked at, so that it is
+// seldom planned what it does.
+func (a *assigner) neglected(ctx context.Context, v view) time.Duration {
+	o, t, n := a.group.campaign.options, v.table.table, &a.neglect
+	if v.rank != 1 || v.listed == 0 || !t.Open || v.report.Epoch != t.Epoch {
+		*n = neglect{}
+		return maxDuration
+	}
+	silent := ""
+	for name, m := range v.members {
+		if name != v.me.Lease && a.group.isMember(name) && m.seen.held() && a.untilFence(v, name, m) <= 0 {
+			silent = name
 		}
 	}
-	return err
+	if n.look.IsZero() {
+		if !v.dirty && silent == "" {
+			return maxDuration
+		}
+		n.look = v.now.Add(o.renewInterval)
+	}
+	if wait := n.look.Sub(v.now); wait > 0 {
+		return wait
+	}
+	patience := o.duration - o.renewInterval
+	if silent == "" {
+		undone, ungiven := a.undone(ctx, v)
+		switch {
+		case undone:
+		case ungiven:
+			patience = o.duration + longestRest // it may know that the keys rest
+		default:
+			*n = neglect{}
+			return maxDuration
+		}
+	}
+	if n.version != v.table.record.version {
+		n.version, n.since = v.table.record.version, v.now
+	}
+	n.look = n.since.Add(patience)
+	if wait := n.look.Sub(v.now); wait > 0 || silent == "" {
+		return wait
+	}
+	// Whether its silence is the assigner's fault shows when its Lease can be fenced: then its keys are free, and ours
+	// to give.
+	a.fence(ctx, v, silent, v.members[silent])
+	return shortestDelay
+}
+
+// undone reports whether we would change the table in the assigner's place, but for moving keys that have an owner and
+// giving those that have none, and whether there are any to give.
+func (a *assigner) undone(ctx context.Context, v view) (undone, ungiven bool) {
+	t := v.table.table
+	i := slices.IndexFunc(t.Rows, func(r shards.Row) bool { return r.Term == t.Assigner })
+	if i < 0 {
+		return false, false
+	}
+	p, e := a.plan(ctx, v)
+	if e.unread {
+		return false, false
+	}
+	p.Assigner, p.Moves, p.Holds = t.Rows[i], 0, true
+	if p.Next(1).Changed {
+		return true, false
+	}
+	p.Holds = false
+	return false, p.Next(1).Changed
+}
+
+// A setback is that a request about a Lease failed. It is left alone for a while, so that it does not keep the others
+// from what is done for them.
+type setback struct {
+	until    time.Time
+	failures int // in a row, of those that no outage explains
+}
+
+// putOff leaves alone what a request failed for with err, longer each time if it was refused.
+func (a *assigner) putOff(what string, err error) {
+	s := a.setbacks[what]
+	pause := max(refusedDelay, retryAfter(err))
+	if refused(err) || conflicts(err) {
+		pause <<= min(s.failures, 10)
+		s.failures++
+	}
+	s.until = a.clock.now().mono.Add(min(pause, a.group.campaign.options.duration))
+	a.setbacks[what] = s
+}
+
+// untilFence returns when the term of m, which the Lease with a name shows, may be fenced: once it was not seen to be
+// renewed for its duration.
+func (a *assigner) untilFence(v view, name string, m memberView) time.Duration {
+	return later(m.seen.expiresAt(), a.setbacks[name].until).Sub(v.now)
+}
+
+// fence ends the term of a member that was not seen to renew its Lease for its duration: no renewal that is under way
+// takes effect any more.
+func (a *assigner) fence(ctx context.Context, v view, name string, m memberView) error {
+	lease, err := a.group.client.patch(ctx, "fence", name, m.seen.record, nil, freeSpec{})
+	if err != nil {
+		a.putOff(name, err)
+		if conflicts(err) { // something happened that was not seen
+			a.readAfresh(v, v.now)
+		}
+		return nil
+	}
+	a.group.campaign.log.info("member of the group did not renew its lease; its keys are given to others",
+		"group", a.group.client.group, "member", m.seen.identity)
+	delete(a.setbacks, name)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.setLocked(lease)
+	return nil
 }
 
 // survey lists the members anew, because what is known of them may lack one that a watch left out. A server whose
@@ -758,11 +873,11 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		if name == v.me.Lease {
 			continue
 		}
-		if left := m.seen.expiresAt().Sub(v.now); left <= 0 {
-			return shortestDelay, a.fence(ctx, name, m)
-		} else {
-			wait = min(wait, left)
+		left := a.untilFence(v, name, m)
+		if left <= 0 {
+			return shortestDelay, a.fence(ctx, v, name, m)
 		}
+		wait = min(wait, left)
 	}
 	if v.report.Epoch != t.Epoch {
 		return maxDuration, nil // the table is new to ourselves
@@ -787,24 +902,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 			return 0, err
 		}
 	}
-	members, later, err := a.sharers(ctx, v)
-	if err != nil {
-		return 0, err
-	}
-	p := &shards.Plan{
-		Table: t, Assigner: v.me, Members: members, Moves: c.options.maxMoves(), Open: true,
-		Rests: a.resting(v.now), Holds: v.now.Before(a.hold),
-	}
-	if g.buckets == 0 {
-		p.Names = v.table.names
-	}
-	for _, r := range t.Rows {
-		over, at := a.ended(v, r)
-		p.Ended, p.Resumes = append(p.Ended, over), append(p.Resumes, over && a.resumes(v, r.Term))
-		if !over && !at.IsZero() {
-			later = earlier(later, at)
-		}
-	}
+	p, e := a.plan(ctx, v)
 	if !p.Same(a.planned) {
 		if again := a.wroteAt.Add(gathering(c.options)).Sub(v.now); again > 0 && !a.wroteAt.IsZero() {
 			return again, nil
@@ -814,8 +912,35 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		}
 		a.planned = p
 	}
-	later = earlier(later, a.nextRest(v.now))
-	return min(wait, later.Sub(v.now)), a.tidy(ctx, v)
+	again := earlier(e.until, a.nextRest(v.now))
+	return min(wait, again.Sub(v.now)), a.tidy(ctx, v)
+}
+
+// An evidence is how long what a plan is based on stays as it is, and whether it is all that there is.
+type evidence struct {
+	until  time.Time // then something changes by time alone
+	unread bool      // the keys of a member could not be read
+}
+
+// plan returns the plan of the next table, by what is known now.
+func (a *assigner) plan(ctx context.Context, v view) (*shards.Plan, evidence) {
+	t := v.table.table
+	members, e := a.sharers(ctx, v)
+	p := &shards.Plan{
+		Table: t, Assigner: v.me, Members: members, Moves: a.group.campaign.options.maxMoves(), Open: true,
+		Rests: a.resting(v.now), Holds: v.now.Before(a.hold),
+	}
+	if a.group.buckets == 0 {
+		p.Names = v.table.names
+	}
+	for _, r := range t.Rows {
+		over, at := a.ended(v, r)
+		p.Ended, p.Resumes = append(p.Ended, over), append(p.Resumes, over && a.resumes(v, r.Term))
+		if !over && !at.IsZero() {
+			e.until = earlier(e.until, at)
+		}
+	}
+	return p, e
 }
 
 // writeNext writes the table that was planned, and publishes its keys before.
@@ -832,6 +957,11 @@ func (a *assigner) writeNext(ctx context.Context, v view, next shards.Next) erro
 	if written, err := a.write(ctx, v, next.Table); !written {
 		return err
 	}
+	if a.impatient {
+		g.campaign.log.warn("the member that assigns the group's keys does not answer; taking over",
+			"group", g.client.group, "assigner", v.table.table.Assigner.Lease)
+		a.impatient = false
+	}
 	a.rest(next.Freed, v.now)
 	return nil
 }
@@ -847,13 +977,14 @@ func (a *assigner) reportOf(v view, term shards.Term, m memberView) shards.Repor
 	return shards.Report{}
 }
 
-// sharers returns the members that go by the table, and when one of them will have settled.
-func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member, later time.Time, err error) {
+// sharers returns the members that go by the table and whose keys are known, and when one of them will have settled.
+// Keys are neither given to others nor taken from them.
+func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member, e evidence) {
 	g, t := a.group, v.table.table
-	later = v.now.Add(maxDuration)
+	e.until = v.now.Add(maxDuration)
 	all := map[string]memberView{v.me.Lease: {}}
 	for name, m := range v.members {
-		if name != v.me.Lease && g.isMember(name) && m.seen.held() {
+		if name != v.me.Lease && g.isMember(name) && m.seen.held() && m.seen.expiresAt().After(v.now) {
 			all[name] = m
 		}
 	}
@@ -876,16 +1007,20 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 		if report.Epoch != t.Epoch || report.Buckets != g.buckets {
 			continue
 		}
+		seen[term] = true
 		var knows []string
 		if g.buckets == 0 && report.Own != "" {
 			used[report.Own] = true
-			if knows, err = g.names(ctx, report.Own); err == errKeysMissing {
-				knows = nil // it is told that nobody can read them by having none
+			var err error
+			knows, err = a.keysOf(ctx, v, report.Own)
+			e.unread = e.unread || err != nil
+			if err == errKeysMissing {
+				knows = nil // it learns that nobody can read them by having none
 			} else if err != nil {
-				return nil, later, err
+				e.until = earlier(e.until, a.setbacks[report.Own].until)
+				continue
 			}
 		}
-		seen[term] = true
 		first, ok := a.first[term]
 		if !ok {
 			if !t.GivesAny(term) {
@@ -896,7 +1031,7 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 		at := first.Add(a.settleTime(first))
 		settling := v.now.Before(at)
 		if settling {
-			later = earlier(later, at)
+			e.until = earlier(e.until, at)
 		}
 		members = append(members, shards.Member{Row: row, Report: report, Knows: knows, Settling: settling})
 	}
@@ -906,11 +1041,28 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 		}
 	}
 	if v.now.Before(a.hold) {
-		later = earlier(later, a.hold)
+		e.until = earlier(e.until, a.hold)
 	}
 	slices.SortFunc(members, func(x, y shards.Member) int { return strings.Compare(x.Lease, y.Lease) })
 	g.forgetSets(used)
-	return members, later, nil
+	return members, e
+}
+
+// errPutOff says that keys could not be read just now.
+var errPutOff = errors.New("the keys could not be read, and are tried again")
+
+// keysOf returns the keys with a digest, that a member knows.
+func (a *assigner) keysOf(ctx context.Context, v view, digest string) ([]string, error) {
+	if v.now.Before(a.setbacks[digest].until) {
+		return nil, errPutOff
+	}
+	keys, err := a.group.names(ctx, digest)
+	if err != nil && err != errKeysMissing {
+		a.putOff(digest, err)
+		return nil, err
+	}
+	delete(a.setbacks, digest)
+	return keys, err
 }
 
 // settleTime returns for how long no keys move to a member that joined at a time.

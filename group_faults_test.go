@@ -1,12 +1,16 @@
 package leasehold
 
 import (
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"github.com/leasehold-go/leasehold/internal/annotation"
+	"github.com/leasehold-go/leasehold/internal/shards"
+	"github.com/leasehold-go/leasehold/leasetest"
 )
 
 // editMember edits the Lease of a member.
@@ -74,6 +78,198 @@ func TestGroupAskedToHandOver(t *testing.T) {
 				f.sleep(I)
 				f.wantShape("a[4]")
 				a.quit()
+			})
+		})
+	}
+}
+
+// leaseOf returns the name of the Lease of a member.
+func (f *fleet) leaseOf(member string) string {
+	for _, l := range f.memberLeases() {
+		if l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity == member {
+			return l.Name
+		}
+	}
+	f.Fatalf("no Lease of %s", member)
+	return ""
+}
+
+// wedge keeps a member from all writes but the renewals of its own Lease.
+func (f *fleet) wedge(member string) {
+	own := f.leaseOf(member)
+	f.srv.Client(member).OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+		if r.Verb != "get" && r.Verb != "list" && r.Verb != "watch" && r.Name != own {
+			fault.Err = leasetest.ServiceUnavailable()
+		}
+		return fault
+	})
+}
+
+// tableWrites counts the writes of the table from now on.
+func (f *fleet) tableWrites() func() int {
+	var mu sync.Mutex
+	n := 0
+	f.srv.OnCommit(func(c leasetest.Change) {
+		mu.Lock()
+		defer mu.Unlock()
+		if c.New.Name == name {
+			n++
+		}
+	})
+	return func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return n
+	}
+}
+
+// A member that assigns, and renews its Lease but does nothing else, is replaced by the next in line, which watches
+// all, also where nobody misses anything but the keys.
+func TestGroupWedgedAssigner(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		do    func(f *fleet, c *runner)
+		limit time.Duration
+		want  string
+	}{
+		{"a member crashes", func(f *fleet, c *runner) {
+			f.srv.Client("c").Partition(true)
+		}, 2*D + I + 2*time.Second, "a b[6 6]"},
+		{"a member leaves", func(f *fleet, c *runner) { c.quit() }, D + I + 2*time.Second, "a b[6 6]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				var runners []*runner
+				for _, member := range []string{"a", "b", "c"} {
+					runners = append(runners, f.spread(member, Keys(numbered(12)...)))
+					f.sleep(time.Second)
+				}
+				f.sleep(2 * I)
+				f.wantShape("a b c[4 4 4]")
+				f.wedge("a")
+				f.sleep(I)
+				c.do(f, runners[2])
+				f.sleep(c.limit)
+				f.wantShape(c.want)
+				if n := f.logged("does not answer; taking over"); n != 1 {
+					f.Errorf("%d lines about the takeover, want 1", n)
+				}
+				writes := f.tableWrites()
+				f.sleep(4 * D)
+				if n := writes(); n > 1 {
+					f.Errorf("%d writes of the table although nothing happens", n)
+				}
+				f.srv.Client("c").Partition(false)
+				for _, r := range runners {
+					r.quit()
+				}
+			})
+		})
+	}
+}
+
+// A member whose request goes unanswered takes over, also where it is far from being the next in line, which is
+// wedged too.
+func TestGroupWedgedAssignerAndNext(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var runners []*runner
+		for _, member := range []string{"a", "b", "c"} {
+			runners = append(runners, f.spread(member, Keys(numbered(12)...)))
+			f.sleep(time.Second)
+		}
+		f.sleep(2 * I)
+		f.wedge("a")
+		f.wedge("b")
+		d := f.spread("d", Keys(numbered(12)...))
+		f.sleep(D + 2*I)
+		f.wantShape("a b c d[3 3 3 3]")
+		if n := f.logged("does not answer; taking over"); n != 1 {
+			f.Errorf("%d lines about the takeover, want 1", n)
+		}
+		for _, r := range append(runners, d) {
+			r.quit()
+		}
+	})
+}
+
+// A key that rests because its work fails is no reason to take over.
+func TestGroupRestingKeyIsAnswered(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var runners []*runner
+		for _, member := range []string{"a", "b", "c"} {
+			runners = append(runners, f.spreadWork(member, Keys(numbered(12)...), func(s Session, key string) error {
+				if key == "key-0003" {
+					return errors.New("poisoned")
+				}
+				<-s.Done()
+				return nil
+			}))
+			f.sleep(time.Second)
+		}
+		f.sleep(time.Hour)
+		if n := f.logged("taking over"); n != 0 {
+			f.Errorf("%d takeovers", n)
+		}
+		if n := f.begun("key-0003"); n > 40 {
+			f.Errorf("the poisoned key began %d times in an hour", n)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
+// A Lease that nobody can write, of a member that has crashed, keeps its own keys alone from being given out; so does a
+// page of keys that cannot be read.
+func TestGroupBadLease(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		bad  func(r leasetest.Request, lease string) bool
+		most int // requests in a minute
+	}{
+		{"of a member", func(r leasetest.Request, lease string) bool {
+			return r.Verb == "patch" && r.Name == lease
+		}, 120},
+		{"with keys", func(r leasetest.Request, lease string) bool {
+			return r.Verb == "get" && r.Name == name+"-k-"+shards.Digest(numbered(5))+"-0"
+		}, 120},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				runners := map[string]*runner{}
+				for _, member := range []string{"a", "b", "c"} {
+					runners[member] = f.spread(member, Keys(numbered(12)...))
+					f.sleep(time.Second)
+				}
+				f.sleep(2 * I)
+				f.wantShape("a b c[4 4 4]")
+				lease := f.leaseOf("c")
+				for _, member := range []string{"a", "b", "d", "e"} {
+					f.srv.Client(member).OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+						if c.bad(r, lease) {
+							fault.Err = leasetest.Forbidden(r)
+						}
+						return fault
+					})
+				}
+				f.srv.Client("c").Partition(true)
+				runners["e"] = f.spread("e", Keys(numbered(5)...))
+				f.sleep(2 * D)
+				runners["d"] = f.spread("d", Keys(numbered(12)...))
+				f.sleep(2 * I)
+				runners["b"].quit()
+				f.sleep(2 * time.Second)
+				before := f.requests("a", "d", "e")
+				f.sleep(time.Minute)
+				if n := f.requests("a", "d", "e") - before; n > c.most {
+					f.Errorf("%d requests in a minute, want at most %d", n, c.most)
+				}
+				if f.owned() < 8 {
+					f.Errorf("owners %v, want all but those of the member that crashed", f.owners())
+				}
+				for _, r := range runners {
+					r.quit()
+				}
 			})
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/leasehold-go/leasehold/internal/annotation"
 	"github.com/leasehold-go/leasehold/internal/seeds"
 	"github.com/leasehold-go/leasehold/internal/shards"
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -74,6 +76,7 @@ type groupMember struct {
 	keys   chan []string
 	client *leasetest.Client
 	gone   atomic.Bool
+	wedged atomic.Bool // it writes its own Lease alone
 }
 
 func newGroupWorld(f *fleet, seed uint64) *groupWorld {
@@ -131,7 +134,7 @@ func (g *groupWorld) join() {
 	m := &groupMember{name: fmt.Sprintf("m%d", g.names), keys: make(chan []string, 1)}
 	m.know(g.keys)
 	m.client = g.srv.Client(m.name)
-	m.client.OnRequest(g.requestFault(m.name))
+	m.client.OnRequest(g.requestFault(m))
 	seed := g.chance.Uint64()
 	m.runner = g.spreadWork(m.name, m.keys, g.work(seed))
 	g.members = append(g.members, m)
@@ -157,10 +160,11 @@ func (g *groupWorld) count() int {
 }
 
 // requestFault makes each request take some milliseconds, and now and then loses one.
-func (g *groupWorld) requestFault(name string) func(leasetest.Request) leasetest.Fault {
+func (g *groupWorld) requestFault(m *groupMember) func(leasetest.Request) leasetest.Fault {
 	chance := rand.New(rand.NewPCG(g.chance.Uint64(), 3))
 	lossy := g.chance.IntN(3) == 0
-	var mu sync.Mutex // protects chance
+	var mu sync.Mutex // protects chance and own
+	var own string    // its Lease
 	return func(r leasetest.Request) leasetest.Fault {
 		mu.Lock()
 		defer mu.Unlock()
@@ -170,6 +174,18 @@ func (g *groupWorld) requestFault(name string) func(leasetest.Request) leasetest
 		f := leasetest.Fault{
 			Before: time.Duration(chance.Int64N(int64(5 * time.Millisecond))),
 			After:  time.Duration(chance.Int64N(int64(5 * time.Millisecond))),
+		}
+		switch r.Verb {
+		case "get", "list", "watch":
+		case "create", "apply":
+			if strings.HasPrefix(r.Name, name+"-m-") {
+				own = r.Name
+			}
+			fallthrough
+		default:
+			if m.wedged.Load() && r.Name != own {
+				f.Err = leasetest.ServiceUnavailable()
+			}
 		}
 		if lossy && chance.IntN(12) == 0 {
 			switch chance.IntN(4) {
@@ -207,7 +223,7 @@ func (g *groupWorld) fault() {
 		g.join()
 		return
 	}
-	switch g.chance.IntN(13) {
+	switch g.chance.IntN(15) {
 	case 0: // leaves
 		m.gone.Store(true)
 		m.stop()
@@ -282,6 +298,19 @@ func (g *groupWorld) fault() {
 		m.know(keys)
 	case 10: // its watches end
 		m.client.CloseWatches(nil)
+	case 13: // somebody asks for its Lease
+		for _, other := range g.leases() {
+			if g.chance.IntN(2) == 0 {
+				g.srv.Edit(ns, other, func(l *coordinationv1.Lease) {
+					if at := l.Spec.AcquireTime; at != nil && l.Annotations != nil {
+						l.Annotations[annotation.HandOver] = annotation.FormatHandOver(at.Time, "")
+					}
+				})
+			}
+		}
+	case 14: // it writes nothing but its own renewals for a while
+		m.wedged.Store(true)
+		time.AfterFunc(g.up(4*D), func() { m.wedged.Store(false) })
 	}
 }
 
@@ -304,6 +333,7 @@ func (g *groupWorld) leases() (names []string) {
 func (g *groupWorld) calm() {
 	g.over.Store(true)
 	for _, m := range g.members {
+		m.wedged.Store(false)
 		m.client.OnEvent(nil)
 		m.client.CloseWatches(nil)
 		m.know(g.keys)
