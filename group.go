@@ -622,18 +622,18 @@ func (m *membership) apply() time.Duration {
 		g.fail(fmt.Errorf("leasehold: lease %s/%s: %w", g.campaign.lease.namespace, g.client.group, errForeignTable))
 		return 0
 	}
-	if t.table != nil && t.table.Buckets != g.buckets && m.owner.Abandon() {
-		g.mu.Unlock()
-		m.endAll()
-		m.tell()
-		return g.campaign.options.renewInterval / 10
-	}
-	if t.table == nil || t.table.Buckets != g.buckets || m.version == t.record.version && !m.owner.Ending() {
+	if t.table == nil || m.version == t.record.version && !m.owner.Ending() {
 		g.mu.Unlock()
 		return 0
 	}
-	g.sawTable = true
-	change := m.owner.Apply(t.table, t.names)
+	var change shards.Change
+	others := t.table.Buckets != g.buckets // the table shares out other keys
+	if others {
+		change = m.owner.Abandon()
+	} else {
+		g.sawTable = true
+		change = m.owner.Apply(t.table, t.names)
+	}
 	wait := time.Duration(0)
 	if m.owner.Ending() {
 		if wait = m.untilGivenUpLocked(); wait <= 0 {
@@ -641,8 +641,8 @@ func (m *membership) apply() time.Duration {
 			m.session.lose(errTableReplaced)
 			return 0
 		}
-	} else {
-		m.version, m.applied, m.ending = t.record.version, t.names, time.Time{}
+	} else if m.ending = (time.Time{}); !others {
+		m.version, m.applied = t.record.version, t.names
 	}
 	var begin, stop []*keySession
 	for _, key := range change.Start {

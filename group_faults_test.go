@@ -274,3 +274,73 @@ func TestGroupBadLease(t *testing.T) {
 		})
 	}
 }
+
+// Work that does not return ends its member's term, and not the group, also where the table that replaced its own is of
+// another number of buckets.
+func TestGroupOtherBucketsStuckWork(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.join("a", 2)
+		f.sleep(time.Second)
+		b := f.join("b", 4)
+		f.sleep(2 * I)
+		_, leave, ok := a.Enter(keyOf(0, 2))
+		if !ok {
+			f.Fatal("not entered")
+		}
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "create" && r.Name == name {
+				fault.Err = leasetest.ServiceUnavailable()
+			}
+			return fault
+		})
+		f.srv.Delete(ns, name)
+		f.sleep(time.Second)
+		before := f.requests("a")
+		f.sleep(D - 2*time.Second)
+		if sent := f.requests("a") - before; sent > 10 {
+			f.Errorf("%d requests while the work does not return, want the renewals", sent)
+		}
+		f.sleep(D + 4*time.Second)
+		f.wantShape("b[4]")
+		leave()
+		f.sleep(D)
+		f.wantShape("b[4]")
+		a.quit()
+		b.quit()
+	})
+}
+
+// A table of an epoch that all have left is put back, and its assigner's term is over: any member begins a new one.
+func TestGroupEarlierEpochRestored(t *testing.T) {
+	for _, members := range [][]string{{"a"}, {"a", "b", "c"}} {
+		inFleet(t, func(f *fleet) {
+			var runners []*runner
+			for _, member := range members {
+				runners = append(runners, f.spread(member, Keys(numbered(6)...)))
+				f.sleep(time.Second)
+			}
+			f.sleep(2 * I)
+			first := f.lease()
+			f.srv.Delete(ns, name)
+			f.sleep(2*D + I)
+			if n := f.owned(); n != 6 {
+				f.Errorf("%d keys are owned, want 6", n)
+			}
+			for _, member := range members {
+				f.srv.Client(member).Partition(true)
+			}
+			f.sleep(D)
+			f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations = first.Annotations })
+			for _, member := range members {
+				f.srv.Client(member).Partition(false)
+			}
+			f.sleep(3 * D)
+			if n := f.owned(); n != 6 {
+				f.Errorf("%d members: %d keys are owned, want 6", len(members), n)
+			}
+			for _, r := range runners {
+				r.quit()
+			}
+		})
+	}
+}

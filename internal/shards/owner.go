@@ -174,21 +174,22 @@ func (o *Owner) compare(t *Table, names []string) Change {
 	return c
 }
 
-// Abandon leaves the epoch because the table is one that the member cannot go by. It reports whether work is to end
-// before that; Abandon is to be called again then.
-func (o *Owner) Abandon() (waits bool) {
+// Abandon leaves the epoch because the table is one that the member cannot go by. If work is to end before that, Ending
+// reports it, and Abandon is to be called again.
+func (o *Owner) Abandon() Change {
 	if o.epoch == 0 {
-		return false
+		return Change{}
 	}
-	if !o.ending {
+	c := Change{End: !o.ending}
+	if c.End {
 		o.ending = true
 		o.past.add(o.epoch)
 	}
-	if o.working > 0 {
-		return true
+	if o.working == 0 {
+		o.enter(0)
+		c.Tell = true
 	}
-	o.enter(0)
-	return false
+	return c
 }
 
 // Returned says that the work on key has returned, or that it is given back.
