@@ -371,7 +371,13 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 	v := a.view()
 	t := v.table
 	switch {
-	case !t.known || t.foreign && t.exists:
+	case !t.known:
+		return maxDuration, nil
+	case t.foreign && t.exists:
+		if a.sawTable() && g.once("foreign "+string(t.record.uid)) {
+			g.campaign.log.error("the group's Lease is another program's now; no keys are given out until it is deleted",
+				"group", g.client.group)
+		}
 		return maxDuration, nil
 	case errors.As(t.err, new(shards.FormatError)):
 		if g.once(t.err.Error()) {
@@ -541,7 +547,7 @@ func (a *assigner) writeNew(ctx context.Context, v view, old *shards.Table, why 
 		a.begun = next.Epoch
 	}
 	a.hold = v.now.Add(min(g.campaign.options.renewInterval, time.Second))
-	written, err := a.write(ctx, v, next)
+	written, err := a.write(ctx, v, next, nil)
 	if written && v.table.exists {
 		g.campaign.log.warn(why, append([]any{"group", g.client.group}, attributes...)...)
 	}
@@ -550,13 +556,18 @@ func (a *assigner) writeNew(ctx context.Context, v view, old *shards.Table, why 
 
 // sawEpoch reports whether there is a trace of an earlier table.
 func (a *assigner) sawEpoch(v view) bool {
-	a.group.mu.Lock()
-	saw := a.group.sawTable
-	a.group.mu.Unlock()
+	saw := a.sawTable()
 	for _, m := range v.members {
 		saw = saw || m.report.Epoch != 0
 	}
 	return saw
+}
+
+// sawTable reports whether this process has seen a table of the group.
+func (a *assigner) sawTable() bool {
+	a.group.mu.Lock()
+	defer a.group.mu.Unlock()
+	return a.group.sawTable
 }
 
 // awaitOtherKeys waits until the members that share out other keys, in another number of buckets, are gone.
@@ -943,18 +954,14 @@ func (a *assigner) plan(ctx context.Context, v view) (*shards.Plan, evidence) {
 	return p, e
 }
 
-// writeNext writes the table that was planned, and publishes its keys before.
+// writeNext writes the table that was planned.
 func (a *assigner) writeNext(ctx context.Context, v view, next shards.Next) error {
 	g := a.group
+	var names []string // that are to be published
 	if g.buckets == 0 && next.Table.Keys != v.table.table.Keys {
-		if err := g.publish(ctx, next.Table.Keys, next.Names); err != nil {
-			return err
-		}
-		g.mu.Lock()
-		g.addSetLocked(next.Table.Keys, next.Names)
-		g.mu.Unlock()
+		names = next.Names
 	}
-	if written, err := a.write(ctx, v, next.Table); !written {
+	if written, err := a.write(ctx, v, next.Table, names); !written {
 		return err
 	}
 	if a.impatient {
@@ -1131,13 +1138,22 @@ func (a *assigner) nextRest(now time.Time) time.Time {
 	return next
 }
 
-// write writes the table if it still is as v has it, and reports whether that is certain.
-func (a *assigner) write(ctx context.Context, v view, next *shards.Table) (bool, error) {
+// write writes the table if it still is as v has it, after its keys if their names are not published yet, and reports
+// whether that is certain.
+func (a *assigner) write(ctx context.Context, v view, next *shards.Table, names []string) (bool, error) {
 	g := a.group
 	text := next.Encode()
 	if len(text) > maxAnnotation {
 		return false, groupFault(fmt.Sprintf(
 			"the table has %d bytes, want at most %d: too many keys in too many runs", len(text), maxAnnotation))
+	}
+	if names != nil {
+		if err := g.publish(ctx, next.Keys, names); err != nil {
+			return false, err
+		}
+		g.mu.Lock()
+		g.addSetLocked(next.Keys, names)
+		g.mu.Unlock()
 	}
 	a.wroteText, a.wroteAt = text, v.now
 	var lease *coordinationv1.Lease
@@ -1182,7 +1198,7 @@ type groupFault string
 func (f groupFault) Error() string { return string(f) }
 
 // maxAnnotation is how long the text of a table may be: all annotations of an object together have 256 KiB.
-const maxAnnotation = 250_000
+var maxAnnotation = 250_000
 
 // tidy deletes one Lease of the group that has been of no use for a while.
 func (a *assigner) tidy(ctx context.Context, v view) error {

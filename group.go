@@ -226,13 +226,13 @@ func (g *group) retry(ctx context.Context, delays *delays, request func() error)
 	}
 }
 
-// republish publishes the keys again, once in each term: others delete what no member reports for long.
+// republish publishes the keys again.
 func (g *group) republish(ctx context.Context) {
 	g.mu.Lock()
 	digest, keys := g.digest, g.keys
 	g.mu.Unlock()
 	if digest != "" {
-		g.publish(ctx, digest, keys) // logs its own failure; the next term tries again
+		g.publish(ctx, digest, keys) // logs its own failure
 	}
 }
 
@@ -404,6 +404,7 @@ type membership struct {
 	session  *session
 	assigner *assigner
 	news     wakeup // the table has changed, or work has returned
+	unread   wakeup // others seem not to know the member's keys
 	workers  errgroup.Group
 
 	// Protected by the group's mu:
@@ -429,7 +430,7 @@ type tableView struct {
 }
 
 func newMembership(g *group, s *session) *membership {
-	m := &membership{group: g, session: s, news: newWakeup()}
+	m := &membership{group: g, session: s, news: newWakeup(), unread: newWakeup()}
 	m.assigner = newAssigner(m)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -522,7 +523,7 @@ func (m *membership) run() {
 	m.workers.Go(func() error { m.assigner.followMembers(ctx); return nil })
 	m.workers.Go(func() error { m.assigner.run(ctx); return nil })
 	if m.group.buckets == 0 {
-		m.workers.Go(func() error { m.group.republish(ctx); return nil })
+		m.workers.Go(func() error { m.keepPublished(ctx); return nil })
 	}
 	done, leaving := c.ctx.Done(), m.group.leaving
 	timer := time.NewTimer(0)
@@ -556,6 +557,38 @@ func (m *membership) run() {
 			m.tell()
 		}
 	}
+}
+
+// keepPublished publishes the keys again, once in each term, because others delete what no member reports for long, and
+// an interval after a table that is as if nobody could read them: it lacks some, or leaves the member none.
+func (m *membership) keepPublished(ctx context.Context) {
+	m.group.republish(ctx)
+	for {
+		select {
+		case <-m.unread:
+		case <-ctx.Done():
+			return
+		}
+		sleep(ctx, m.group.campaign.clock, m.group.campaign.options.renewInterval)
+		m.group.mu.Lock()
+		unread := !m.owner.Keeps() || m.lacksLocked()
+		m.group.mu.Unlock()
+		if unread {
+			m.group.republish(ctx)
+		}
+	}
+}
+
+// lacksLocked reports whether the table lacks keys that the member knows. The caller holds the group's mu.
+func (m *membership) lacksLocked() bool {
+	g, t := m.group, m.table.table
+	if t == nil || !t.Open || t.Buckets > 0 || t.Keys == g.digest || g.digest == "" || g.isLeaving() {
+		return false
+	}
+	return slices.ContainsFunc(g.keys, func(key string) bool {
+		_, there := slices.BinarySearch(m.table.names, key)
+		return !there
+	})
 }
 
 // sooner returns the shorter of two waits; 0 is none.
@@ -655,6 +688,9 @@ func (m *membership) apply() time.Duration {
 		if s := g.sessions[key]; s != nil {
 			stop = append(stop, s)
 		}
+	}
+	if len(change.Stop) > 0 && !m.owner.Keeps() || m.lacksLocked() {
+		m.unread.signal()
 	}
 	g.mu.Unlock()
 	if change.End {

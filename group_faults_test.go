@@ -2,11 +2,14 @@ package leasehold
 
 import (
 	"errors"
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/leasehold-go/leasehold/internal/annotation"
 	"github.com/leasehold-go/leasehold/internal/shards"
@@ -343,4 +346,118 @@ func TestGroupEarlierEpochRestored(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A set of keys that somebody deletes is published again by the member that knows it, once an assigner misses it.
+func TestGroupKeysDeleted(t *testing.T) {
+	for _, keys := range [][]string{{"c1", "c2"}, numbered(4)} {
+		inFleet(t, func(f *fleet) {
+			var monitor Monitor
+			a := f.spread("a", Keys(numbered(6)...))
+			f.sleep(time.Second)
+			b := f.spread("b", Keys(numbered(6)...), WithMonitor(&monitor))
+			f.sleep(time.Second)
+			c := f.spread("c", Keys(keys...))
+			f.sleep(3 * I)
+			all := f.owned()
+			digest := shards.Digest(keys)
+			f.srv.Delete(ns, name+"-k-"+digest+"-0")
+			for _, g := range monitor.allGroups() { // as if b had begun just now
+				g.mu.Lock()
+				delete(g.sets, digest)
+				g.mu.Unlock()
+			}
+			f.srv.Client("a").Partition(true)
+			f.sleep(2*D + I)
+			if owners := f.owners(); f.owned() != all || len(owners["c"]) == 0 {
+				f.Errorf("owners %v, want b and c of %d keys", owners, all)
+			}
+			before := f.requests("b", "c")
+			f.sleep(time.Minute)
+			if sent := f.requests("b", "c") - before; sent > int(2*time.Minute/(I*9/10)) {
+				f.Errorf("%d requests in a minute, want the renewals of 2 members", sent)
+			}
+			f.srv.Client("a").Partition(false)
+			for _, r := range []*runner{a, b, c} {
+				r.quit()
+			}
+		})
+	}
+}
+
+// While the API server asks a member to wait, it renews no sooner because it has something to tell.
+func TestGroupRetryAfter(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(I)
+		own := f.leaseOf("a")
+		var renewals atomic.Int64
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "patch" && r.Name == own {
+				renewals.Add(1)
+				fault.Err = leasetest.TooManyRequests(2 * time.Second)
+			}
+			return fault
+		})
+		s := f.sessionsOf("a")[0]
+		for s.ValidFor() > R/2 {
+			f.sleep(100 * time.Millisecond)
+		}
+		before := renewals.Load()
+		f.sleep(time.Second) // in which there is too little trust to begin sessions, but enough for a pause of 2 s
+		if n := renewals.Load() - before; n > 1 {
+			f.Errorf("%d renewals in a second although each was to wait for 2 s", n)
+		}
+		a.quit()
+	})
+}
+
+// Where another program's Lease takes the place of the table, the keys stay with who has them, and that is logged.
+func TestGroupForeignLeaseLater(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(I)
+		f.wantShape("a[4]")
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "create" {
+				fault.Before = time.Second
+			}
+			return fault
+		})
+		f.srv.Delete(ns, name)
+		f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: new("another program")}})
+		f.sleep(2 * D)
+		f.wantShape("a[4]")
+		if n := f.logged("the group's Lease is another program's now"); n != 1 {
+			f.Errorf("%d lines about the foreign Lease, want 1", n)
+		}
+		f.srv.Delete(ns, name)
+		f.sleep(2*D + I)
+		f.wantShape("a[4]")
+		a.quit()
+	})
+}
+
+// A table that is too large to be written costs no requests about its keys.
+func TestGroupTableTooLarge(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		keys := make([]string, 4)
+		for i := range keys {
+			keys[i] = fmt.Sprint("x", i)
+		}
+		a := f.spread("a", Keys(keys...))
+		f.sleep(I)
+		defer func(most int) { maxAnnotation = most }(maxAnnotation)
+		maxAnnotation = 100
+		b := f.spread("b", Keys("y"))
+		f.sleep(I)
+		before := f.requests("a", "b")
+		f.sleep(time.Minute)
+		if sent := f.requests("a", "b") - before; sent > int(2*time.Minute/(I*9/10))+4 {
+			f.Errorf("%d requests in a minute, want the renewals of 2 members", sent)
+		}
+		a.quit()
+		b.quit()
+	})
 }

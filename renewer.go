@@ -246,10 +246,11 @@ func (r *renewer) overrunReturned() {
 }
 
 // untilRenewalLocked returns how long to wait before the next renewal. Those that are wanted sooner are some time
-// apart, so that one of them tells what many have to tell.
+// apart, so that one of them tells what many have to tell; none comes before the pause is over that follows one that
+// failed.
 func (r *renewer) untilRenewalLocked(now instant) time.Duration {
 	wait := r.due.left(now)
-	if r.wanted {
+	if r.wanted && len(r.pending) == 0 {
 		wait = min(wait, r.last.add(gathering(r.session.campaign.options)).left(now))
 	}
 	return wait

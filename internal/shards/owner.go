@@ -215,6 +215,17 @@ func (o *Owner) Stopping() bool {
 	return false
 }
 
+// Keeps reports whether work goes on of a key that was not asked back.
+func (o *Owner) Keeps() bool {
+	stopping := 0
+	for _, g := range o.reportable {
+		if g.running {
+			stopping++
+		}
+	}
+	return o.working > stopping
+}
+
 // Told says that the others are about to be told of all that has returned.
 func (o *Owner) Told() { o.told = o.gen }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 const (
@@ -152,6 +153,9 @@ func DecodeTable(text string) (*Table, error) {
 	}
 	seen := map[Term]bool{}
 	for _, r := range t.Rows {
+		if !isName(r.Lease) {
+			return nil, fmt.Errorf("the table names a member with the Lease %.40q, which cannot be", r.Lease)
+		}
 		if seen[r.Term] {
 			return nil, errors.New("the table names a term twice")
 		}
@@ -174,7 +178,15 @@ func DecodeTable(text string) (*Table, error) {
 	if t.Buckets > 0 && len(t.Entries) != t.Buckets {
 		return nil, fmt.Errorf("the table has %d entries for %d buckets", len(t.Entries), t.Buckets)
 	}
+	if !isName(t.Assigner.Lease) {
+		return nil, fmt.Errorf("the table names an assigner with the Lease %.40q, which cannot be", t.Assigner.Lease)
+	}
 	return t, nil
+}
+
+// isName reports whether a Lease can have a name.
+func isName(name string) bool {
+	return name != "" && len(name) <= 253 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-.") == ""
 }
 
 // A FormatError is the format of a table that another version of the program wrote.

@@ -37,8 +37,8 @@ func TestTableRoundTrip(t *testing.T) {
 		tableOf(40, Entry{ofA, 3, 0}, Entry{ofA, 3, 0}, Entry{ofB, 5, 9}, Entry{nobody, 0, 0}),
 		{Epoch: math.MaxUint64, Gen: 1, Marks: []uint64{math.MaxUint64}, Keys: Digest(nil), Assigner: termB,
 			Rows: []Row{rowB}},
-		{Epoch: 1, Gen: 2, Marks: []uint64{1, 2}, Open: true, Keys: Digest([]string{"k"}), Rows: []Row{rowB},
-			Entries: []Entry{{0, 2, 0}}},
+		{Epoch: 1, Gen: 2, Marks: []uint64{1, 2}, Open: true, Assigner: termA, Keys: Digest([]string{"k"}),
+			Rows: []Row{rowB}, Entries: []Entry{{0, 2, 0}}},
 	} {
 		got, err := DecodeTable(want.Encode())
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -101,7 +101,10 @@ func TestDecodeHostile(t *testing.T) {
 		`null`, `[]`, `{}`, `{"v":1,"e":1}`,
 		`{"v":2,"e":1,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`,
 		`{"v":1,"e":0,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`, // no epoch
-		`{"v":1,"e":1,"g":1,"m":[],"b":1,"n":[[1,0,0,0]]}`,  // no mark
+		`{"v":1,"e":1,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]]}`, // no assigner
+		// a name that no Lease can have
+		`{"v":1,"e":1,"g":1,"m":[1],"b":1,"n":[[1,0,0,0]],"a":{"Lease":"l"},"r":[{"Lease":"../x"}]}`,
+		`{"v":1,"e":1,"g":1,"m":[],"b":1,"n":[[1,0,0,0]]}`, // no mark
 		// more marks than generations
 		`{"v":1,"e":1,"g":1,"m":[1,2],"b":1,"n":[[1,0,0,0]]}`,
 		`{"v":1,"e":1,"g":1,"m":[1],"b":-1}`,                                              // buckets
