@@ -375,7 +375,8 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		return maxDuration, nil
 	case t.foreign && t.exists:
 		if a.sawTable() && g.once("foreign "+string(t.record.uid)) {
-			g.campaign.log.error("the group's Lease is another program's now; no keys are given out until it is deleted",
+			g.campaign.log.error(
+				"the group's Lease is another program's now; no keys are given out until it is deleted",
 				"group", g.client.group)
 		}
 		return maxDuration, nil
