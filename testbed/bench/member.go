@@ -186,17 +186,23 @@ type member struct {
 func (m *member) start(ctx context.Context, cfg *rest.Config) error {
 	for i := range m.Count {
 		m.loops.Go(func() {
-			for s := range leasehold.Sessions(ctx,
-				leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(metav1.NamespaceDefault),
-				leasehold.WithLease(m.name(i)), leasehold.WithDuration(m.Duration),
-				leasehold.WithMonitor(&m.monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler)),
-			) {
+			for s := range leasehold.Sessions(ctx, m.options(cfg, i)...) {
 				m.lead(s)
 			}
 		})
 	}
 	m.loops.Go(func() { m.sample(ctx) })
 	return nil
+}
+
+// options returns those of a lease. Made in the loop's own frame, they would stay on its stack while it leads: 8 kB
+// instead of 4.
+func (m *member) options(cfg *rest.Config, i int) []leasehold.Option {
+	return []leasehold.Option{
+		leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(metav1.NamespaceDefault),
+		leasehold.WithLease(m.name(i)), leasehold.WithDuration(m.Duration),
+		leasehold.WithMonitor(&m.monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler)),
+	}
 }
 
 func (m *member) wait() { m.loops.Wait() }
