@@ -1,0 +1,98 @@
+package leasehold
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// beginAnew writes a table that gives nothing, because there is none, or none that can be read.
+func (a *assigner) beginAnew(ctx context.Context, v view) (time.Duration, error) {
+	g := a.group
+	if v.report.Weight == 0 {
+		return maxDuration, nil
+	}
+	if g.buckets == 0 && v.report.Own == "" {
+		return maxDuration, nil // until its keys are published
+	}
+	if a.beginAt.IsZero() { // not all at once
+		a.beginAt = v.now.Add(g.campaign.options.between(0, gathering(g.campaign.options)))
+	}
+	if wait := a.beginAt.Sub(v.now); wait > 0 {
+		return wait, nil
+	}
+	return gathering(g.campaign.options), a.writeNew(ctx, v, nil,
+		"the group's table cannot be read; beginning a new one", "error", v.table.err)
+}
+
+// writeNew writes the first table of a new epoch, and says why where there was a table.
+func (a *assigner) writeNew(ctx context.Context, v view, old *shards.Table, why string, attributes ...any) error {
+	g := a.group
+	next := shards.NewTable(old, rand.Uint64()|1, rand.Uint64(), v.me, g.buckets)
+	a.begun = 0
+	if !v.table.exists && !a.sawEpoch(v) {
+		a.begun = next.Epoch
+	}
+	a.hold = v.now.Add(min(g.campaign.options.renewInterval, time.Second))
+	written, err := a.write(ctx, v, next, nil)
+	if written && v.table.exists {
+		g.campaign.log.warn(why, append([]any{"group", g.client.group}, attributes...)...)
+	}
+	return err
+}
+
+// sawEpoch reports whether there is a trace of an earlier table.
+func (a *assigner) sawEpoch(v view) bool {
+	saw := a.sawTable()
+	for _, m := range v.members {
+		saw = saw || m.report.Epoch != 0
+	}
+	return saw
+}
+
+// sawTable reports whether this process has seen a table of the group.
+func (a *assigner) sawTable() bool {
+	a.group.mu.Lock()
+	defer a.group.mu.Unlock()
+	return a.group.sawTable
+}
+
+// awaitOtherKeys waits until the members that share out other keys, in another number of buckets, are gone.
+func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, error) {
+	g, t := a.group, v.table.table
+	what := fmt.Sprintf("%d buckets", t.Buckets)
+	if t.Buckets == 0 {
+		what = "keys with names"
+	}
+	if g.once(what) {
+		g.campaign.log.error(
+			"this member does not join: the group shares out "+what+"; waiting until its members are gone",
+			"group", g.client.group, "buckets", g.buckets)
+	}
+	if v.surveyed < v.table.record.version {
+		return a.survey(ctx, v)
+	}
+	wait := maxDuration
+	for _, r := range t.Rows {
+		m, ok := v.members[r.Lease]
+		if term, held := termOf(r.Lease, m.seen.record); ok && held && term == r.Term {
+			left := a.untilFence(v, r.Lease, m)
+			if left <= 0 {
+				return shortestDelay, a.fence(ctx, v, r.Lease, m)
+			}
+			wait = min(wait, left)
+			continue
+		}
+		if ended, at := a.ended(v, r); !ended {
+			wait = min(wait, max(at.Sub(v.now), shortestDelay))
+		}
+	}
+	if wait < maxDuration {
+		return wait, nil
+	}
+	return gathering(g.campaign.options), a.writeNew(ctx, v, t,
+		"the members that shared out other keys are gone; beginning a new table")
+}

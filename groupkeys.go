@@ -1,0 +1,163 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// know says which keys the member knows, sorted, and publishes them for the others.
+func (g *group) know(ctx context.Context, keys []string) error {
+	digest := shards.Digest(keys)
+	g.mu.Lock()
+	keys = g.addSetLocked(digest, keys)
+	g.keys = keys
+	var gone []*keySession
+	for _, sessions := range []map[string]*keySession{g.sessions, g.earlier} {
+		for key, s := range sessions {
+			if _, known := slices.BinarySearch(keys, key); !known {
+				gone = append(gone, s)
+			}
+		}
+	}
+	g.mu.Unlock()
+	for _, s := range gone {
+		g.stop(s, ErrMoved)
+	}
+	err := g.retry(ctx, g.delays.publish, func() error { return g.publish(ctx, digest, keys) })
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.digest = digest
+	m := g.present
+	if m != nil {
+		m.owner.Know(digest)
+	}
+	g.mu.Unlock()
+	if m != nil {
+		m.tell()
+	}
+	return nil
+}
+
+// republish publishes the keys again.
+func (g *group) republish(ctx context.Context) {
+	g.mu.Lock()
+	digest, keys := g.digest, g.keys
+	g.mu.Unlock()
+	if digest != "" {
+		g.publish(ctx, digest, keys) // logs its own failure
+	}
+}
+
+// publish writes a set of keys for the others to read. It is there already if another member knows the same.
+func (g *group) publish(ctx context.Context, digest string, keys []string) error {
+	for i, page := range shards.Pages(keys) {
+		_, err := g.client.create(ctx, "create keys", &coordinationv1.Lease{ObjectMeta: objectMeta(
+			g.pageName(digest, i), keysAnnotation, page,
+		)})
+		if err != nil && conflicts(err) {
+			err = g.mend(ctx, g.pageName(digest, i), page)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mend makes a page of keys that exists what it is to be, if somebody changed it.
+func (g *group) mend(ctx context.Context, name, page string) error {
+	lease, err := g.client.get(ctx, "get keys", name)
+	if err != nil || lease == nil || lease.Annotations[keysAnnotation] == page {
+		return err
+	}
+	r, err := readRecord(lease)
+	if err != nil {
+		return err
+	}
+	_, err = g.client.patch(ctx, "write keys", name, r, map[string]*string{keysAnnotation: &page}, nil)
+	return err
+}
+
+func (g *group) pageName(digest string, page int) string {
+	return fmt.Sprintf("%s-k-%s-%d", g.client.group, digest, page)
+}
+
+// names returns the keys with a digest.
+func (g *group) names(ctx context.Context, digest string) ([]string, error) {
+	g.mu.Lock()
+	keys, ok := g.sets[digest]
+	g.mu.Unlock()
+	if ok || digest == shards.Digest(nil) {
+		return keys, nil
+	}
+	if !shards.IsDigest(digest) {
+		return nil, errKeysMissing
+	}
+	var failed error // of a request
+	keys, err := shards.ReadPages(digest, func(page int) (string, error) {
+		var lease *coordinationv1.Lease
+		if lease, failed = g.client.get(ctx, "get keys", g.pageName(digest, page)); failed != nil || lease == nil {
+			return "", errKeysMissing
+		}
+		return lease.Annotations[keysAnnotation], nil
+	})
+	if failed != nil {
+		return nil, failed
+	}
+	if err != nil {
+		g.campaign.log.debug("a set of keys cannot be read", "digest", digest, "error", err)
+		return nil, errKeysMissing
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.addSetLocked(digest, keys), nil
+}
+
+// addSetLocked remembers a set of keys. It returns the one slice that is remembered for each digest. The caller holds
+// mu.
+func (g *group) addSetLocked(digest string, keys []string) []string {
+	if known, ok := g.sets[digest]; ok {
+		return known
+	}
+	g.sets[digest] = keys
+	return keys
+}
+
+var errKeysMissing = errors.New("the Leases with the keys do not exist, or cannot be read")
+
+// maxSets is how many sets of keys a member remembers.
+const maxSets = 32
+
+// forgetSets forgets the sets of keys that used does not name, if there are many.
+func (g *group) forgetSets(used map[string]bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.sets) <= maxSets {
+		return
+	}
+	for digest := range g.sets {
+		if !used[digest] && digest != shards.Digest(g.keys) {
+			delete(g.sets, digest)
+		}
+	}
+}
+
+// lacksLocked reports whether the table lacks keys that the member knows. The caller holds the group's mu.
+func (m *membership) lacksLocked() bool {
+	g, t := m.group, m.table.table
+	if t == nil || !t.Open || t.Buckets > 0 || t.Keys == g.digest || g.digest == "" || g.isLeaving() {
+		return false
+	}
+	return slices.ContainsFunc(g.keys, func(key string) bool {
+		_, there := slices.BinarySearch(m.table.names, key)
+		return !there
+	})
+}

@@ -1,0 +1,171 @@
+package leasehold
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
+)
+
+// A tableView is the table as it was last seen.
+type tableView struct {
+	known   bool
+	exists  bool
+	foreign bool // it is not the table of a group, but somebody else's Lease
+	record  record
+	text    string
+	table   *shards.Table // nil if it cannot be read
+	names   []string
+	err     error // why it cannot be read
+}
+
+// numbersOf returns the numbers of buckets, as keys.
+func numbersOf(buckets int) []string {
+	numbers := make([]string, buckets)
+	for bucket := range numbers {
+		numbers[bucket] = strconv.Itoa(bucket)
+	}
+	return numbers
+}
+
+// tableOf returns the table as lease has it, before it is read. A nil lease says that there is none.
+func (g *group) tableOf(lease *coordinationv1.Lease) (tableView, error) {
+	if lease == nil {
+		return tableView{known: true}, nil
+	}
+	r, err := readRecord(lease)
+	if err != nil {
+		return tableView{}, err
+	}
+	text := lease.Annotations[tableAnnotation]
+	foreign := lease.Labels[groupLabel] != g.client.group && text == ""
+	return tableView{known: true, exists: true, foreign: foreign, record: r, text: text}, nil
+}
+
+// readTable reads the text of v, and the names of its keys. The error is of a request; without its answer the table
+// says nothing.
+func (g *group) readTable(ctx context.Context, v *tableView) (err error) {
+	if !v.exists || v.foreign {
+		return nil
+	}
+	v.table, v.err = shards.DecodeTable(v.text)
+	switch {
+	case v.err != nil:
+	case v.table.NewestSeen() > v.record.version:
+		v.err = errors.New("the table names versions that the API server has not reached: it is of another")
+	case v.table.Buckets == len(g.numbers) && g.buckets > 0:
+		v.names = g.numbers
+	case v.table.Buckets > 0:
+		v.names = numbersOf(v.table.Buckets)
+	default:
+		v.names, err = g.names(ctx, v.table.Keys)
+		if err == errKeysMissing || err == nil && len(v.names) != len(v.table.Entries) {
+			v.err, err = errKeysMissing, nil
+		}
+	}
+	if v.err != nil {
+		v.table, v.names = nil, nil
+	}
+	return err
+}
+
+// followTable follows the table until ctx ends.
+func (m *membership) followTable(ctx context.Context) {
+	for ctx.Err() == nil {
+		following, cancel := context.WithCancel(ctx)
+		m.group.mu.Lock()
+		m.reread = cancel
+		m.group.mu.Unlock()
+		m.group.client.follow(
+			following, "get table", m.group.client.group, m.group.delays.table, &tableAudience{m, following})
+		cancel()
+	}
+}
+
+// setTable records the table as lease has it, unless what is known is newer.
+func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) error {
+	v, err := m.group.tableOf(lease)
+	if err != nil || !m.newer(v) {
+		return err
+	}
+	if err := m.group.readTable(ctx, &v); err != nil {
+		return err
+	}
+	m.group.mu.Lock()
+	if !m.newerLocked(v) {
+		m.group.mu.Unlock()
+		return nil
+	}
+	if !v.exists {
+		v.record.version = m.table.record.version // what is older than what was seen stays old
+	}
+	m.table = v
+	m.group.mu.Unlock()
+	m.news.signal()
+	m.assigner.tableChanged()
+	return nil
+}
+
+func (m *membership) newer(v tableView) bool {
+	m.group.mu.Lock()
+	defer m.group.mu.Unlock()
+	return m.newerLocked(v)
+}
+
+// newerLocked reports whether v says more than what is known of the table. A read that finds none may be older than the
+// table that was seen; then a watch brings that again. The caller holds the group's mu.
+func (m *membership) newerLocked(v tableView) bool {
+	switch {
+	case !m.table.known:
+		return true
+	case !v.exists:
+		return m.table.exists
+	case !m.table.exists:
+		return v.record.version >= m.table.record.version
+	}
+	return v.record.version > m.table.record.version
+}
+
+// A tableAudience records what the table is.
+type tableAudience struct {
+	*membership
+	ctx context.Context
+}
+
+func (a *tableAudience) replace(leases []*coordinationv1.Lease, _ uint64) {
+	var lease *coordinationv1.Lease
+	if len(leases) > 0 {
+		lease = leases[0]
+	}
+	a.set(lease)
+}
+
+func (a *tableAudience) update(lease *coordinationv1.Lease, deleted bool) {
+	if deleted {
+		a.removed(lease)
+		return
+	}
+	a.set(lease)
+}
+
+// set records the table. Keys that cannot be read now are tried again, because without them the table says nothing.
+func (a *tableAudience) set(lease *coordinationv1.Lease) {
+	a.group.retry(a.ctx, a.group.delays.keys, func() error { return a.setTable(a.ctx, lease) })
+}
+
+// removed records that the table was deleted when it was as last.
+func (a *tableAudience) removed(last *coordinationv1.Lease) {
+	r, err := readRecord(last)
+	if err != nil {
+		return
+	}
+	a.group.mu.Lock()
+	if r.version >= a.table.record.version {
+		a.table = tableView{known: true, record: record{version: r.version}}
+	}
+	a.group.mu.Unlock()
+	a.assigner.tableChanged()
+}
