@@ -17,8 +17,7 @@ import (
 
 // assign writes the next table, if there is anything to change.
 func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
-	g, c := a.group, a.group.campaign
-	t := v.table.table
+	c, t := a.group.campaign, v.table.table
 	if v.table.text == a.wroteText {
 		a.wrote, a.wroteText = v.table.record.version, ""
 	}
@@ -29,58 +28,19 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	if t.Epoch != a.epoch {
 		a.epoch, a.closed = t.Epoch, v.now
 	}
-	wait := maxDuration
-	ready := true
-	for name, m := range v.members {
-		term, held := termOf(name, m.seen.record)
-		if !g.isMember(name) || !held {
-			continue
-		}
-		if name == v.me.Lease {
-			term = v.me.Term
-		}
-		report := a.reportOf(v, term, m)
-		if t.Contradicts(report) {
-			return gathering(c.options), a.writeNew(ctx, v, t,
-				"the group's table is not the one that its members went by: it was restored or edited; beginning "+
-					"a new one",
-				"member", m.seen.identity)
-		}
-		if report.Epoch != 0 && report.Epoch != t.Epoch {
-			a.begun = 0 // a trace of an earlier table
-		}
-		// In epoch 0 a term has read no table, and owns nothing.
-		ready = ready && (report.Epoch == t.Epoch || report.Epoch == 0 && !m.garbled)
-		if name == v.me.Lease {
-			continue
-		}
-		left := a.untilFence(v, name, m)
-		if left <= 0 {
-			return shortestDelay, a.fence(ctx, v, name, m)
-		}
-		wait = min(wait, left)
-	}
-	if v.report.Epoch != t.Epoch {
+	s := a.inspect(v)
+	switch {
+	case s.contradicting != "":
+		return gathering(c.options), a.writeNew(ctx, v, t,
+			"the group's table is not the one that its members went by: it was restored or edited; beginning a new one",
+			"member", v.members[s.contradicting].seen.identity)
+	case s.silent != "":
+		return shortestDelay, a.fence(ctx, v, s.silent, v.members[s.silent])
+	case v.report.Epoch != t.Epoch:
 		return maxDuration, nil // the table is new to ourselves
-	}
-	if !t.Open {
-		if !ready {
-			a.counted = false
-			return wait, nil
-		}
-		// Members may live whose Leases were deleted: before they could be listed, or since.
-		ghosts := v.ghosts
-		if a.begun != t.Epoch {
-			ghosts = later(ghosts, a.closed.Add(c.options.duration))
-		}
-		if left := ghosts.Sub(v.now); left > 0 {
-			a.counted = false
-			return min(wait, left), nil
-		}
-		if !a.counted && a.begun != t.Epoch {
-			err := a.listAll(ctx)
-			a.counted = err == nil
-			return 0, err
+	case !t.Open:
+		if wait, err := a.untilOpen(ctx, v, s.ready); wait != opens || err != nil {
+			return min(s.wait, max(wait, 0)), err
 		}
 	}
 	p, e := a.plan(ctx, v)
@@ -94,7 +54,76 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		a.planned = p
 	}
 	again := earlier(e.until, a.nextRest(v.now))
-	return min(wait, again.Sub(v.now)), a.tidy(ctx, v)
+	return min(s.wait, again.Sub(v.now)), a.tidy(ctx, v)
+}
+
+// An inspection is what the Leases of the members say that comes before the plan.
+type inspection struct {
+	contradicting string        // the Lease of one that went by another table; "" for none
+	silent        string        // the Lease of one whose term is to be fenced; "" for none
+	ready         bool          // all went by the table's epoch, or by none
+	wait          time.Duration // until the next one is silent
+}
+
+// inspect looks at the Leases of all members.
+func (a *assigner) inspect(v view) inspection {
+	t := v.table.table
+	s := inspection{ready: true, wait: maxDuration}
+	for name, m := range v.members {
+		term, held := termOf(name, m.seen.record)
+		if !a.group.isMember(name) || !held {
+			continue
+		}
+		if name == v.me.Lease {
+			term = v.me.Term
+		}
+		report := a.reportOf(v, term, m)
+		if t.Contradicts(report) {
+			s.contradicting = name
+		}
+		if report.Epoch != 0 && report.Epoch != t.Epoch {
+			a.begun = 0 // a trace of an earlier table
+		}
+		// In epoch 0 a term has read no table, and owns nothing.
+		s.ready = s.ready && (report.Epoch == t.Epoch || report.Epoch == 0 && !m.garbled)
+		if name == v.me.Lease {
+			continue
+		}
+		if left := a.untilFence(v, name, m); left > 0 {
+			s.wait = min(s.wait, left)
+		} else {
+			s.silent = name
+		}
+	}
+	return s
+}
+
+// opens is the wait of a table that may open.
+const opens = time.Duration(-1)
+
+// untilOpen returns how long to wait before the table's epoch may give keys, or opens. The wait is 0 when more is known
+// now.
+func (a *assigner) untilOpen(ctx context.Context, v view, ready bool) (time.Duration, error) {
+	t := v.table.table
+	if !ready {
+		a.counted = false
+		return maxDuration, nil
+	}
+	// Members may live whose Leases were deleted: before they could be listed, or since.
+	ghosts := v.ghosts
+	if a.begun != t.Epoch {
+		ghosts = later(ghosts, a.closed.Add(a.group.campaign.options.duration))
+	}
+	if left := ghosts.Sub(v.now); left > 0 {
+		a.counted = false
+		return left, nil
+	}
+	if !a.counted && a.begun != t.Epoch {
+		err := a.listAll(ctx)
+		a.counted = err == nil
+		return 0, err
+	}
+	return opens, nil
 }
 
 // An evidence is how long what a plan is based on stays as it is, and whether it is all that there is.

@@ -22,11 +22,6 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 	}
 	m, ok := v.members[t.Assigner.Lease]
 	if term, held := termOf(t.Assigner.Lease, m.seen.record); ok && held && term == t.Assigner {
-		if !v.waiting {
-			a.unanswered = time.Time{}
-		} else if a.unanswered.IsZero() {
-			a.unanswered = v.now
-		}
 		wait := a.untilFence(v, t.Assigner.Lease, m) + turn
 		if wait <= 0 {
 			return shortestDelay, a.fence(ctx, v, t.Assigner.Lease, m)
@@ -95,7 +90,7 @@ type neglect struct {
 
 // neglected returns how long to wait yet for an assigner that renews its Lease to do what the next in line, which
 // watches all members too, would do in its place. It is to have the time for that before it is looked at, so that it is
-// seldom planned what it does.
+// seldom planned twice.
 func (a *assigner) neglected(ctx context.Context, v view) time.Duration {
 	o, t, n := a.group.campaign.options, v.table.table, &a.neglect
 	if v.rank != 1 || v.listed == 0 || !t.Open || v.report.Epoch != t.Epoch {
