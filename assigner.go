@@ -54,6 +54,7 @@ type assigner struct {
 	afresh     time.Time            // when everything was read afresh because of either
 	unanswered time.Time            // since when the table does not answer what the member asked of it
 	neglect    neglect              // what the assigner leaves undone, as the next in line sees it
+	tookTurn   shards.Term          // the assigner whose term this member ended when it was its turn
 	impatient  bool                 // the assigner renews its Lease, and is to be replaced
 	unused     map[string]time.Time // since when a Lease of the group is of no use
 	setbacks   map[string]setback   // by the name of a Lease, or the digest of keys

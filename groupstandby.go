@@ -24,6 +24,7 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 	if term, held := termOf(t.Assigner.Lease, m.seen.record); ok && held && term == t.Assigner {
 		wait := a.untilFence(v, t.Assigner.Lease, m) + turn
 		if wait <= 0 {
+			a.tookTurn = t.Assigner
 			return shortestDelay, a.fence(ctx, v, t.Assigner.Lease, m)
 		}
 		patience := min(a.patience(v, turn), a.neglected(ctx, v))
@@ -42,7 +43,7 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 		return 0, nil // which lists the members
 	case !ended:
 		return maxDuration, nil // until more is known of it
-	case t.Assigner.Lease == v.me.Lease || turn == 0:
+	case t.Assigner.Lease == v.me.Lease || t.Assigner == a.tookTurn || turn == 0:
 		return 0, nil
 	}
 	since := v.now

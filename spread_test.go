@@ -311,6 +311,30 @@ func TestGroupCrash_S4(t *testing.T) {
 	}
 }
 
+// The assigner and the next in line crash together: the others find out one after the other.
+func TestGroupCrashOfTwo_S4(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var runners []*runner
+		for i := range 4 {
+			runners = append(runners, f.spread(fmt.Sprint("m", i), Keys(numbered(40)...)))
+			f.sleep(time.Second)
+		}
+		f.sleep(3 * I)
+		f.wantShape("m0 m1 m2 m3[10 10 10 10]")
+		for _, name := range []string{"m0", "m1"} {
+			f.srv.Client(name).Partition(true)
+		}
+		f.sleep(R + eps)
+		if took := f.await(40, 3*D); R+eps+took > 2*D+time.Second {
+			f.Errorf("owned again after %v, want at most %v", R+eps+took, 2*D+time.Second)
+		}
+		f.wantShape("m2 m3[20 20]")
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
 // The table follows the fence at once: it does not wait for a watch, nor for anything else.
 func TestGroupCrashAtOnce_S4(t *testing.T) {
 	inFleet(t, func(f *fleet) {
