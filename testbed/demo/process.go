@@ -133,11 +133,12 @@ func terminated(err error) bool {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
+// signal sends sig, unless the process has just ended.
 func (p *process) signal(sig syscall.Signal) error {
 	if sig == syscall.SIGTERM || sig == syscall.SIGKILL {
 		p.asked = sig
 	}
-	if err := p.cmd.Process.Signal(sig); err != nil {
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal process %d: %w", p.pid(), err)
 	}
 	return nil
