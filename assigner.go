@@ -39,7 +39,7 @@ type assigner struct {
 	epoch      uint64                    // of the table that was last looked at
 	closed     time.Time                 // since when that epoch, and all members, are known
 	counted    bool                      // so were members without the group's label, when it could have given keys
-	hold       time.Time                 // until when a group that has just begun gives nothing
+	hold       time.Time                 // until when an epoch that this member began gives nothing, for others to join
 	surveying  uint64                    // the version of the table that the members were listed for last
 	surveyAt   time.Time                 // when that list was asked for
 	missing    map[shards.Term]time.Time // since when a term of the table is known to have no Lease
@@ -77,8 +77,8 @@ func newAssigner(m *membership) *assigner {
 	}
 }
 
-// look wakes run to decide again.
-func (a *assigner) look() {
+// wake makes run decide again.
+func (a *assigner) wake() {
 	a.mu.Lock()
 	a.dirty = true
 	a.mu.Unlock()

@@ -174,7 +174,7 @@ func (g *group) retry(ctx context.Context, delays *delays, request func() error)
 	}
 }
 
-// accepts reports whether the member can have key now. The caller holds mu.
+// acceptsLocked reports whether the member can have key now. The caller holds mu.
 func (g *group) acceptsLocked(key string) bool {
 	if g.sessions[key] != nil || g.earlier[key] != nil || g.isLeaving() {
 		return false

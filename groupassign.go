@@ -196,7 +196,7 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 	}
 	seen := map[shards.Term]bool{}
 	used := map[string]bool{t.Keys: true}
-	// What we own is to be known by what others can read: one of them may begin a new epoch.
+	// We give ourselves keys only once our Lease stores a report of the epoch: whoever begins another one must see it.
 	if stored := v.members[v.me.Lease].report; stored.Acquired != v.me.Acquired || stored.Epoch != t.Epoch {
 		delete(all, v.me.Lease)
 	}

@@ -34,7 +34,7 @@ func (a *assigner) followMembers(ctx context.Context) {
 
 // tableChanged wakes run to decide again, and follows the members that the new table makes it necessary to follow.
 func (a *assigner) tableChanged() {
-	a.look()
+	a.wake()
 	selected := a.selection()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -178,8 +178,8 @@ func termOf(name string, r record) (shards.Term, bool) {
 	return shards.Term{Lease: name, UID: string(r.uid), Acquired: r.acquired.UnixMicro()}, r.held()
 }
 
-// ended reports whether a term is certainly over; since says from when on that is known if nothing happens, zero if it
-// is not.
+// ended reports whether a term is certainly over. If it is not, at says when that will be known unless something
+// happens; zero if only news can tell.
 func (a *assigner) ended(v view, r shards.Row) (ended bool, at time.Time) {
 	if r.Term == v.me.Term {
 		return false, time.Time{}

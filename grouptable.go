@@ -45,8 +45,8 @@ func (g *group) tableOf(lease *coordinationv1.Lease) (tableView, error) {
 	return tableView{known: true, exists: true, foreign: foreign, record: r, text: text}, nil
 }
 
-// readTable reads the text of v, and the names of its keys. The error is of a request; without its answer the table
-// says nothing.
+// readTable decodes the text of v, and reads the names of its keys. The error says that these could not be asked for; v
+// is of no use then.
 func (g *group) readTable(ctx context.Context, v *tableView) (err error) {
 	if !v.exists || v.foreign {
 		return nil

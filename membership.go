@@ -66,7 +66,7 @@ func (m *membership) row() shards.Row {
 
 // tell lets the others know soon what has changed for the member.
 func (m *membership) tell() {
-	m.assigner.look()
+	m.assigner.wake()
 	m.session.renewSoon()
 }
 

@@ -40,7 +40,7 @@ type grant struct {
 	failed   bool
 }
 
-// Past are the epochs that the terms of a process have left, to which they never return.
+// Past are the last 64 epochs that the terms of a process have left. They do not return to these.
 type Past struct{ epochs []uint64 }
 
 // maxPast is how many epochs are remembered.
