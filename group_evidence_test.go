@@ -10,6 +10,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
@@ -138,18 +139,21 @@ func TestGroupLeftOut_G1(t *testing.T) {
 		b := f.spread("b", Keys(numbered(6)...), func(o *options) {
 			o.hooks.wrap = func(l Leases) Leases { return watchWithout{l.(coordinationv1client.LeaseInterface), "c"} }
 		})
+		f.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			switch {
+			case r.Verb == "get" && r.Name != name:
+				return leasetest.Fault{Err: apierrors.NewServiceUnavailable("no reads of members")}
+			case r.Verb == "create":
+				return leasetest.Fault{After: 50 * time.Millisecond} // so that it sees its table before the answer
+			}
+			return leasetest.Fault{}
+		})
 		f.sleep(3 * I)
 		c := f.spread("c", Keys(numbered(6)...))
 		f.sleep(3 * I)
 		f.wantShape("a b c[2 2 2]")
 		deafen(f.srv.Client("c"))
-		f.srv.Client("a").SilenceWatches() // b begins the new table, and sees it before the answer
-		f.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
-			if r.Verb == "create" {
-				return leasetest.Fault{After: 50 * time.Millisecond}
-			}
-			return leasetest.Fault{}
-		})
+		f.srv.Client("a").SilenceWatches() // b begins the new table
 		f.srv.Delete(ns, name)
 		f.sleep(D - I)
 		f.srv.Client("c").Partition(true)
@@ -160,6 +164,7 @@ func TestGroupLeftOut_G1(t *testing.T) {
 		}
 		f.sleep(I + time.Second)
 		f.wantShape("c[2]")
+		f.srv.Client("b").OnRequest(nil)
 		f.sleep(2 * D)
 		f.wantShape("a b[3 3]")
 		a.quit()
