@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -343,6 +345,45 @@ func TestSharedWatchPanicsAgain_G13(t *testing.T) {
 		}
 		if r := <-first; r != "the program's" {
 			t.Errorf("the first loop ended with %v", r)
+		}
+	})
+}
+
+// An exitingError is a client's error that exits the goroutine of whoever asks what it is.
+type exitingError struct{}
+
+func (exitingError) Error() string { return "odd" }
+func (exitingError) Is(error) bool { runtime.Goexit(); return false }
+
+// failingPatches is a client whose patches fail with an exitingError.
+type failingPatches struct {
+	Leases
+	fail *atomic.Bool
+}
+
+func (l failingPatches) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string,
+) (*coordinationv1.Lease, error) {
+	if l.fail.Load() {
+		return nil, exitingError{}
+	}
+	return l.Leases.Patch(ctx, name, pt, data, opts, subresources...)
+}
+
+// A renewal ends also if its error exits the goroutine: the lease is lost in time, and Release returns.
+func TestErrorExits_G13(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var fail atomic.Bool
+		s := w.acquire(w.Context(), "a", func(o *options) {
+			o.hooks.wrap = func(l Leases) Leases { return failingPatches{l, &fail} }
+		})
+		fail.Store(true)
+		w.sleep(R + I)
+		if !errors.Is(s.Err(), ErrLost) {
+			t.Errorf("after renewals failed for longer than the renew deadline: %v", s.Err())
+		}
+		if err := s.Release(); !errors.Is(err, ErrLost) {
+			t.Errorf("Release: %v", err)
 		}
 	})
 }

@@ -301,7 +301,7 @@ func (r *renewer) settle(f *flight, rec record, err error) {
 	if f.settled.Swap(true) {
 		return
 	}
-	r.lease.failures.record("renew", err)
+	defer r.lease.failures.record("renew", err) // last, because it asks the program's errors
 	if err == nil {
 		r.looking.Store(true) // at the news, below
 	}
