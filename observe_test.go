@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -58,6 +60,10 @@ func TestReadRecord(t *testing.T) {
 		{"transitions negative", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(-1))}, record{}},
 		{"transitions at the limit", coordinationv1.LeaseSpec{LeaseTransitions: new(int32(math.MaxInt32))},
 			record{transitions: math.MaxInt32}},
+		{"coordinated leader election", coordinationv1.LeaseSpec{Strategy: new(coordinationv1.OldestEmulationVersion),
+			PreferredHolder: new("c")}, record{strategy: true, preferred: "c"}},
+		{`strategy ""`, coordinationv1.LeaseSpec{Strategy: new(coordinationv1.CoordinatedLeaseStrategy(""))},
+			record{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lease := &coordinationv1.Lease{
@@ -169,6 +175,54 @@ func TestTermOver(t *testing.T) {
 				t.Errorf("%v is no ErrLost", err)
 			}
 		})
+	}
+}
+
+// A term is the one that was claimed only if all of it is. The uid of a Lease that a claim created may be any.
+func TestTermIs(t *testing.T) {
+	claimed := heldByB.term()
+	for _, tt := range []struct {
+		name string
+		t    term
+		of   term
+		want bool
+	}{
+		{"the same", claimed, claimed, true},
+		{"of a Lease that was created", claimed, term{"", claimed.identity, claimed.acquired}, true},
+		{"of another Lease", term{"u2", claimed.identity, claimed.acquired}, claimed, false},
+		{"of another identity", term{claimed.uid, "c", claimed.acquired}, claimed, false},
+		{"acquired at another time", term{claimed.uid, claimed.identity, claimed.acquired.Add(1)}, claimed, false},
+		{"of another identity, of a Lease that was created", claimed, term{"", "c", claimed.acquired}, false},
+	} {
+		if got := tt.t.is(tt.of); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
+// Of the strings that each answer brings anew, those of the first record of a term are kept, and no others.
+func TestEqualStringsAreKeptOnce(t *testing.T) {
+	same := func(a, b string) bool { return unsafe.StringData(a) == unsafe.StringData(b) }
+	copied := heldByB
+	copied.uid, copied.identity = types.UID(strings.Clone("u")), strings.Clone("b")
+	previous := observe(&observation{}, &heldByB, time.Now(), D, func(term) bool { return false })
+	for _, tt := range []struct {
+		name string
+		seen record
+		kept bool
+	}{
+		{"the same term", copied, true},
+		{"another holder", copied.but(func(r *record) { r.identity = "c" }), false},
+		{"another Lease", copied.but(func(r *record) { r.uid = "v" }), false},
+	} {
+		o := observe(&previous, &tt.seen, time.Now(), D, func(term) bool { return false })
+		if o.term() != tt.seen.term() {
+			t.Errorf("%s: observed %v", tt.name, o.term())
+		}
+		uid, identity := same(string(o.uid), string(heldByB.uid)), same(o.identity, heldByB.identity)
+		if uid != tt.kept || identity != tt.kept {
+			t.Errorf("%s: the uid is kept: %v, the identity: %v; want %v", tt.name, uid, identity, tt.kept)
+		}
 	}
 }
 
