@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
+
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -103,23 +105,28 @@ func TestClaim(t *testing.T) {
 		want    error
 		sent    string
 		inDoubt bool
+		decided bool // nothing is left of the claim that may yet take effect
 		ours    bool // the newest record is that of a claim of ours
 		warned  bool // that it was undone
 	}{
-		{name: "acquired", sent: "apply", ours: true},
+		{name: "acquired", sent: "apply", decided: true, ours: true},
 		{name: "unavailable", fate: unavailable, want: unavailable.Err, sent: "apply", inDoubt: true},
 		{name: "the reply is lost", fate: leasetest.Fault{Drop: leasetest.TheReply, Err: leasetest.EOF()},
 			want: leasetest.EOF(), sent: "apply", inDoubt: true},
 		{name: "refused", fate: leasetest.Fault{Err: leasetest.TooManyRequests(0)},
-			want: leasetest.TooManyRequests(0), sent: "apply"},
+			want: leasetest.TooManyRequests(0), sent: "apply", decided: true},
 		{name: "changed before", before: func(w *world, c *campaign) {
 			c.store.addAnswer(c.store.latest().record.but(func(r *record) { r.version++ }), observation{})
-		}, want: errChanged},
+		}, want: errChanged, decided: true},
 		{name: "another was first", before: func(w *world, c *campaign) { w.steal("b") },
-			want: errors.New("the object has been modified"), sent: "apply get"},
-		{name: "ctx has ended", ended: true, want: context.Canceled},
+			want: errors.New("the object has been modified"), sent: "apply get", decided: true},
+		{name: "ctx has ended", ended: true, want: context.Canceled, decided: true},
 		{name: "undone at once", during: func(w *world) { w.steal("b") }, fate: leasetest.Fault{After: time.Second},
-			want: ErrLost, sent: "apply get", inDoubt: true, warned: true},
+			want: ErrLost, sent: "apply get", inDoubt: true, decided: true, warned: true},
+		{name: "its duration is cut at once", during: func(w *world) {
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = new(int32(14)) })
+		}, fate: leasetest.Fault{After: time.Second}, want: ErrLost, sent: "apply get", inDoubt: true, decided: true,
+			ours: true, warned: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -179,6 +186,11 @@ func TestClaim(t *testing.T) {
 				}
 				if got := len(c.claims.inDoubt()) > 0; got != tt.inDoubt {
 					t.Errorf("in doubt: %v", got)
+				}
+				for _, n := range c.claims.all {
+					if n.decided != tt.decided {
+						t.Errorf("decided: %v", n.decided)
+					}
 				}
 				if got := c.claims.include(c.store.latest().term()); got != tt.ours {
 					t.Errorf("the lease is ours: %v", got)
