@@ -302,3 +302,78 @@ func TestReleaseWithoutPermit(t *testing.T) {
 		}
 	})
 }
+
+// Where the outcome of a write is unknown, and another acquires the lease while the next one waits for its permit,
+// there is none: the lease was freed, or is not ours to free.
+func TestFreeInDoubtWithoutPermit_G6(t *testing.T) {
+	const pause = 130 * time.Millisecond
+	inWorld(t, func(w *world) {
+		c := idleCampaign(w, WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
+		own, err := c.lease.create(w.Context(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.store.addAnswer(own, observation{})
+		writes := make(chan struct{}, 9)
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "patch" {
+				return leasetest.Fault{}
+			}
+			writes <- struct{}{}
+			return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+		})
+		freed := make(chan error, 1)
+		go func() {
+			freed <- c.free(w.Context(), "", func(r record) error { return own.term().over(&r, D) })
+		}()
+		w.sleep(pause / 2)
+		c.client.permits.Acquire(w.Context(), maxInFlight)
+		w.sleep(pause) // the next write waits
+		w.steal("thief")
+		c.store.addAnswer(own.but(func(r *record) { r.version, r.identity = r.version+9, "thief" }), observation{})
+		c.client.permits.Release(maxInFlight)
+		if err := <-freed; err != nil || len(writes) != 1 || w.holder() != "thief" {
+			t.Errorf("free = %v, after %d writes, held by %q", err, len(writes), w.holder())
+		}
+		if !c.client.permits.TryAcquire(maxInFlight) {
+			t.Error("a permit was not given back")
+		}
+		c.client.permits.Release(maxInFlight)
+	})
+}
+
+// How long a release takes is measured by the clock of the candidate.
+func TestReleaseByClock(t *testing.T) {
+	for _, rate := range []float64{0.5, 2} {
+		for _, tt := range []struct {
+			name   string
+			permit bool
+			wait   time.Duration
+			want   error
+		}{
+			{"there is no permit", false, R, ErrLost},
+			{"no answer", true, R / 4, context.DeadlineExceeded},
+		} {
+			inWorld(t, func(w *world) {
+				r, client := idleRenewer(w, heldByB.but(func(r *record) { r.duration = D }), nil,
+					withClock(rateClock{time.Now(), rate}))
+				s := r.session
+				close(r.ended)
+				client.OnRequest(func(leasetest.Request) leasetest.Fault {
+					return leasetest.Fault{Drop: leasetest.TheRequest}
+				})
+				if !tt.permit {
+					s.campaign.client.permits.Acquire(w.Context(), maxInFlight)
+					defer s.campaign.client.permits.Release(maxInFlight)
+				}
+				began := time.Now()
+				err := s.free()
+				took, want := time.Since(began), time.Duration(float64(tt.wait)/rate)
+				if !errors.Is(err, tt.want) || took != want {
+					t.Errorf("%s, clock of rate %v: %v after %v, want %v after %v", tt.name, rate, err, took, tt.want,
+						want)
+				}
+			})
+		}
+	}
+}
