@@ -371,8 +371,8 @@ func TestOwnWatchGoesOn(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		lasts  time.Duration
-		ends   error // of the watch
-		fails  error // of the next one
+		ends   error   // of the watch
+		fails  []error // of the next ones
 		afresh []bool
 		after  time.Duration // until the last of them
 	}{
@@ -380,13 +380,17 @@ func TestOwnWatchGoesOn(t *testing.T) {
 		{"later", I, nil, nil, []bool{false}, 0},
 		{"later, with an error", I, leasetest.InternalError(), nil, []bool{false}, pause},
 		{"forgotten", I, expired, nil, []bool{true}, pause},
-		{"forgotten when it is opened again", I, nil, expired, []bool{false, true}, 0},
-		{"fails to open again", I, nil, leasetest.Unauthorized(), []bool{false, false}, pause},
+		{"forgotten when it is opened again", I, nil, []error{expired}, []bool{false, true}, 0},
+		{"fails to open again", I, nil, []error{leasetest.Unauthorized()}, []bool{false, false}, pause},
+		{"fails to open again for a while", I, nil, []error{leasetest.TooManyRequests(2 * time.Second)},
+			[]bool{false, false}, 2 * time.Second},
+		{"fails to open afresh", I, nil, []error{expired, leasetest.Unauthorized()}, []bool{false, true, false},
+			pause},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				w.acquire(w.Context(), "before").Release()
-				log := &watchLog{versions: make(chan string, 9), fails: make(chan error, 1)}
+				log := &watchLog{versions: make(chan string, 9), fails: make(chan error, 2)}
 				c := idleCampaign(w, WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }),
 					func(o *options) {
 						o.hooks.wrap = func(l Leases) Leases {
@@ -400,8 +404,8 @@ func TestOwnWatchGoesOn(t *testing.T) {
 					t.Errorf("watches after %q, want %q", from, version)
 				}
 				w.sleep(tt.lasts)
-				if tt.fails != nil {
-					log.fails <- tt.fails
+				for _, err := range tt.fails {
+					log.fails <- err
 				}
 				ended := time.Now()
 				w.srv.Client("a").CloseWatches(tt.ends)
@@ -467,5 +471,98 @@ func TestReflectorSleeps(t *testing.T) {
 	r.closed = true
 	if r.wake(); !r.sleeping || len(r.alarm) != 1 {
 		t.Errorf("woken after it was closed: %v", !r.sleeping)
+	}
+}
+
+// A reflector that is woken while it is closed goes on sleeping.
+func TestReflectorWokenWhileItCloses(t *testing.T) {
+	inWorld(t, func(w *world) {
+		c := idleCampaign(w, WithSharedFrom(1))
+		c.start()
+		w.sleep(time.Second)
+		r := c.reflector
+		if !r.watching() || r.stop != nil {
+			t.Fatalf("watching: %v, running: %v", r.watching(), r.stop != nil)
+		}
+		woken := false
+		r.stop = func() {
+			r.wake()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			woken = !r.sleeping
+		}
+		if r.close(); woken {
+			t.Error("it was woken")
+		}
+	})
+}
+
+// However often another watch is asked for, one is open.
+func TestReflectorClosesEachWatch(t *testing.T) {
+	inWorld(t, func(w *world) {
+		c := idleCampaign(w)
+		c.start()
+		for range 3 {
+			w.sleep(I)
+			c.reflector.requestReopen()
+		}
+		w.sleep(I)
+		if n := w.srv.Client("a").WatchCount(); n != 1 {
+			t.Errorf("%d watches", n)
+		}
+	})
+}
+
+// Where the shared watch follows a Lease that cannot be read, it is read again as late as the failure says.
+func TestReadBesideSharedWatchFails(t *testing.T) {
+	inWorld(t, func(w *world) {
+		const wait = 2 * time.Second
+		c := idleCampaign(w, WithSharedFrom(1))
+		reads := make(chan time.Time, 99)
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb != "get" {
+				return leasetest.Fault{}
+			}
+			reads <- time.Now()
+			if len(reads) == 1 {
+				return leasetest.Fault{Err: leasetest.TooManyRequests(wait)}
+			}
+			return leasetest.Fault{}
+		})
+		c.start()
+		w.sleep(2 * wait)
+		if len(reads) != 2 {
+			t.Fatalf("%d reads", len(reads))
+		}
+		if first, second := <-reads, <-reads; second.Sub(first) != wait {
+			t.Errorf("read again after %v, want %v", second.Sub(first), wait)
+		}
+	})
+}
+
+// How long a reflector waits is measured by the clock of the candidate.
+func TestReflectorWaitsByClock(t *testing.T) {
+	for _, rate := range []float64{0.5, 2} {
+		for _, tt := range []struct {
+			name string
+			wait func(*world, *reflector)
+			want time.Duration
+		}{
+			{"an answer", func(w *world, r *reflector) { r.read(w.Context()) }, R / 3},
+			{"a pause", func(w *world, r *reflector) { r.pause(w.Context(), time.Second) }, time.Second},
+		} {
+			inWorld(t, func(w *world) {
+				c := idleCampaign(w, withClock(rateClock{time.Now(), rate}))
+				c.reflector.timeout.answers.record(1)
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					return leasetest.Fault{Drop: leasetest.TheRequest}
+				})
+				began := time.Now()
+				tt.wait(w, c.reflector)
+				if took, want := time.Since(began), time.Duration(float64(tt.want)/rate); took != want {
+					t.Errorf("%s, clock of rate %v: %v, want %v", tt.name, rate, took, want)
+				}
+			})
+		}
 	}
 }
