@@ -636,3 +636,103 @@ func (b *hangingBackOff) NextBackOff() time.Duration {
 	return 0
 }
 func (b *hangingBackOff) Reset() {}
+
+// How long a renewal may take, and when trust ends, is measured by the clock of the candidate.
+func TestRenewalsByClock_G3(t *testing.T) {
+	for _, rate := range []float64{0.5, 2} {
+		inWorld(t, func(w *world) {
+			clock := rateClock{time.Now(), rate}
+			limits := make(chan time.Duration, 99)
+			s, err := Acquire(w.Context(), w.options("a", withClock(clock), func(o *options) {
+				o.hooks.wrap = func(l Leases) Leases {
+					return hangingLeases{l, func(ctx context.Context) {
+						end, _ := ctx.Deadline()
+						limits <- time.Until(end)
+						<-ctx.Done()
+					}}
+				}
+			})...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			until := s.state.(*session).until.Load()
+			<-s.Done()
+			if left := until.left(clock.now()); left > 0 || left < -time.Microsecond {
+				t.Errorf("clock of rate %v: lost with %v of trust left", rate, left)
+			}
+			timeout := s.state.(*session).campaign.renewTimeout.current()
+			if got, want := <-limits, time.Duration(float64(timeout)/rate); got != want {
+				t.Errorf("clock of rate %v: a renewal may take %v, want %v", rate, got, want)
+			}
+			s.Release()
+		})
+	}
+}
+
+// A session does not end before its renewer's BackOff was asked for the last time: the next session asks the same.
+func TestSessionEndsAfterItsPlans(t *testing.T) {
+	inWorld(t, func(w *world) {
+		release := make(chan struct{})
+		var failed atomic.Pointer[time.Time]
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if now := time.Now(); r.Verb == "patch" && failed.CompareAndSwap(nil, &now) {
+				return leasetest.Fault{Err: leasetest.ServiceUnavailable()}
+			}
+			return leasetest.Fault{}
+		})
+		s := w.acquire(w.Context(), "a", WithBackOff(func() backoff.BackOff { return &hangingBackOff{release} }))
+		for failed.Load() == nil {
+			w.sleep(time.Millisecond)
+		}
+		w.sleep(policyLimit / 2)
+		var freed time.Time
+		w.srv.OnCommit(func(leasetest.Change) { freed = time.Now() })
+		if err := s.Release(); err != nil {
+			t.Error(err)
+		}
+		close(release)
+		if took := freed.Sub(*failed.Load()); took != policyLimit {
+			t.Errorf("released %v after the renewal failed, want %v", took, policyLimit)
+		}
+	})
+}
+
+// A renewer that is over keeps no timer, no context, and is not told of news.
+func TestRenewerLeavesNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		lost  bool
+		after time.Duration // when the session is released
+	}{
+		{"released", false, time.Second},
+		{"lost", true, time.Second},
+		{"overran", true, D + time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				s := w.acquire(w.Context(), "a", WithOverrun(func(Session) {}))
+				r := s.state.(*session).renewer
+				if tt.lost {
+					w.steal("thief")
+				}
+				w.sleep(time.Second / 2)
+				r.mu.Lock()
+				timer := r.timer
+				r.mu.Unlock()
+				w.sleep(tt.after)
+				s.Release()
+				<-r.ended
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				if timer == nil || timer.Stop() || r.timer != nil {
+					t.Errorf("timers: %v, then %v", timer, r.timer)
+				}
+				r.store.mu.Lock()
+				defer r.store.mu.Unlock()
+				if r.ctx.Err() == nil || r.store.renewer != nil || r.stage != over {
+					t.Errorf("context: %v, told of news: %v, stage %v", r.ctx.Err(), r.store.renewer != nil, r.stage)
+				}
+			})
+		})
+	}
+}
