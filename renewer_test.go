@@ -15,6 +15,7 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -47,16 +48,21 @@ func TestWhenToRenew(t *testing.T) {
 	for _, tt := range []struct {
 		name                 string
 		wanted               bool
+		failed               bool // the last one has
 		due, sinceLast, want time.Duration
 	}{
-		{"when it is due", false, 2 * time.Second, time.Second, 2 * time.Second},
-		{"wanted", true, 2 * time.Second, 20 * ms, 80 * ms},
-		{"wanted long after the last one", true, 2 * time.Second, time.Second, -900 * ms},
-		{"due before what is wanted is gathered", true, 30 * ms, 20 * ms, 30 * ms},
+		{"when it is due", false, false, 2 * time.Second, time.Second, 2 * time.Second},
+		{"wanted", true, false, 2 * time.Second, 20 * ms, 80 * ms},
+		{"wanted long after the last one", true, false, 2 * time.Second, time.Second, -900 * ms},
+		{"due before what is wanted is gathered", true, false, 30 * ms, 20 * ms, 30 * ms},
+		{"wanted after one that failed", true, true, 2 * time.Second, time.Second, 2 * time.Second},
 	} {
 		now := systemClock{}.now()
 		r := &renewer{session: &session{campaign: &campaign{options: &options{renewInterval: I}}},
 			due: now.add(tt.due), last: now.add(-tt.sinceLast), wanted: tt.wanted}
+		if tt.failed {
+			r.pending = make([]renewal, 1)
+		}
 		if got := r.untilRenewalLocked(now); got != tt.want {
 			t.Errorf("%s: in %v, want %v", tt.name, got, tt.want)
 		}
@@ -733,6 +739,89 @@ func TestRenewerLeavesNothing(t *testing.T) {
 					t.Errorf("context: %v, told of news: %v, stage %v", r.ctx.Err(), r.store.renewer != nil, r.stage)
 				}
 			})
+		})
+	}
+}
+
+// Without WithOverrun, work that goes on without the lease is logged once, whatever becomes of the lease then.
+func TestOverrunIsLoggedOnce(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		w.steal("thief")
+		w.sleep(D + eps)
+		for range 2 {
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+				l.Labels = map[string]string{"edited": l.Labels["edited"] + "x"}
+			})
+			w.sleep(time.Second)
+		}
+		if n := w.logged("work goes on without the lease"); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		s.Release()
+	})
+}
+
+// A renewal that may not be sent, because earlier ones have not ended with their contexts, has failed.
+func TestRenewalNotSent(t *testing.T) {
+	const pause = 130 * time.Millisecond
+	inWorld(t, func(w *world) {
+		own := heldByB.but(func(r *record) { r.duration = D })
+		r, client := idleRenewer(w, own, nil,
+			WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
+		for range maxOverdue {
+			r.session.campaign.user.begin("renew", 0, func() {}, func() {})
+		}
+		time.Sleep(time.Millisecond)
+		now := r.clock.now()
+		r.renewLocked(now)
+		r.group.Wait()
+		if r.flight != nil || len(r.pending) != 1 || client.Requests() != 0 || r.session.loss() != nil {
+			t.Errorf("under way: %v, pending: %v, lost: %v, after %d requests", r.flight != nil, r.pending,
+				r.session.loss(), client.Requests())
+		}
+		if r.due != now.add(pause) || r.planning {
+			t.Errorf("the next one is due in %v, planning: %v", r.due.left(now), r.planning)
+		}
+		w.sleep(0)
+		if w.logged("API requests are failing") != 1 || w.logged("not sent, because 4 earlier ones") != 1 {
+			t.Error("the failure was not logged")
+		}
+	})
+}
+
+// While the read lasts that follows a renewal with a conflict, a loss is heard of at once, and the renewal, which was
+// answered, is not given up.
+func TestReadAfterConflictOfRenewal_G6(t *testing.T) {
+	for _, stolen := range []bool{false, true} {
+		inWorld(t, func(w *world) {
+			s := w.acquire(w.Context(), "a")
+			var conflicts atomic.Int64
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				switch {
+				case r.Verb == "get":
+					return leasetest.Fault{Before: 3 * time.Second}
+				case r.Verb == "patch" && conflicts.Add(1) == 1:
+					return leasetest.Fault{Err: apierrors.NewConflict(leasesGroupResource, name, nil)}
+				}
+				return leasetest.Fault{}
+			})
+			for conflicts.Load() == 0 {
+				w.sleep(eps)
+			}
+			w.sleep(time.Second)
+			if stolen {
+				w.steal("thief")
+				w.sleep(0)
+			}
+			if lost := s.Context().Err() != nil; lost != stolen {
+				t.Errorf("lost: %v, want %v", lost, stolen)
+			}
+			w.sleep(3 * time.Second)
+			if w.logged("no answer") != 0 {
+				t.Error("the renewal was given up")
+			}
+			s.Release()
 		})
 	}
 }
