@@ -514,6 +514,9 @@ func TestAnswerAfterGivingUp(t *testing.T) {
 				t.Errorf("%v later: %d requests failed, %d succeeded", tt.after, failed, ended)
 			}
 		}
+		if w.logged("renew: no answer: context deadline exceeded") != 1 {
+			t.Error("the cause was not logged")
+		}
 		w.sleep(10 * I)
 		if err := s.Release(); err != nil || w.logged("API requests succeed again") != 1 {
 			t.Errorf("Release() = %v", err)
@@ -767,8 +770,9 @@ func TestRenewalNotSent(t *testing.T) {
 	const pause = 130 * time.Millisecond
 	inWorld(t, func(w *world) {
 		own := heldByB.but(func(r *record) { r.duration = D })
-		r, client := idleRenewer(w, own, nil,
-			WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
+		policy := &fixedBackOff{pause: pause}
+		r, client := idleRenewer(w, own, nil, WithBackOff(func() backoff.BackOff { return policy }))
+		r.restart = true
 		for range maxOverdue {
 			r.session.campaign.user.begin("renew", 0, func() {}, func() {})
 		}
@@ -782,6 +786,9 @@ func TestRenewalNotSent(t *testing.T) {
 		}
 		if r.due != now.add(pause) || r.planning {
 			t.Errorf("the next one is due in %v, planning: %v", r.due.left(now), r.planning)
+		}
+		if policy.resets != 1 || r.restart {
+			t.Errorf("the policy started over %d times, and does again: %v", policy.resets, r.restart)
 		}
 		w.sleep(0)
 		if w.logged("API requests are failing") != 1 || w.logged("not sent, because 4 earlier ones") != 1 {
@@ -824,4 +831,18 @@ func TestReadAfterConflictOfRenewal_G6(t *testing.T) {
 			s.Release()
 		})
 	}
+}
+
+// Without WithBackOff the next renewal is planned at once, as late as the failure says.
+func TestRenewalRefusedWithoutBackOff(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r, _ := idleRenewer(w, heldByB.but(func(r *record) { r.duration = D }), nil)
+		now := r.clock.now()
+		r.pending = make([]renewal, 1)
+		r.handleReplyLocked(&reply{err: leasetest.Forbidden(leasetest.Request{Verb: "patch"}), sent: now})
+		if r.due != now.add(refusedDelay) || r.planning {
+			t.Errorf("due in %v, want %v; planning: %v", r.due.left(now), refusedDelay, r.planning)
+		}
+		r.group.Wait()
+	})
 }
