@@ -100,7 +100,7 @@ func TestLog(t *testing.T) {
 			}
 			client.OnRequest(nil)
 			w.sleep(I)
-			over := regexp.MustCompile(`^level=INFO msg="API requests succeed again" after=[3-9]s\n$`)
+			over := regexp.MustCompile(`^level=INFO msg="API requests succeed again" after=[1-9]s\n$`)
 			if got := j.said(); !over.MatchString(got) {
 				w.Errorf("after an outage: logged\n%s", got)
 			}

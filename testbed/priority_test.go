@@ -290,8 +290,10 @@ func TestBesideCoordinatedLeaderElection(t *testing.T) {
 		metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	f.patch(`{"spec":{"strategy":null,"preferredHolder":null}}`)
-	f.awaitLeader("ours")
+	f.await("led by ours", func() bool {
+		f.patch(`{"spec":{"strategy":null,"preferredHolder":null}}`) // again where the controller was not done yet
+		return f.leader() == "ours"
+	})
 }
 
 // Candidates that know nothing of priorities (without one, client-go's, and two that do as kube-lease-manager and
