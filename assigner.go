@@ -85,27 +85,6 @@ func (a *assigner) wake() {
 	a.news.signal()
 }
 
-// selectionLocked is selection. The caller holds the group's mu.
-func (a *assigner) selectionLocked() string {
-	t := a.membership.table.table
-	if t == nil || t.Buckets != a.group.buckets || !t.Lists(t.Assigner) || a.rankLocked() <= 1 {
-		return ""
-	}
-	return t.Assigner.Lease
-}
-
-// selectLease records which Lease is followed from now on, "" for all, and what ends that. What was known of Leases
-// that were not followed meanwhile is old: by that an assigner that has just begun would be taken for a silent one.
-func (a *assigner) selectLease(selected string, reselect context.CancelFunc) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if selected != "" && selected != a.selected {
-		clear(a.members)
-		a.unread = true
-	}
-	a.selected, a.reselect, a.listed = selected, reselect, 0
-}
-
 // run decides, until ctx ends.
 func (a *assigner) run(ctx context.Context) {
 	timer := time.NewTimer(0)

@@ -183,8 +183,8 @@ func (a *assigner) reportOf(v view, term shards.Term, m memberView) shards.Repor
 	return shards.Report{}
 }
 
-// sharers returns the members that go by the table and whose keys are known, and when one of them will have settled.
-// Keys are neither given to others nor taken from them.
+// sharers returns the members that go by the table and whose keys are known, and when one of them will have settled. Of
+// all other members, keys stay with those that have them, and no more are given to them.
 func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member, e evidence) {
 	g, t := a.group, v.table.table
 	e.until = v.now.Add(maxDuration)
@@ -350,5 +350,6 @@ type groupFault string
 
 func (f groupFault) Error() string { return string(f) }
 
-// maxAnnotation is how long the text of a table may be: all annotations of an object together have 256 KiB.
+// maxAnnotation is how long the text of a table may be, in bytes: all annotations of an object together have 256 KiB.
+// Tests lower it.
 var maxAnnotation = 250_000

@@ -24,8 +24,8 @@ func (a *assigner) putOff(what string, err error) {
 	a.setbacks[what] = s
 }
 
-// untilFence returns when the term of m, which the Lease with a name shows, may be fenced: once it was not seen to be
-// renewed for its duration.
+// untilFence returns how long to wait before the term of m, which the Lease with a name shows, may be fenced: until it
+// was not seen to be renewed for its duration, and a fence that failed has been left alone.
 func (a *assigner) untilFence(v view, name string, m memberView) time.Duration {
 	return later(m.seen.expiresAt(), a.setbacks[name].until).Sub(v.now)
 }

@@ -1,8 +1,6 @@
 package leasehold
 
-import (
-	"time"
-)
+import "time"
 
 // A keyRest is how long a key is not given out after it was given back.
 type keyRest struct {
