@@ -49,7 +49,8 @@ type assigner struct {
 	planned    *shards.Plan // the last that changed nothing
 	rollout    shards.Rollout
 	observed   uint64               // the version of the table that the rollout was told of last
-	behind     time.Time            // since when the assigner goes by another table than ours; zero while it does not
+	awaited    uint64               // a version of the table, seen by others, that is to be read; 0 if none is
+	awaitedAt  time.Time            // when that was known first
 	unheard    time.Time            // since when the watch lacks our own renewals; zero while it does not
 	afresh     time.Time            // when everything was read afresh because of either
 	unanswered time.Time            // since when the table does not answer what the member asked of it
@@ -235,9 +236,11 @@ func (a *assigner) listen(v view) time.Duration {
 	return a.readAfresh(v, a.unheard.Add(o.renewInterval/3))
 }
 
-// readAfresh reads everything afresh from at on, at most once in each renew interval. It returns when to look again.
+// readAfresh reads everything afresh from at on, at most once in each renew interval, and not while the reads that it
+// would end may yet be answered. It returns when to look again.
 func (a *assigner) readAfresh(v view, at time.Time) time.Duration {
-	interval := a.group.campaign.options.renewInterval
+	c := a.group.campaign
+	interval := max(c.options.renewInterval, c.acquireTimeout.current())
 	if wait := later(at, a.afresh.Add(interval)).Sub(v.now); wait > 0 {
 		return wait
 	}
@@ -246,8 +249,9 @@ func (a *assigner) readAfresh(v view, at time.Time) time.Duration {
 	return interval
 }
 
-// catchUp reads the table afresh if others have seen a newer one for longer than a watch takes. It returns when
-// to look again.
+// catchUp reads the table afresh if others have seen a newer one for longer than a watch takes, and ends the term if
+// that is not read within the renew deadline. Tables that are newer still have as long from when it is read: who reads
+// slowly does catch up. It returns when to look again.
 func (a *assigner) catchUp(v view) time.Duration {
 	o := a.group.campaign.options
 	newest := uint64(0)
@@ -259,15 +263,15 @@ func (a *assigner) catchUp(v view) time.Duration {
 		}
 	}
 	if newest <= v.table.record.version {
-		a.behind = time.Time{}
+		a.awaited = 0
 		return maxDuration
 	}
-	if a.behind.IsZero() {
-		a.behind = v.now
+	if a.awaited <= v.table.record.version {
+		a.awaited, a.awaitedAt = newest, v.now
 	}
-	if v.now.Sub(a.behind) > o.renewDeadline {
+	if v.now.Sub(a.awaitedAt) > o.renewDeadline {
 		a.membership.session.lose(lostBecause(expired, "the group's table was not read for %v", o.renewDeadline))
 		return maxDuration
 	}
-	return a.readAfresh(v, a.behind.Add(min(o.renewInterval/3, time.Second)))
+	return a.readAfresh(v, a.awaitedAt.Add(min(o.renewInterval/3, time.Second)))
 }

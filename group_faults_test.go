@@ -463,3 +463,50 @@ func TestGroupTableTooLarge(t *testing.T) {
 		b.quit()
 	})
 }
+
+// A member that may not watch the table and reads it slowly, so that it hears of a newer one before each read is done,
+// goes on; one that cannot read it ends its term.
+func TestGroupSlowReader(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		read  leasetest.Fault // of the table
+		stays bool
+	}{
+		{"slow reads", leasetest.Fault{After: I * 5 / 6}, true},
+		{"reads slower than a renew interval", leasetest.Fault{After: I * 7 / 6}, true},
+		{"failing reads", leasetest.Fault{Err: leasetest.ServiceUnavailable()}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				a := f.spread("a", Keys(numbered(4)...))
+				f.sleep(time.Second)
+				b := f.spread("b", Keys(numbered(4)...))
+				f.sleep(3 * I)
+				f.wantShape("a b[2 2]")
+				f.srv.Client("b").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+					switch {
+					case r.Name != name:
+					case r.Verb == "get":
+						fault = c.read
+					case r.Verb == "watch":
+						fault.Err = leasetest.Forbidden(r)
+					}
+					return fault
+				})
+				f.srv.Client("b").CloseWatches(nil)
+				for n := range int(3 * D / time.Second) {
+					f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels["edited"] = fmt.Sprint(n) })
+					f.sleep(time.Second)
+				}
+				if lost := f.logged("the group's table was not read"); (lost == 0) != c.stays {
+					f.Errorf("%d terms ended because the table was not read", lost)
+				}
+				f.srv.Client("b").OnRequest(nil)
+				f.sleep(D + I)
+				f.wantShape("a b[2 2]")
+				a.quit()
+				b.quit()
+			})
+		})
+	}
+}
