@@ -846,3 +846,56 @@ func TestRenewalRefusedWithoutBackOff(t *testing.T) {
 		r.group.Wait()
 	})
 }
+
+// A renewal that takes effect after all, while a BackOff is asked about its failure, says when the next one is due.
+func TestRenewalTookEffectWhilePlanning(t *testing.T) {
+	for _, took := range []bool{false, true} {
+		inWorld(t, func(w *world) {
+			own := heldByB.but(func(r *record) { r.duration = D })
+			release := make(chan struct{})
+			r, _ := idleRenewer(w, own, nil, WithChance(func(time.Duration) time.Duration { return 0 }),
+				WithBackOff(func() backoff.BackOff { return &hangingBackOff{release} }))
+			r.session.campaign.renewDelays.user.fallback = &fixedBackOff{pause: time.Second}
+			now := r.clock.now()
+			sent := now.add(-2 * time.Second)
+			shows := own.but(func(r *record) { r.version, r.renewed = r.version+1, r.renewed.Add(time.Second) })
+			r.pending = []renewal{{shows.renewed, sent}}
+			r.handleReplyLocked(&reply{err: leasetest.ServiceUnavailable(), sent: sent})
+			want := now.add(policyLimit + time.Second)
+			if synctest.Wait(); took {
+				r.store.addAnswer(shows, r.store.latest())
+				r.mu.Lock()
+				r.absorbLatestLocked()
+				r.mu.Unlock()
+				want = sent.add(I * 9 / 10)
+			}
+			r.group.Wait()
+			if r.due != want {
+				t.Errorf("took effect: %v: due in %v, want %v", took, r.due.left(now), want.left(now))
+			}
+			close(release)
+		})
+	}
+}
+
+// A renewal is late, for the Monitor, once it has taken longer than it may.
+func TestRenewalIsLate(t *testing.T) {
+	inWorld(t, func(w *world) {
+		release := make(chan struct{})
+		r, _ := idleRenewer(w, heldByB.but(func(r *record) { r.duration = D }), nil, func(o *options) {
+			o.hooks.wrap = func(l Leases) Leases { return hangingLeases{l, func(context.Context) { <-release }} }
+		})
+		campaign := r.session.campaign
+		r.renewLocked(r.clock.now())
+		time.Sleep(campaign.renewTimeout.current())
+		if c, over := campaign.user.stuck(); c != nil {
+			t.Errorf("%s is late by %v", c.what, over)
+		}
+		time.Sleep(time.Millisecond)
+		if c, over := campaign.user.stuck(); c == nil || c.what != "renew" || over != time.Millisecond {
+			t.Errorf("late: %v, by %v", c, over)
+		}
+		close(release)
+		r.group.Wait()
+	})
+}
