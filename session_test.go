@@ -1131,6 +1131,82 @@ func TestNoLeaks_G10(t *testing.T) {
 	})
 }
 
+// A lateWatchClient closes the channel of a watch that was stopped some time later, or never.
+type lateWatchClient struct {
+	*leasetest.Client
+	late time.Duration // negative: never
+	open atomic.Int64  // watches
+}
+
+type lateWatches struct {
+	Leases
+	client *lateWatchClient
+}
+
+type lateWatch struct {
+	watch.Interface
+	events chan watch.Event
+}
+
+func (c *lateWatchClient) Leases(namespace string) lateWatches {
+	return lateWatches{c.Client.Leases(namespace), c}
+}
+
+func (l lateWatches) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	inner, err := l.Leases.Watch(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	w := &lateWatch{inner, make(chan watch.Event)}
+	l.client.open.Add(1)
+	go func() {
+		for e := range inner.ResultChan() {
+			select {
+			case w.events <- e:
+			case <-ctx.Done():
+			}
+		}
+		if l.client.late >= 0 {
+			time.Sleep(l.client.late)
+			l.client.open.Add(-1)
+			close(w.events)
+		}
+	}()
+	return w, nil
+}
+
+func (w *lateWatch) ResultChan() <-chan watch.Event { return w.events }
+
+// A watch that ends only some time after it was stopped has ended when the loop has; one that never says so is
+// not waited for long.
+func TestLateWatch_G10(t *testing.T) {
+	for name, opts := range map[string][]Option{"own watch": nil, "shared watch": {WithSharedFrom(1)}} {
+		for _, late := range []time.Duration{answerGrace / 2, -1} {
+			t.Run(fmt.Sprint(name, " ", late), func(t *testing.T) {
+				inWorld(t, func(w *world) {
+					client := &lateWatchClient{Client: w.srv.Client("a"), late: late}
+					var left time.Time
+					for s := range w.sequence(w.Context(), "a", append(opts, WithClient(client))...) {
+						time.Sleep(I)
+						if n := client.open.Load(); n != 1 {
+							t.Errorf("%d watches are open, want 1", n)
+						}
+						left = time.Now()
+						s.Release()
+						break
+					}
+					if n := client.open.Load(); late > 0 && n != 0 {
+						t.Errorf("%d watches outlive the loop", n)
+					}
+					if took := time.Since(left); took > 2*answerGrace {
+						t.Errorf("the loop ended after %v", took)
+					}
+				})
+			})
+		}
+	}
+}
+
 // G11: a missing right is named with the rule that gives it, once.
 func TestForbidden_G11(t *testing.T) {
 	for verb, rule := range map[string]string{

@@ -14,11 +14,16 @@ func openWatch(
 	open func(context.Context) (watch.Interface, error),
 ) (watch.Interface, error) {
 	ctx, cancel := context.WithCancel(ctx) // it goes on as long as the watch
+	stop := func(w watch.Interface) {
+		w.Stop()
+		cancel()
+		awaitEnd(c, w)
+	}
 	timer := time.AfterFunc(c.wait(timeout), cancel)
-	w, err := ask(ctx, user, "watch", timeout, open, watch.Interface.Stop)
+	w, err := ask(ctx, user, "watch", timeout, open, stop)
 	if !timer.Stop() {
 		if err == nil {
-			w.Stop()
+			stop(w)
 		}
 		err = fmt.Errorf("opening a watch took longer than %v", timeout)
 	}
@@ -26,18 +31,32 @@ func openWatch(
 		cancel()
 		return nil, err
 	}
-	return cancelledWatch{w, cancel}, nil
+	return cancelledWatch{w, stop}, nil
 }
 
-// A cancelledWatch ends its request when it is stopped.
+// A cancelledWatch ends its request when it is stopped, and leaves nothing.
 type cancelledWatch struct {
 	watch.Interface
-	cancel context.CancelFunc
+	stop func(watch.Interface)
 }
 
-func (w cancelledWatch) Stop() {
-	w.Interface.Stop()
-	w.cancel()
+func (w cancelledWatch) Stop() { w.stop(w.Interface) }
+
+// awaitEnd returns when the channel of a watch that was stopped is closed, which says that nothing of it is left; or
+// after answerGrace, because some clients never close it.
+func awaitEnd(c clock, w watch.Interface) {
+	timer := time.NewTimer(c.wait(answerGrace))
+	defer timer.Stop()
+	for {
+		select {
+		case _, open := <-w.ResultChan():
+			if !open {
+				return
+			}
+		case <-timer.C:
+			return
+		}
+	}
 }
 
 // refusedWatchPause returns for how long a watch is not tried again that was refused.
