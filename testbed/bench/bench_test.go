@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	if err := flag.Set("test.parallel", "4"); err != nil { // unless the command line says otherwise
+	if err := flag.Set("test.parallel", "6"); err != nil { // unless the command line says otherwise
 		panic(err)
 	}
 	goleak.VerifyTestMain(controlplane.StopAfter(m))
@@ -314,7 +314,7 @@ func TestQuick(t *testing.T) {
 	groups := [][]string{
 		{"handover", "failover", "herd"}, {"race", "blackhole", "takeover", "roundtrip"},
 		{"renewal", "steady", "program", "rollout"},
-		{"fanout", "many", "groups", growing},
+		{"fanout", "many"}, {"groups"}, {growing},
 	}
 	if got := slices.Sorted(slices.Values(slices.Concat(groups...))); !slices.Equal(got,
 		slices.Sorted(slices.Values(names()))) {

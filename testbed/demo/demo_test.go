@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"errors"
+	"flag"
 	"io"
 	"os"
 	"os/exec"
@@ -27,6 +28,9 @@ const mainEnv = "DEMO_TEST_MAIN"
 func TestMain(m *testing.M) {
 	if os.Getenv(mainEnv) != "" {
 		main()
+	}
+	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; the command line may say otherwise
+		panic(err)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -385,6 +389,7 @@ func TestEnds(t *testing.T) {
 
 // TestDemo plays the whole show.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	picture := filepath.Join(t.TempDir(), "demo.svg")
 	cmd := demoCommand(t, "-svg", picture)
 	out, err := cmd.CombinedOutput()
@@ -418,6 +423,7 @@ func TestDemo(t *testing.T) {
 
 // TestStopped interrupts the show.
 func TestStopped(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		when string // a line says this
