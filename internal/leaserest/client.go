@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -83,10 +84,12 @@ func (c *Client) Leases(namespace string) *Leases {
 // server answered with one, and tell how long it asked to wait (apierrors.SuggestsClientDelay).
 type Leases struct {
 	client  *Client
-	url     url.URL                 // of all of them
-	watches atomic.Int32            // that are open
-	patches atomic.Int32            // under way
-	patched atomic.Pointer[decoded] // by the last patch, from its answer to its event or the other way round
+	url     url.URL      // of all of them
+	watches atomic.Int32 // that are open
+	patches atomic.Int32 // under way
+
+	mu      sync.Mutex // protects following
+	patched decoded    // by the last patch, from its answer to its event or the other way round
 }
 
 // Get reads a Lease.
@@ -183,22 +186,25 @@ func (l *Leases) do(
 // A decoded is a Lease as it came and decoded.
 type decoded struct {
 	data  []byte
-	lease *coordinationv1.Lease
+	lease *coordinationv1.Lease // nil for none
 }
 
 // decode reads a Lease. The answer to a patch and the event of it have the same bytes, so that only the first of the
-// two is decoded: it is kept if keep says that the second may come.
+// two is decoded: it is kept if keep says that the second may come. They often come at the same time, so that the
+// second waits for the first.
 func (l *Leases) decode(content string, data []byte, keep bool) (*coordinationv1.Lease, error) {
-	if d := l.patched.Load(); d != nil && bytes.Equal(d.data, data) {
-		l.patched.CompareAndSwap(d, nil)
-		return d.lease, nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if lease := l.patched.lease; lease != nil && bytes.Equal(l.patched.data, data) {
+		l.patched.lease = nil
+		return lease, nil
 	}
 	lease := &coordinationv1.Lease{}
 	if err := decode(content, data, lease); err != nil {
 		return nil, err
 	}
 	if keep {
-		l.patched.Store(&decoded{bytes.Clone(data), lease})
+		l.patched.data, l.patched.lease = append(l.patched.data[:0], data...), lease
 	}
 	return lease, nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -335,7 +336,7 @@ func TestWatchEcho(t *testing.T) {
 	if _, err := l.Patch(t.Context(), "x", types.MergePatchType, nil, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if l.patched.Load() != nil {
+	if l.patched.lease != nil {
 		t.Error("an answer is kept although no watch is open")
 	}
 }
@@ -376,7 +377,26 @@ func TestWatchEchoFirst(t *testing.T) {
 	if event.Object.(*coordinationv1.Lease) != answer {
 		t.Error("the answer was decoded although the event had been")
 	}
-	if l.patched.Load() != nil {
+	if l.patched.lease != nil {
 		t.Error("an event is kept whose answer has come")
+	}
+}
+
+// The answer and the event may come at the same time.
+func TestWatchEchoTogether(t *testing.T) {
+	e, lease := encodings[1], testLease()
+	lease.Annotations = map[string]string{"large": strings.Repeat("x", 1<<16)} // takes a while to decode
+	data := e.object("Lease", lease)
+	l := &Leases{}
+	for range 20 {
+		var decoded [2]*coordinationv1.Lease
+		var both sync.WaitGroup
+		for i := range decoded {
+			both.Go(func() { decoded[i] = must(l.decode(e.content, data, true)) })
+		}
+		both.Wait()
+		if decoded[0] != decoded[1] {
+			t.Fatal("both were decoded")
+		}
 	}
 }
