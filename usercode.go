@@ -239,19 +239,19 @@ func newRequest[T any](
 		return nil, fmt.Errorf("%s: not sent, because %d earlier ones have not ended with their contexts",
 			what, maxOverdue)
 	}
-	var (
+	var result struct {
 		value    T
-		failure  error
+		err      error
 		returned bool
-	)
+	}
 	return u.begin(what, limit, func() {
-		value, failure = f()
-		returned = true
+		result.value, result.err = f()
+		result.returned = true
 	}, func() {
-		if !returned {
-			failure = fmt.Errorf("%s: the program's code exited its goroutine", what)
+		if !result.returned {
+			result.err = fmt.Errorf("%s: the program's code exited its goroutine", what)
 		}
-		answer(value, failure)
+		answer(result.value, result.err)
 	}), nil
 }
 
