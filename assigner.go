@@ -208,6 +208,7 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		if v.unread {
 			return maxDuration, nil
 		}
+		a.prepare(v)
 		wait, err := a.standBy(ctx, v)
 		if wait > 0 || err != nil {
 			return min(wait, a.catchUp(v), a.listen(v)), err

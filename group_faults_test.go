@@ -510,3 +510,53 @@ func TestGroupSlowReader(t *testing.T) {
 		})
 	}
 }
+
+// assignerOf returns which of members assigns the keys.
+func (f *fleet) assignerOf(members ...string) string {
+	t, err := shards.DecodeTable(f.lease().Annotations[tableAnnotation])
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, member := range members {
+		if f.leaseOf(member) == t.Assigner.Lease {
+			return member
+		}
+	}
+	f.Fatalf("the table names %s", t.Assigner.Lease)
+	return ""
+}
+
+// S4: the wait for a member whose Lease was deleted, which the assigner had begun before it crashed, does not begin
+// again with the next in line.
+func TestGroupCrashDuringWait_S4(t *testing.T) {
+	members := []string{"a", "b", "c"}
+	for _, waited := range []time.Duration{0, D - time.Second} {
+		t.Run(fmt.Sprint(waited), func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				runners := map[string]*runner{}
+				for _, member := range members {
+					runners[member] = f.spread(member, Keys(numbered(12)...))
+					f.sleep(time.Second)
+				}
+				f.sleep(3 * I)
+				f.wantShape("a b c[4 4 4]")
+				if assigner := f.assignerOf(members...); assigner != "a" {
+					f.Fatalf("%s assigns", assigner)
+				}
+				f.srv.Client("c").Partition(true)
+				f.srv.Delete(ns, f.leaseOf("c"))
+				f.sleep(waited)
+				f.srv.Client("a").Partition(true)
+				f.sleep(D + time.Second)
+				owned := f.owned() - len(f.owners()["a"])
+				if owned != 12 {
+					f.Errorf("%d keys are owned, want 12: %v", owned, f.owners())
+				}
+				for _, member := range members {
+					f.srv.Client(member).Partition(false)
+					runners[member].quit()
+				}
+			})
+		})
+	}
+}

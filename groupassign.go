@@ -26,7 +26,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		return a.survey(ctx, v)
 	}
 	if t.Epoch != a.epoch {
-		a.epoch, a.closed = t.Epoch, v.now
+		a.epoch, a.closed = t.Epoch, a.clock.now().mono // after the list, however long this step waited since it began
 	}
 	s := a.inspect(v)
 	switch {

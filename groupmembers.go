@@ -2,6 +2,8 @@ package leasehold
 
 import (
 	"context"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +69,7 @@ func (a *assigner) selectLease(selected string, reselect context.CancelFunc) {
 	defer a.mu.Unlock()
 	if selected != "" && selected != a.selected {
 		clear(a.members)
-		a.unread = true
+		a.unread, a.surveyed = true, 0
 	}
 	a.selected, a.reselect, a.listed = selected, reselect, 0
 }
@@ -218,7 +220,9 @@ func (a *assigner) ended(v view, r shards.Row) (ended bool, at time.Time) {
 	// Its Lease was deleted. It may not have heard, and trust it for as long as it may trust any.
 	since, ok := a.missing[r.Term]
 	if !ok {
-		a.unsure = append(a.unsure, r.Term)
+		if !slices.Contains(a.unsure, r.Term) {
+			a.unsure = append(a.unsure, r.Term)
+		}
 		return false, time.Time{}
 	}
 	at = since.Add(max(a.group.campaign.options.duration, time.Duration(r.Seconds)*time.Second))
@@ -230,6 +234,7 @@ func (a *assigner) ended(v view, r shards.Row) (ended bool, at time.Time) {
 func (a *assigner) readUnsure(ctx context.Context) error {
 	unsure := a.unsure
 	a.unsure = nil
+	rand.Shuffle(len(unsure), func(i, j int) { unsure[i], unsure[j] = unsure[j], unsure[i] }) // one may fail each time
 	for _, term := range unsure {
 		lease, err := a.group.client.get(ctx, "get member", term.Lease)
 		if err != nil {

@@ -55,6 +55,18 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 	return max(since.Add(turn).Sub(v.now), 0), nil
 }
 
+// prepare begins, for the next in line, the wait for a member that may live, because it has not heard that its Lease
+// was deleted. The assigner has begun it too. If this member takes over, it has begun already: that the Lease is
+// missing was observed here.
+func (a *assigner) prepare(v view) {
+	if v.rank != 1 || v.listed == 0 {
+		return
+	}
+	for _, r := range v.table.table.Rows {
+		a.ended(v, r) // which finds out whether its Lease is missing
+	}
+}
+
 // patience returns how long to wait yet for an assigner that renews its Lease to answer what this member asked of it.
 func (a *assigner) patience(v view, turn time.Duration) time.Duration {
 	o, t := a.group.campaign.options, v.table.table
