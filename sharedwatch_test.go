@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -1091,5 +1093,856 @@ func TestSharedWatchEndsInOutage(t *testing.T) {
 				t.Errorf("%d still count as failing", n)
 			}
 		}
+	})
+}
+
+// idleSharedWatch returns a shared watch that does not run, with a subscription for each of the leases.
+func idleSharedWatch(w *world, leases []string, opts ...Option) (*sharedWatch, []*subscription) {
+	w.Helper()
+	var watched *sharedWatch
+	var subs []*subscription
+	for _, lease := range leases {
+		c := idleCampaign(w, append([]Option{WithLease(lease)}, opts...)...)
+		if watched == nil {
+			watched = c.client.newSharedWatch(c.reflector, c.options)
+		}
+		sub := &subscription{watch: watched, reflector: c.reflector}
+		watched.byName[lease] = append(watched.byName[lease], sub)
+		watched.count++
+		subs = append(subs, sub)
+	}
+	return watched, subs
+}
+
+// An event is handed to all that follow its Lease, and to no other; one that cannot be read makes them read. The watch
+// goes on from the newest version that it brought.
+func TestSharedWatchHandsOut(t *testing.T) {
+	inWorld(t, func(w *world) {
+		watched, subs := idleSharedWatch(w, []string{"x", "x", "y"})
+		hand := func(version string) {
+			t.Helper()
+			if err := watched.handOut(watch.Event{Type: watch.Modified, Object: &coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Name: "x", UID: "u", ResourceVersion: version}}}); err != nil {
+				t.Error(err)
+			}
+		}
+		newest := uint64(1 << 40)
+		for _, version := range []uint64{7, newest, 9} {
+			hand(fmt.Sprint(version))
+		}
+		for i, want := range []uint64{newest, newest, 0} {
+			if heard, _ := subs[i].reflector.store.heardVersion(); heard != want {
+				t.Errorf("subscriber %d heard of version %d, want %d", i, heard, want)
+			}
+		}
+		for _, version := range []string{"odd", "99999999999999999999"} {
+			for _, s := range subs {
+				s.round = 3
+			}
+			hand(version)
+			for i, read := range []bool{false, false, true} {
+				if s := subs[i]; s.round == unread == read || len(s.reflector.alarm) == 1 == read {
+					t.Errorf("%s: subscriber %d: round %d, woken: %v", version, i, s.round, len(s.reflector.alarm))
+				}
+			}
+		}
+		if watched.version != newest {
+			t.Errorf("goes on from version %d, want %d", watched.version, newest)
+		}
+
+		// What is not known to be newer than the read that found no Lease is only a reason to read again.
+		late := subs[2].reflector
+		late.store.addRead(record{}, observation{})
+		if err := watched.handOut(watch.Event{Type: watch.Added, Object: &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: "y", UID: "v", ResourceVersion: "8"}}}); err != nil {
+			t.Error(err)
+		}
+		if known := late.store.latest(); known.exists() || !late.takeCheck() {
+			t.Errorf("%+v is known without a check", known)
+		}
+
+		err := watched.handOut(watch.Event{Type: watch.Error, Object: &metav1.Status{Message: "gone"}})
+		if got := errorText(err); got != "watch leases in namespace default: gone" {
+			t.Error(got)
+		}
+	})
+}
+
+// A watch that did not bring what was read is opened again, after what it brought or, if it left that out, afresh. One
+// that was opened just now is given time.
+func TestSharedWatchMissed(t *testing.T) {
+	const opened, serial = I, 4 // ago; of the watch that is open
+	for _, tt := range []struct {
+		name    string
+		read    uint64 // the version of the Lease
+		deleted bool
+		brought uint64 // to this subscriber
+		newest  uint64 // that the watch brought to any
+		opened  time.Duration
+		serial  int // of the watch that is reported
+		afresh  bool
+		before  bool // it was to be opened afresh anyway
+		reopen  bool
+		retry   bool
+	}{
+		{"brought", 7, false, 7, 9, opened, serial, false, false, false, false},
+		{"brought since", 7, false, 8, 9, opened, serial, false, false, false, false},
+		{"another watch is open", 7, false, 0, 9, opened, serial - 1, false, false, false, false},
+		{"silent", 7, false, 0, 6, opened, serial, false, false, true, false},
+		{"silent, and to be opened afresh", 7, false, 0, 6, opened, serial, true, true, true, false},
+		{"left out", 7, false, 6, 8, opened, serial, true, false, true, false},
+		{"left out, the newest", 7, false, 6, 7, opened, serial, true, false, true, false},
+		{"a deletion", 7, true, 7, 7, opened, serial, false, false, true, false},
+		{"too early to tell", 7, false, 0, 9, opened - 1, serial, false, false, false, true},
+		{"a deletion, too early to tell", 7, true, 7, 7, opened - 1, serial, false, false, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				watched, subs := idleSharedWatch(w, []string{name})
+				store := subs[0].reflector.store
+				watched.state.serial, watched.version, watched.openAfresh = serial, tt.newest, tt.before
+				watched.openedAt = watched.clock.now().mono.Add(-tt.opened)
+				store.addAnswer(heldByB.but(func(r *record) { r.version = tt.read }), observation{})
+				if tt.deleted {
+					store.addAnswer(record{}, store.latest())
+				}
+				store.watched = tt.brought
+				retry := watched.reportMissed(subs[0].reflector, tt.serial)
+				if reopen := len(watched.reopenNow) == 1; retry != tt.retry || reopen != tt.reopen ||
+					watched.openAfresh != tt.afresh {
+					t.Errorf("opened again: %v, want %v; afresh: %v, want %v; to be reported again: %v, want %v",
+						reopen, tt.reopen, watched.openAfresh, tt.afresh, retry, tt.retry)
+				}
+				if tt.deleted || tt.serial != serial {
+					return
+				}
+				select {
+				case <-watched.reopenNow:
+				default:
+				}
+				watched.openAfresh = tt.before
+				subs[0].notBrought(tt.read)
+				if reopen := len(watched.reopenNow) == 1; reopen != tt.reopen || watched.openAfresh != tt.afresh {
+					t.Errorf("not brought: opened again: %v, want %v; afresh: %v, want %v", reopen, tt.reopen,
+						watched.openAfresh, tt.afresh)
+				}
+			})
+		})
+	}
+}
+
+// A watchingClient opens watches by a function, and records how they were asked for.
+type watchingClient struct {
+	Leases
+	asked []metav1.ListOptions
+	open  func(ctx context.Context, nth int) (watch.Interface, error)
+}
+
+func (c *watchingClient) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	c.asked = append(c.asked, opts)
+	return c.open(ctx, len(c.asked))
+}
+
+// The watch is opened with bookmarks, after the newest version that it brought or, where that cannot be, afresh.
+func TestSharedWatchOpens(t *testing.T) {
+	for _, tt := range []struct {
+		name            string
+		brought         uint64
+		afresh          bool
+		reported        bool // while it is opened, that the watch before has left something out
+		version         string
+		round, reopened bool // a round is due; it is to be opened again
+	}{
+		{"for the first time", 0, false, false, "", true, false},
+		{"again", 1, false, false, "1", false, false},
+		{"afresh", 9, true, false, "", true, false},
+		{"again, but to be opened afresh", 9, false, true, "9", false, true},
+	} {
+		inWorld(t, func(w *world) {
+			watched, _ := idleSharedWatch(w, []string{name})
+			client := &watchingClient{open: func(context.Context, int) (watch.Interface, error) {
+				if tt.reported {
+					watched.reopenAfresh()
+				}
+				time.Sleep(time.Millisecond)
+				return watch.NewFake(), nil
+			}}
+			watched.leases, watched.version, watched.openAfresh, watched.state.serial = client, tt.brought, tt.afresh, 4
+			watched.reopenNow.signal()
+			events, err := watched.open(w.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			events.Stop()
+			want := metav1.ListOptions{AllowWatchBookmarks: true, ResourceVersion: tt.version}
+			if len(client.asked) != 1 || client.asked[0] != want {
+				t.Errorf("%s: asked for %+v, want %+v", tt.name, client.asked, want)
+			}
+			if watched.state.serial != 5 || !watched.openedAt.Equal(time.Now()) {
+				t.Errorf("%s: serial %d, opened %v ago", tt.name, watched.state.serial, time.Since(watched.openedAt))
+			}
+			if reopened := len(watched.reopenNow) == 1; watched.roundDue != tt.round || reopened != tt.reopened ||
+				watched.openAfresh != tt.reported {
+				t.Errorf("%s: round due: %v, to be opened again: %v, afresh: %v", tt.name, watched.roundDue, reopened,
+					watched.openAfresh)
+			}
+		})
+	}
+	t.Run("ctx ends", func(t *testing.T) {
+		inWorld(t, func(w *world) {
+			watched, _ := idleSharedWatch(w, []string{name})
+			watched.leases = &watchingClient{open: func(ctx context.Context, _ int) (watch.Interface, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}}
+			ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+			defer cancel()
+			began := time.Now()
+			_, err := watched.open(ctx)
+			if took := time.Since(began); took != time.Second || !errors.Is(err, context.DeadlineExceeded) ||
+				w.logged("no answer") != 0 {
+				t.Errorf("%v, after %v", err, took)
+			}
+		})
+	})
+}
+
+// What is said of a watch that cannot be opened, and what it means if the namespace may not be watched.
+func TestSharedWatchErrors(t *testing.T) {
+	w := &sharedWatch{namespace: ns}
+	if err := w.describe(nil); err != nil {
+		t.Error(err)
+	}
+	const prefix = "watch leases in namespace default: "
+	forbidden := leasetest.Forbidden(leasetest.Request{Verb: "watch", Namespace: ns})
+	for err, want := range map[error]bool{leasetest.InternalError(): false, forbidden: true} {
+		got := w.describe(err)
+		instead := strings.Contains(got.Error(), "each Lease is followed by a watch of its own instead")
+		if !errors.Is(got, err) || !strings.HasPrefix(got.Error(), prefix) || instead != want ||
+			strings.Contains(got.Error(), "needs the rule") != want {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
+// A subscription that is closed is not handed events any more. The last one ends the watch, waits for it, and makes
+// room for another, which it leaves alone when it is closed once more.
+func TestSubscriptionsClose(t *testing.T) {
+	for _, lasts := range []time.Duration{0, 500 * time.Millisecond} { // to open the watch, after its context has ended
+		inWorld(t, func(w *world) {
+			join := func(lease string) *subscription {
+				c := idleCampaign(w, WithLease(lease), WithSharedFrom(3))
+				return c.client.subscribe(c.reflector, c.options)
+			}
+			c := idleCampaign(w, WithLease("x"), WithSharedFrom(3))
+			watched := c.client.newSharedWatch(c.reflector, c.options)
+			opened := 0
+			watched.leases = &watchingClient{open: func(ctx context.Context, _ int) (watch.Interface, error) {
+				if opened++; lasts == 0 {
+					return watch.NewFake(), nil
+				}
+				<-ctx.Done()
+				time.Sleep(lasts)
+				return nil, ctx.Err()
+			}}
+			first := c.client.joinWatch(c.reflector, watched)
+			second, third := join("x"), join("y")
+			if second.watch != watched || third.watch != watched || watched.done == nil {
+				t.Fatal("they do not share a watch")
+			}
+			if synctest.Wait(); opened != 1 {
+				t.Errorf("the watch was opened %d times", opened)
+			}
+			second.close()
+			if subs := watched.byName["x"]; len(subs) != 1 || subs[0] != first || watched.size() != 2 {
+				t.Errorf("%d subscriptions of %d are left of x", len(subs), watched.size())
+			}
+			second.close()
+			first.close()
+			if _, ok := watched.byName["x"]; ok || watched.size() != 1 || c.client.watches[ns] != watched {
+				t.Errorf("%d subscriptions are left, of x: %v", watched.size(), ok)
+			}
+			ended := func() bool {
+				select {
+				case <-watched.done:
+					return true
+				default:
+					return false
+				}
+			}
+			if ended() {
+				t.Error("it ended before its last subscription")
+			}
+			began := time.Now()
+			if third.close(); !ended() {
+				t.Error("its end was not waited for")
+			}
+			if took := time.Since(began); took != lasts || c.client.watches[ns] != nil {
+				t.Errorf("closed after %v, want %v; it is still known: %v", took, lasts, c.client.watches[ns] != nil)
+			}
+			another := join("z")
+			third.close()
+			if another.watch == watched || c.client.watches[ns] != another.watch {
+				t.Error("the next watch is not known")
+			}
+			another.close()
+		})
+	}
+}
+
+// How a watch ends that is open: what it brought before, whether it lasted, and what the next one is to be.
+func TestSharedWatchEndings(t *testing.T) {
+	lease := watch.Event{Type: watch.Modified, Object: &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: name, UID: "u", ResourceVersion: "9"}}}
+	failure := watch.Event{Type: watch.Error, Object: &metav1.Status{Message: "broken"}}
+	for _, tt := range []struct {
+		name   string
+		end    func(w *sharedWatch, events *watch.FakeWatcher, stop func())
+		err    string
+		afresh bool // the next one
+	}{
+		{"closed", func(_ *sharedWatch, events *watch.FakeWatcher, _ func()) { events.Stop() }, "<nil>", false},
+		{"an error", func(_ *sharedWatch, events *watch.FakeWatcher, _ func()) {
+			events.Action(failure.Type, failure.Object)
+		}, "watch leases in namespace default: broken", true},
+		{"an error after an event", func(_ *sharedWatch, events *watch.FakeWatcher, _ func()) {
+			events.Action(lease.Type, lease.Object)
+			events.Action(failure.Type, failure.Object)
+		}, "watch leases in namespace default: broken", false},
+		{"to be opened again", func(w *sharedWatch, _ *watch.FakeWatcher, _ func()) { w.reopenNow.signal() },
+			errMissedEvents.Error(), false},
+		{"ctx ends", func(_ *sharedWatch, _ *watch.FakeWatcher, stop func()) { stop() }, "<nil>", false},
+	} {
+		for _, after := range []time.Duration{I - 1, I + 1} {
+			t.Run(fmt.Sprint(tt.name, " after ", after), func(t *testing.T) {
+				inWorld(t, func(w *world) {
+					watched, _ := idleSharedWatch(w, []string{name}, w.debugLog())
+					watched.version = 7
+					ctx, stop := context.WithCancel(w.Context())
+					defer stop()
+					events := watch.NewFake()
+					watched.leases = &watchingClient{open: func(context.Context, int) (watch.Interface, error) {
+						return events, nil
+					}}
+					time.AfterFunc(after, func() { tt.end(watched, events, stop) })
+					began := time.Now()
+					lasted, err := watched.follow(ctx)
+					if took := time.Since(began); took != after || lasted != (after > I) || errorText(err) != tt.err {
+						t.Errorf("%v after %v, want %v after %v; lasted: %v", err, took, tt.err, after, lasted)
+					}
+					if watched.openAfresh != tt.afresh || !events.IsStopped() {
+						t.Errorf("to be opened afresh: %v, want %v; stopped: %v", watched.openAfresh, tt.afresh,
+							events.IsStopped())
+					}
+					w.sleep(0)
+					logged := w.logged("the shared watch ended") == 1 && w.logged("namespace=default") == 1
+					if want := strings.Contains(tt.err, "broken"); logged != want {
+						t.Errorf("logged: %v, want %v", logged, want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// debugLog logs all there is to the world's log.
+func (w *world) debugLog() Option {
+	return WithLogger(slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})))
+}
+
+// A watch whose version the server has forgotten is opened afresh at once, which is no failure.
+func TestSharedWatchOpensForgotten(t *testing.T) {
+	expired, broken := apierrors.NewResourceExpired("too old"), leasetest.ServiceUnavailable()
+	for _, tt := range []struct {
+		name   string
+		errs   []error // nil for one that hangs until ctx ends
+		asked  string  // after which versions
+		err    error
+		logged bool
+		round  uint64
+	}{
+		{"forgotten", []error{expired}, "[7 ]", nil, false, 1},
+		{"broken", []error{broken}, "[7]", broken, true, 0},
+		{"forgotten, then broken", []error{expired, broken}, "[7 ]", broken, true, 0},
+		{"forgotten, then hanging", []error{expired, nil}, "[7 ]", context.DeadlineExceeded, true, 0},
+	} {
+		inWorld(t, func(w *world) {
+			watched, _ := idleSharedWatch(w, []string{name})
+			watched.version = 7
+			ctx, stop := context.WithTimeout(w.Context(), time.Second)
+			defer stop()
+			client := &watchingClient{open: func(ctx context.Context, nth int) (watch.Interface, error) {
+				if nth > len(tt.errs) {
+					return watch.NewFake(), nil
+				}
+				if err := tt.errs[nth-1]; err != nil {
+					return nil, err
+				}
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}}
+			watched.leases = client
+			began := time.Now()
+			_, err := watched.follow(ctx)
+			took := time.Since(began)
+			w.sleep(0)
+			var asked []string
+			for _, opts := range client.asked {
+				asked = append(asked, opts.ResourceVersion)
+			}
+			if fmt.Sprint(asked) != tt.asked || !errors.Is(err, tt.err) || took > time.Second {
+				t.Errorf("%s: opened after %v, want %s; %v, after %v", tt.name, asked, tt.asked, err, took)
+			}
+			if logged := w.logged("API requests are failing") == 1; logged != tt.logged {
+				t.Errorf("%s: logged: %v, want %v", tt.name, logged, tt.logged)
+			}
+			if round := watched.current().round; round != tt.round {
+				t.Errorf("%s: round %d, want %d", tt.name, round, tt.round)
+			}
+		})
+	}
+}
+
+// When a watch serves its subscribers: once it is open or, after a long outage, once it has lasted, by its clock.
+func TestSharedWatchServes(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		mustLast bool
+		brought  uint64
+		rate     float64
+		after    time.Duration
+		round    uint64
+	}{
+		{"afresh", false, 0, 1, 0, 6},
+		{"again", false, 7, 1, 0, 5},
+		{"after an outage", true, 7, 1, I, 5},
+		{"after an outage, afresh", true, 0, 1, I, 6},
+		{"after an outage, by a fast clock", true, 7, 2, I / 2, 5},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				watched, subs := idleSharedWatch(w, []string{name}, withClock(rateClock{time.Now(), tt.rate}))
+				watched.mustLast, watched.version = tt.mustLast, tt.brought
+				watched.state = sharedState{mode: polling, round: 5}
+				watched.leases = &watchingClient{open: func(context.Context, int) (watch.Interface, error) {
+					return watch.NewFake(), nil
+				}}
+				ctx, stop := context.WithCancel(w.Context())
+				defer stop()
+				go watched.follow(ctx)
+				synctest.Wait()
+				if tt.after > 0 {
+					time.Sleep(tt.after - 1)
+					if subs[0].serves() || !subs[0].used() || len(subs[0].reflector.alarm) != 0 {
+						t.Errorf("serves after %v", tt.after-1)
+					}
+					time.Sleep(time.Nanosecond)
+					synctest.Wait()
+				}
+				if !subs[0].serves() || !subs[0].used() || len(subs[0].reflector.alarm) != 1 {
+					t.Errorf("does not serve after %v, or does not say so", tt.after)
+				}
+				if round := watched.current().round; round != tt.round {
+					t.Errorf("round %d, want %d", round, tt.round)
+				}
+			})
+		})
+	}
+}
+
+// When a watch that ended, or was not opened, is opened again, and how the subscribers follow meanwhile.
+func TestSharedWatchRuns(t *testing.T) {
+	type end struct {
+		after time.Duration // after it was opened; 0 if it is not opened
+		err   error         // nil if it was closed
+	}
+	const pause = 500 * time.Millisecond // that the BackOff names
+	broken, forbidden := leasetest.InternalError(), leasetest.Forbidden(leasetest.Request{Verb: "watch", Namespace: ns})
+	for _, tt := range []struct {
+		name   string
+		ends   []end
+		pauses []time.Duration // after each, until it is opened again
+		modes  []sharedMode    // during each pause
+		served bool            // at once when the last one is opened
+		resets int             // of the BackOff
+	}{
+		{"fails at first", []end{{0, broken}}, []time.Duration{pause}, []sharedMode{polling}, true, 0},
+		{"fails for an interval", []end{{0, broken}, {0, broken}, {0, broken}, {0, broken}, {0, broken}, {0, broken},
+			{0, broken}}, []time.Duration{pause, pause, pause, pause, pause, pause, pause},
+			[]sharedMode{polling, polling, polling, polling, polling, polling, polling}, false, 0},
+		{"is closed", []end{{2 * I, nil}, {2 * I, nil}}, []time.Duration{0, 0}, nil, true, 0},
+		{"is closed early", []end{{I / 2, nil}}, []time.Duration{pause}, []sharedMode{serving}, true, 0},
+		{"brings an error", []end{{2 * I, broken}}, []time.Duration{pause}, []sharedMode{serving}, true, 0},
+		{"fails after it was closed", []end{{0, broken}, {2 * I, nil}, {0, broken}}, []time.Duration{pause, 0, pause},
+			nil, true, 1},
+		{"is too much", []end{{0, leasetest.TooManyRequests(2 * time.Second)}}, []time.Duration{2 * time.Second},
+			[]sharedMode{polling}, true, 0},
+		{"is forbidden", []end{{0, forbidden}}, []time.Duration{100 * I}, []sharedMode{ownWatches}, true, 0},
+		{"is forbidden after an outage", []end{{0, broken}, {0, leasetest.TooManyRequests(I)}, {0, broken},
+			{0, forbidden}}, []time.Duration{pause, I, pause, 100 * I}, nil, true, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				policy := &fixedBackOff{pause: pause}
+				watched, _ := idleSharedWatch(w, []string{name},
+					WithBackOff(func() backoff.BackOff { return policy }))
+				ctx, stop := context.WithCancel(w.Context())
+				watched.done, watched.state.mode = make(chan struct{}), polling
+				var ended time.Time
+				opened := make(chan int, 9)
+				client := &watchingClient{open: func(_ context.Context, nth int) (watch.Interface, error) {
+					if nth > 1 {
+						if got := time.Since(ended); got != tt.pauses[nth-2] {
+							t.Errorf("opened again after %v, want %v", got, tt.pauses[nth-2])
+						}
+						if tt.modes != nil && watched.current().mode != tt.modes[nth-2] {
+							t.Errorf("mode %v before it is opened again, want %v", watched.current().mode,
+								tt.modes[nth-2])
+						}
+					}
+					opened <- nth
+					events := watch.NewFake()
+					if nth > len(tt.ends) {
+						return events, nil
+					}
+					end := tt.ends[nth-1]
+					if ended = time.Now(); end.after == 0 {
+						return nil, end.err
+					}
+					time.AfterFunc(end.after, func() {
+						if ended = time.Now(); end.err == nil {
+							events.Stop()
+							return
+						}
+						events.Error(&metav1.Status{Message: "broken"})
+					})
+					return events, nil
+				}}
+				watched.leases = client
+				go watched.run(ctx)
+				for <-opened <= len(tt.ends) {
+				}
+				synctest.Wait()
+				if served := watched.current().mode == serving; served != tt.served {
+					t.Errorf("served: %v, want %v", served, tt.served)
+				}
+				if policy.resets != tt.resets {
+					t.Errorf("the BackOff started over %d times, want %d", policy.resets, tt.resets)
+				}
+				w.sleep(2 * I)
+				stop()
+				<-watched.done
+				if n := len(client.asked); n != len(tt.ends)+1 {
+					t.Errorf("opened %d times, want %d", n, len(tt.ends)+1)
+				}
+			})
+		})
+	}
+}
+
+// The end of ctx ends the pause before a watch is opened again.
+func TestSharedWatchEndsWhilePaused(t *testing.T) {
+	inWorld(t, func(w *world) {
+		watched, _ := idleSharedWatch(w, []string{name})
+		watched.leases = &watchingClient{open: func(context.Context, int) (watch.Interface, error) {
+			return nil, leasetest.Forbidden(leasetest.Request{Verb: "watch", Namespace: ns})
+		}}
+		watched.done = make(chan struct{})
+		ctx, stop := context.WithTimeout(w.Context(), time.Second)
+		defer stop()
+		began := time.Now()
+		watched.run(ctx)
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
+
+// What a subscriber of each state of the watch does, and when that ends.
+func TestSubscriptionFollows(t *testing.T) {
+	const slow = 10 * time.Second // a request that is not answered in time
+	for _, tt := range []struct {
+		name   string
+		mode   sharedMode
+		read   bool          // in the round
+		check  bool          // is asked for
+		ends   time.Duration // when ctx ends; 0 for before
+		answer time.Duration // how long a request takes
+		fails  bool          // requests do
+		served bool
+		err    bool
+		took   time.Duration
+		reads  int
+		how    string // it follows at the end
+	}{
+		{"no shared watch", ownWatches, false, false, slow, 0, false, false, false, 0, 0, ""},
+		{"served", serving, true, false, slow, 0, false, true, false, 0, 0, "shared watch"},
+		{"served once it has read", serving, false, false, slow, 0, false, true, false, 0, 1, "shared watch"},
+		{"the read fails", serving, false, false, slow, 0, true, false, true, 0, 1, ""},
+		{"ctx has ended", serving, true, false, 0, 0, false, false, false, 0, 0, ""},
+		{"ctx ends while it polls", polling, true, false, I / 10, 0, false, false, false, I / 10, 0, ""},
+		{"ctx ends while it reads", serving, false, false, I / 10, slow, false, false, true, I / 10, 1, ""},
+		{"ctx ends while it checks", serving, true, true, I / 10, slow, false, false, true, I / 10, 1, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				watched, subs := idleSharedWatch(w, []string{name})
+				s := subs[0]
+				reads := 0
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					if reads++; tt.fails {
+						return leasetest.Fault{Err: leasetest.InternalError()}
+					}
+					return leasetest.Fault{Before: tt.answer}
+				})
+				watched.state = sharedState{mode: tt.mode, round: 3}
+				if tt.read {
+					s.round = 3
+				}
+				if tt.check {
+					s.reflector.requestCheck()
+				}
+				ctx, stop := context.WithTimeout(w.Context(), tt.ends)
+				defer stop()
+				began := time.Now()
+				served, err := s.follow(ctx)
+				took := time.Since(began)
+				if served != tt.served || (err != nil) != tt.err || took != tt.took || reads != tt.reads {
+					t.Errorf("served: %v, %v, after %v, with %d reads", served, err, took, reads)
+				}
+				if how := s.reflector.following; how != tt.how {
+					t.Errorf("followed by %q, want %q", how, tt.how)
+				}
+				if read := s.round == 3; read != (tt.read || tt.reads == 1 && !tt.err) {
+					t.Errorf("round %d", s.round)
+				}
+			})
+		})
+	}
+}
+
+// When a subscriber reads while the watch does not serve, and after the watch was opened afresh.
+func TestSubscriptionReads(t *testing.T) {
+	const ms = time.Millisecond
+	poll := func(check bool) func(context.Context, *subscription) {
+		return func(ctx context.Context, s *subscription) { s.poll(ctx, check) }
+	}
+	inRound := func(ctx context.Context, s *subscription) { s.readInRound(ctx, 3) }
+	for _, tt := range []struct {
+		name   string
+		read   func(context.Context, *subscription)
+		known  bool
+		crowd  int           // of subscribers
+		ends   time.Duration // when ctx ends
+		answer time.Duration // how long a read takes
+		took   time.Duration
+		reads  int
+		how    string // it follows then
+	}{
+		{"polls", poll(false), true, 1, time.Minute, 0, I, 1, "poll"},
+		{"polls at once", poll(true), true, 1, time.Minute, 0, 0, 1, "poll"},
+		{"polls, but knows nothing", poll(false), false, 1, time.Minute, 0, longestDelay, 1, ""},
+		{"polls often, but knows nothing", poll(false), false, 1, time.Minute, 0, time.Second / 5, 1, ""},
+		{"ctx ends before it polls", poll(false), true, 1, I / 2, 0, I / 2, 0, "poll"},
+		{"ctx ends while it polls", poll(true), true, 1, 50 * ms, time.Second, 50 * ms, 1, "poll"},
+		{"in a round of few", inRound, true, 10, time.Minute, 0, 20 * ms, 1, "before"},
+		{"in a round of many", inRound, true, 10_000, time.Minute, 0, I / 2, 1, "before"},
+		{"in a round, but knows nothing", inRound, false, 10_000, time.Minute, 0, 0, 1, "before"},
+		{"ctx ends before it reads", inRound, true, 10_000, 100 * ms, 0, 100 * ms, 0, ""},
+		{"ctx ends while it reads", inRound, false, 1, 50 * ms, time.Second, 50 * ms, 1, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				lasts := D
+				if strings.Contains(tt.name, "often") {
+					lasts = time.Second
+				}
+				watched, subs := idleSharedWatch(w, []string{name}, WithDuration(lasts),
+					WithChance(func(n time.Duration) time.Duration { return n }))
+				s := subs[0]
+				watched.count, watched.state.round = tt.crowd, 3
+				if tt.known {
+					s.reflector.store.addAnswer(heldByB, observation{})
+				}
+				reads := 0
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					reads++
+					return leasetest.Fault{Before: tt.answer}
+				})
+				ctx, stop := context.WithTimeout(w.Context(), tt.ends)
+				defer stop()
+				s.reflector.following = "before"
+				began := time.Now()
+				tt.read(ctx, s)
+				if took := time.Since(began); took != tt.took || reads != tt.reads {
+					t.Errorf("%d reads, after %v, want %d, after %v", reads, took, tt.reads, tt.took)
+				}
+				how := s.reflector.following
+				if how != tt.how {
+					t.Errorf("followed by %q, want %q", how, tt.how)
+				}
+				if failed := reads == 0 || tt.ends < time.Second; !strings.Contains(tt.name, "poll") &&
+					(s.round == unread) != failed || s.round != unread && s.round != 3 {
+					t.Errorf("round %d", s.round)
+				}
+			})
+		})
+	}
+}
+
+// What a subscriber does about a check that was asked for.
+func TestSubscriptionChecks(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		request bool // another watch is asked for
+		exists  bool
+		brought bool // the watch has brought what there is
+		just    bool // the watch was opened just now
+		fails   bool
+		took    time.Duration
+		reopen  bool
+		afresh  bool
+		due     bool // another check
+	}{
+		{"nothing missed", false, true, true, false, false, 0, false, false, false},
+		{"missed", false, true, false, false, false, 0, true, false, false},
+		{"missed, but it is too early to tell", false, true, false, true, false, I, true, false, false},
+		{"asked for, and the Lease is gone", true, false, false, true, false, 0, true, true, false},
+		{"asked for", true, true, true, false, false, 0, false, false, false},
+		{"the read fails", false, true, false, false, true, 0, false, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				if tt.exists {
+					w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
+				}
+				watched, subs := idleSharedWatch(w, []string{name})
+				s := subs[0]
+				r := s.reflector
+				if tt.brought {
+					if _, err := r.read(w.Context()); err != nil {
+						t.Fatal(err)
+					}
+					r.store.watched = r.store.heard
+				}
+				watched.state.serial = 4
+				if !tt.just {
+					watched.openedAt = time.Now().Add(-I)
+				} else {
+					watched.openedAt = time.Now()
+				}
+				if tt.request {
+					r.requestReopen()
+					r.takeCheck()
+					<-r.alarm
+				}
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					if tt.fails {
+						return leasetest.Fault{Err: leasetest.InternalError()}
+					}
+					return leasetest.Fault{}
+				})
+				began := time.Now()
+				err := s.checkAndReport(w.Context(), 4)
+				took := time.Since(began)
+				if (err != nil) != tt.fails || took != tt.took {
+					t.Errorf("%v, after %v, want %v", err, took, tt.took)
+				}
+				if reopen := len(watched.reopenNow) == 1; reopen != tt.reopen || watched.openAfresh != tt.afresh {
+					t.Errorf("opened again: %v, want %v; afresh: %v, want %v", reopen, tt.reopen, watched.openAfresh,
+						tt.afresh)
+				}
+				if due := r.takeCheck(); due != tt.due {
+					t.Errorf("another check: %v, want %v", due, tt.due)
+				}
+			})
+		})
+	}
+	t.Run("ctx ends", func(t *testing.T) {
+		for _, answer := range []time.Duration{0, time.Second} {
+			inWorld(t, func(w *world) {
+				w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
+				watched, subs := idleSharedWatch(w, []string{name})
+				watched.openedAt = time.Now()
+				w.srv.Client("a").OnRequest(func(leasetest.Request) leasetest.Fault {
+					return leasetest.Fault{Before: answer}
+				})
+				ctx, stop := context.WithTimeout(w.Context(), time.Second/2)
+				defer stop()
+				began := time.Now()
+				err := subs[0].checkAndReport(ctx, 0)
+				if took := time.Since(began); took != time.Second/2 || (err != nil) != (answer > 0) {
+					t.Errorf("%v after %v", err, took)
+				}
+			})
+		}
+	})
+}
+
+// A shared watch is of its first subscriber's namespace, and says so.
+func TestNewSharedWatch(t *testing.T) {
+	inWorld(t, func(w *world) {
+		watched, _ := idleSharedWatch(w, []string{name}, WithNamespace("elsewhere"))
+		watched.log.warn("a line")
+		w.sleep(0)
+		if watched.namespace != "elsewhere" || w.logged("namespace=elsewhere") != 1 {
+			t.Errorf("of %q", watched.namespace)
+		}
+		watched.failures.record("watch", leasetest.ServiceUnavailable())
+		watched.failures.record("get", leasetest.ServiceUnavailable())
+		w.sleep(D - time.Nanosecond)
+		watched.failures.record("get", nil)
+		w.sleep(0)
+		if w.logged("API requests succeed again") != 0 {
+			t.Error("a recent failure was forgotten")
+		}
+		w.sleep(time.Nanosecond)
+		watched.failures.record("get", nil)
+		w.sleep(0)
+		if w.logged("API requests succeed again") != 1 {
+			t.Error("a failure of long ago was not forgotten")
+		}
+		for _, namespace := range []string{ns, "elsewhere"} {
+			w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}})
+		}
+		events, err := watched.open(w.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer events.Stop()
+		if event := <-events.ResultChan(); event.Object.(*coordinationv1.Lease).Namespace != "elsewhere" {
+			t.Errorf("brought %+v", event)
+		}
+	})
+}
+
+// Each method locks what it touches, whoever calls it. The race detector looks on.
+func TestSharedWatchConcurrently(t *testing.T) {
+	inWorld(t, func(w *world) {
+		watched, subs := idleSharedWatch(w, []string{"x", "y"})
+		c := idleCampaign(w, WithLease("x"))
+		s := subs[0]
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x", UID: "u", ResourceVersion: "odd"}}
+		var all sync.WaitGroup
+		for _, call := range []func(){
+			func() { watched.subscriptions() },
+			func() { watched.size() },
+			func() { watched.current() },
+			func() { watched.serve() },
+			func() { watched.reportMissed(s.reflector, 0) },
+			func() { watched.reopenAfresh() },
+			func() { watched.handOut(watch.Event{Type: watch.Modified, Object: lease}) },
+			func() { s.notBrought(7) },
+			func() { s.setRound(1) },
+			func() { s.look() },
+			func() { c.client.joinWatch(c.reflector, watched).close() },
+		} {
+			all.Go(func() {
+				for range 50 {
+					call()
+				}
+			})
+		}
+		all.Wait()
 	})
 }

@@ -2,6 +2,8 @@ package leasehold
 
 import (
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
 // writtenLease returns a Lease that is read as r.
@@ -264,4 +268,68 @@ func TestUnchangedSince(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, got)
 		}
 	}
+}
+
+// The store locks what it touches, whoever calls it. The race detector looks on.
+func TestLeaseStoreConcurrently(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r, _ := idleRenewer(w, heldByB, nil)
+		s := r.store
+		var version atomic.Uint64
+		next := func() record { return heldByB.but(func(r *record) { r.version += version.Add(1) }) }
+		var all sync.WaitGroup
+		for _, call := range []func(){
+			func() { s.follow(r) },
+			func() { s.latest() },
+			func() { s.backdate(observation{record: heldByB}) },
+			func() { s.watchBrought(7) },
+			func() { s.heardVersion() },
+			func() { s.watchMissed(7, "u") },
+			func() { s.describe(&LeaseStatus{}) },
+			func() { s.addAnswer(next(), s.latest()) },
+			func() { s.addRead(next(), s.latest()) },
+			func() { s.replace(next()) },
+			func() { s.addDeletion(next()) },
+			func() {
+				lease := writtenLease(next())
+				lease.Name = name
+				s.addEvent(watch.Event{Type: watch.Modified, Object: lease}, true)
+			},
+		} {
+			all.Go(func() {
+				for range 50 {
+					call()
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+// What the Monitor shows of a Lease. When it expires is by the wall clock, whatever the clock of the candidate says.
+func TestLeaseStoreDescribes(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := idleCampaign(w, withClock(rateClock{time.Now().Add(-time.Hour), 2})).store
+		held := heldByB.but(func(r *record) { r.annotated = &annotation.Notes{Address: "10.0.0.1:80"} })
+		s.addRead(held, observation{})
+		var got LeaseStatus
+		s.describe(&got)
+		want := HolderStatus{Identity: held.identity, AcquireTime: held.acquired, RenewTime: held.renewed,
+			Transitions: held.transitions, ExpiryTime: got.Holder.ExpiryTime, Address: "10.0.0.1:80"}
+		if *got.Holder != want || got.ResourceVersion != "7" || got.Updates != 1 || !got.UpdateTime.Equal(time.Now()) {
+			t.Errorf("%+v, of %+v, want %+v", got, got.Holder, want)
+		}
+		if left := time.Until(got.Holder.ExpiryTime); left != held.duration {
+			t.Errorf("expires in %v, want %v", left, held.duration)
+		}
+		s.addRead(record{}, s.latest())
+		got = LeaseStatus{}
+		if s.describe(&got); got.ResourceVersion != "" || got.Holder != nil {
+			t.Errorf("a Lease that is gone: %+v", got)
+		}
+		err := s.addEvent(watch.Event{Type: watch.Error, Object: &metav1.Status{Message: "broken"}}, false)
+		if got := errorText(err); got != "watch lease default/reconciler: broken" {
+			t.Error(got)
+		}
+	})
 }
