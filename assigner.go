@@ -182,11 +182,7 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		}
 		return maxDuration, nil
 	case errors.As(t.err, new(shards.FormatError)):
-		if g.once(t.err.Error()) {
-			g.campaign.log.error("this member does not join: another version of the program shares out the keys",
-				"group", g.client.group, "error", t.err)
-		}
-		return maxDuration, nil
+		return a.awaitOtherVersion(ctx, v)
 	case !t.exists || t.table == nil:
 		if v.listed == 0 {
 			return maxDuration, nil // its members are about to be listed

@@ -96,3 +96,35 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 	return gathering(g.campaign.options), a.writeNew(ctx, v, t,
 		"the members that shared out other keys are gone; beginning a new table")
 }
+
+// awaitOtherVersion waits until the members of the version of the program that wrote the table are gone. It shows in
+// their reports, which have its format too; who has not reported in its term may be one.
+func (a *assigner) awaitOtherVersion(ctx context.Context, v view) (time.Duration, error) {
+	g := a.group
+	if v.surveyed < v.table.record.version {
+		if v.listed == 0 {
+			return maxDuration, nil // its members are about to be listed
+		}
+		return a.survey(ctx, v)
+	}
+	wait := maxDuration
+	for name, m := range v.members {
+		term, held := termOf(name, m.seen.record)
+		if !g.isMember(name) || name == v.me.Lease || !held || m.report.Acquired == term.Acquired {
+			continue
+		}
+		left := a.untilFence(v, name, m)
+		if left <= 0 {
+			return shortestDelay, a.fence(ctx, v, name, m)
+		}
+		wait = min(wait, left)
+	}
+	if wait == maxDuration {
+		return a.beginAnew(ctx, v)
+	}
+	if g.once(v.table.err.Error()) {
+		g.campaign.log.error("this member does not join: another version of the program shares out the keys; "+
+			"waiting until its members are gone", "group", g.client.group, "error", v.table.err)
+	}
+	return wait, nil
+}

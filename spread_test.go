@@ -941,25 +941,86 @@ func TestRingOtherBuckets(t *testing.T) {
 	})
 }
 
-// A table of another format is left to those that wrote it.
+// ofAnotherFormat returns the text of a table, or of a report, of another version of the program.
+func ofAnotherFormat() string {
+	var b bytes.Buffer
+	w := zlib.NewWriter(&b)
+	fmt.Fprint(w, `{"v":99}`)
+	w.Close()
+	return base64.RawStdEncoding.EncodeToString(b.Bytes())
+}
+
+// A table of another format is left to the members that wrote it until they are gone.
 func TestGroupOfAnotherFormat(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		reports string // what the member of another version does
+		crashes bool
+	}{
+		{"leaves", "zlib:" + ofAnotherFormat(), false},
+		{"crashes", "zlib:" + ofAnotherFormat(), true},
+		{"has not reported yet", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				other := name + "-m-0123456789ab"
+				left := false
+				put := func() {
+					l := &coordinationv1.Lease{
+						ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: other,
+							Labels:      map[string]string{groupLabel: name},
+							Annotations: map[string]string{memberAnnotation: c.reports}},
+						Spec: coordinationv1.LeaseSpec{
+							HolderIdentity: new("other"), LeaseDurationSeconds: new(int32(D / time.Second)),
+							AcquireTime: &metav1.MicroTime{Time: time.UnixMicro(5)},
+							RenewTime:   new(metav1.NowMicro()),
+						},
+					}
+					if left {
+						l.Spec = coordinationv1.LeaseSpec{}
+					}
+					f.srv.Put(l)
+				}
+				f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name,
+					Labels:      map[string]string{groupLabel: name},
+					Annotations: map[string]string{tableAnnotation: ofAnotherFormat()}}})
+				put()
+				a := f.spread("a", Keys(numbered(4)...))
+				b := f.spread("b", Keys(numbered(4)...))
+				for range 10 {
+					f.sleep(I)
+					put()
+				}
+				if f.lease().Annotations[tableAnnotation] != ofAnotherFormat() {
+					f.Error("the table was overwritten")
+				}
+				if n := f.logged("another version of the program shares out the keys"); n != 2 {
+					f.Errorf("%d lines about the other version, want one for each member", n)
+				}
+				if left = !c.crashes; left {
+					put()
+				}
+				f.sleep(2*D + I)
+				f.wantShape("a b[2 2]")
+				a.quit()
+				b.quit()
+			})
+		})
+	}
+}
+
+// A table of another format that no member wrote is rubbish.
+func TestGroupFormatByHand(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		a := f.spread("a", Keys(numbered(4)...))
-		f.sleep(3 * time.Second)
-		f.wantShape("a[4]")
-		var b64 bytes.Buffer
-		w := zlib.NewWriter(&b64)
-		fmt.Fprint(w, `{"v":99}`)
-		w.Close()
-		text := base64.RawStdEncoding.EncodeToString(b64.Bytes())
-		f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = text })
+		f.sleep(time.Second)
 		b := f.spread("b", Keys(numbered(4)...))
-		f.sleep(3 * D)
-		if f.lease().Annotations[tableAnnotation] != text {
-			f.Error("the table was overwritten")
-		}
-		if n := f.logged("another version of the program shares out the keys"); n != 2 {
-			f.Errorf("%d lines about the other version, want one for each member", n)
+		f.sleep(3 * I)
+		f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = ofAnotherFormat() })
+		f.sleep(D + I)
+		f.wantShape("a b[2 2]")
+		if n := f.logged("the group's table cannot be read; beginning a new one"); n != 1 {
+			f.Errorf("%d lines about the new table, want 1", n)
 		}
 		a.quit()
 		b.quit()

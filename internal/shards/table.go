@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// tableFormat is the version of the encoding of tables and reports.
+	// tableFormat is the version of the encoding of tables and reports. Who cannot read a table recognizes the members
+	// that can by their reports, so that a version that changes the one changes the other.
 	tableFormat = 1
 	// keptMarks is of how many generations a table keeps the marks.
 	keptMarks = 16
