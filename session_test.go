@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"math"
@@ -1687,4 +1688,111 @@ func TestRenewals(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A Guard passes on what the next RoundTripper answers, and closes the body of a request that it refuses.
+func TestGuard(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		if next := s.Guard(nil).(guard).next; next != http.DefaultTransport {
+			t.Errorf("passes on to %v without a next one", next)
+		}
+		failed, answer := errors.New("failed"), &http.Response{}
+		passed := 0
+		guarded := s.Guard(roundTripper(func(*http.Request) (*http.Response, error) {
+			passed++
+			return answer, failed
+		}))
+		if got, err := guarded.RoundTrip(&http.Request{}); got != answer || err != failed {
+			t.Errorf("answered %v, %v", got, err)
+		}
+		s.Release()
+		for _, body := range []*closedBody{nil, {}} {
+			r := &http.Request{}
+			if body != nil {
+				r.Body = body
+			}
+			_, err := guarded.RoundTrip(r)
+			if got, want := errorText(err), "not sent: "+ErrReleased.Error(); got != want || passed != 1 {
+				t.Errorf("refused: %q, want %q; %d requests were passed on", got, want, passed)
+			}
+			if body != nil && !body.closed {
+				t.Error("the body was not closed")
+			}
+		}
+	})
+}
+
+// A closedBody knows whether it was closed.
+type closedBody struct{ closed bool }
+
+func (*closedBody) Read([]byte) (int, error) { return 0, io.EOF }
+func (b *closedBody) Close() error           { b.closed = true; return nil }
+
+// When the lease expires that a session holds is said by the wall clock, whatever the clock of the candidate says.
+func TestExpiryOfSession(t *testing.T) {
+	inWorld(t, func(w *world) {
+		c := idleCampaign(w, withClock(rateClock{time.Now().Add(-time.Hour), 2}))
+		s := c.newSession(w.Context(), heldByB, c.clock.now().add(-time.Second))
+		if left := time.Until(s.holder.ExpiryTime); left != D-time.Second {
+			t.Errorf("expires in %v, want %v", left, D-time.Second)
+		}
+		s.lose(lostBecause(taken, "at once"))
+		s.finish()
+	})
+}
+
+// A lease that was lost while the machine slept is lost by how far the clock jumped.
+func TestLossByJumpOfClock(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var slept atomic.Int64
+		s := w.acquire(w.Context(), "a", withClock(sleepyClock{&slept}))
+		slept.Store(int64(R + 1234567*time.Microsecond))
+		const want = "lease lost: the clock jumped by 13.235s (the machine slept?)"
+		if got := errorText(s.Err()); got != want {
+			t.Errorf("lost: %q, want %q", got, want)
+		}
+		s.Release()
+	})
+}
+
+// A steppingClock is a second later each time that somebody looks.
+type steppingClock struct {
+	virtualClock
+	looks *atomic.Int64
+}
+
+func (c steppingClock) now() instant {
+	return c.virtualClock.now().add(time.Duration(c.looks.Add(1)) * time.Second)
+}
+
+// Trust that ends while somebody asks for how much of it is left has not less than nothing left.
+func TestTrustEndsDuringValidFor(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var looks atomic.Int64
+		r, _ := idleRenewer(w, heldByB, nil, withClock(steppingClock{looks: &looks}))
+		until := r.session.campaign.clock.now().add(1500 * time.Millisecond)
+		r.session.until.Store(&until)
+		if got := r.session.validFor(); got != 0 || r.session.loss() != nil {
+			t.Errorf("valid for %v; lost: %v", got, r.session.loss())
+		}
+	})
+}
+
+// A loop whose ctx ends after its lease was lost ends because of ctx alone: the session has told of the loss.
+func TestCtxEndsAfterLoss(t *testing.T) {
+	inWorld(t, func(w *world) {
+		cause := errors.New("SIGTERM")
+		ctx, cancel := context.WithCancelCause(w.Context())
+		defer cancel(nil)
+		var err error
+		for s := range w.sequence(ctx, "a", WithError(&err)) {
+			w.steal("thief")
+			<-s.Done()
+			cancel(cause)
+		}
+		if err != cause {
+			t.Errorf("ended by %v, want %v", err, cause)
+		}
+	})
 }
