@@ -179,6 +179,38 @@ func TestGroupLeftOut_G1(t *testing.T) {
 	})
 }
 
+// A member whose renewals another's watch leaves out is not fenced by that one: the fence is refused, and what is read
+// then shows that the member is live. When it has crashed, that shows too.
+func TestGroupFenceRefused_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...), func(o *options) {
+			o.hooks.wrap = func(l Leases) Leases { return watchWithout{l.(coordinationv1client.LeaseInterface), "b"} }
+		})
+		f.sleep(time.Second)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(4 * D)
+		f.wantShape("a b[2 2]")
+		lease := f.leaseOf("b")
+		var fences atomic.Int64
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "patch" && r.Name == lease {
+				fences.Add(1)
+			}
+			return fault
+		})
+		f.sleep(8 * D)
+		f.wantShape("a b[2 2]")
+		if n := f.logged("lease lost"); n != 0 || fences.Load() == 0 || fences.Load() > 10 {
+			f.Errorf("%d losses, %d fences, want none and one in each duration", n, fences.Load())
+		}
+		f.srv.Client("b").Partition(true)
+		f.sleep(2*D + I)
+		f.wantShape("a[4]")
+		a.quit()
+		b.quit()
+	})
+}
+
 // A member whose Lease has lost the group's label, and whose renewal, which brings that back, comes when its trust has
 // nearly ended and is not seen by the assigner's watch, is waited for before a new epoch gives its keys.
 func TestGroupUnlabelledBeforeAnEpoch_G1(t *testing.T) {

@@ -35,7 +35,8 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 			"the group's table is not the one that its members went by: it was restored or edited; beginning a new one",
 			"member", v.members[s.contradicting].seen.identity)
 	case s.silent != "":
-		return shortestDelay, a.fence(ctx, v, s.silent, v.members[s.silent])
+		a.fence(ctx, v, s.silent, v.members[s.silent])
+		return shortestDelay, nil
 	case v.report.Epoch != t.Epoch:
 		return maxDuration, nil // the table is new to ourselves
 	case !t.Open:

@@ -81,7 +81,8 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 		if term, held := termOf(r.Lease, m.seen.record); ok && held && term == r.Term {
 			left := a.untilFence(v, r.Lease, m)
 			if left <= 0 {
-				return shortestDelay, a.fence(ctx, v, r.Lease, m)
+				a.fence(ctx, v, r.Lease, m)
+				return shortestDelay, nil
 			}
 			wait = min(wait, left)
 			continue
@@ -115,7 +116,8 @@ func (a *assigner) awaitOtherVersion(ctx context.Context, v view) (time.Duration
 		}
 		left := a.untilFence(v, name, m)
 		if left <= 0 {
-			return shortestDelay, a.fence(ctx, v, name, m)
+			a.fence(ctx, v, name, m)
+			return shortestDelay, nil
 		}
 		wait = min(wait, left)
 	}

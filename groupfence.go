@@ -31,15 +31,15 @@ func (a *assigner) untilFence(v view, name string, m memberView) time.Duration {
 }
 
 // fence ends the term of a member that was not seen to renew its Lease for its duration: no renewal that is under way
-// takes effect any more.
-func (a *assigner) fence(ctx context.Context, v view, name string, m memberView) error {
+// takes effect any more. If that fails, the Lease is left alone for a while, and read afresh if it has changed unseen.
+func (a *assigner) fence(ctx context.Context, v view, name string, m memberView) {
 	lease, err := a.group.client.patch(ctx, "fence", name, m.seen.record, nil, freeSpec{})
 	if err != nil {
 		a.putOff(name, err)
 		if conflicts(err) { // something happened that was not seen
 			a.readAfresh(v, v.now)
 		}
-		return nil
+		return
 	}
 	a.group.campaign.log.info("member of the group did not renew its lease; its keys are given to others",
 		"group", a.group.client.group, "member", m.seen.identity)
@@ -47,5 +47,4 @@ func (a *assigner) fence(ctx context.Context, v view, name string, m memberView)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.setLocked(lease)
-	return nil
 }

@@ -25,7 +25,8 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 		wait := a.untilFence(v, t.Assigner.Lease, m) + turn
 		if wait <= 0 {
 			a.tookTurn = t.Assigner
-			return shortestDelay, a.fence(ctx, v, t.Assigner.Lease, m)
+			a.fence(ctx, v, t.Assigner.Lease, m)
+			return shortestDelay, nil
 		}
 		patience := min(a.patience(v, turn), a.neglected(ctx, v))
 		a.impatient = patience <= 0
