@@ -2,10 +2,12 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -564,5 +566,80 @@ func TestReflectorWaitsByClock(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A silentWatch does not end when it is stopped.
+type silentWatch struct{ stopped bool }
+
+func (*silentWatch) ResultChan() <-chan watch.Event { return nil }
+func (w *silentWatch) Stop()                        { w.stopped = true }
+
+// A watch is opened in bounded time, by the candidate's clock. What was opened too late is stopped, and its request
+// ends with the watch, or with the failure.
+func TestOpenWatch(t *testing.T) {
+	const timeout, ms = time.Second, time.Millisecond // the clock is twice as fast
+	for _, tt := range []struct {
+		name    string
+		opens   time.Duration // after
+		fails   error
+		silent  bool
+		err     string
+		took    time.Duration
+		stopped time.Duration // how long it took to stop it
+	}{
+		{"opens", 0, nil, false, "<nil>", 0, 0},
+		{"opens, and does not end", 0, nil, true, "<nil>", 0, answerGrace / 2},
+		{"opens in time", timeout/2 - ms, nil, false, "<nil>", timeout/2 - ms, 0},
+		{"fails", 0, errors.New("broken"), false, "broken", 0, 0},
+		{"opens too late", timeout/2 + 10*ms, nil, true, "opening a watch took longer than 1s",
+			timeout/2 + 10*ms + answerGrace/2, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				clock := rateClock{time.Now(), 2}
+				user := &userCode{clock: clock}
+				var request context.Context
+				silent, fake := &silentWatch{}, watch.NewFake()
+				time.AfterFunc(timeout/2-1, func() {
+					if c, _ := user.stuck(); c != nil {
+						t.Errorf("%s is late", c.what)
+					}
+				})
+				began := time.Now()
+				events, err := openWatch(t.Context(), user, clock, timeout,
+					func(ctx context.Context) (watch.Interface, error) {
+						request = ctx
+						time.Sleep(tt.opens)
+						switch {
+						case tt.fails != nil:
+							return nil, tt.fails
+						case tt.silent:
+							return silent, nil
+						}
+						return fake, nil
+					})
+				if took := time.Since(began); errorText(err) != tt.err || took != tt.took {
+					t.Errorf("%v after %v, want %s after %v", err, took, tt.err, tt.took)
+				}
+				if err == nil {
+					time.Sleep(time.Minute)
+					if request.Err() != nil {
+						t.Error("the request ended while the watch was open")
+					}
+					began := time.Now()
+					events.Stop()
+					if took := time.Since(began); took != tt.stopped {
+						t.Errorf("stopped after %v, want %v", took, tt.stopped)
+					}
+				}
+				if request.Err() == nil {
+					t.Error("the request goes on")
+				}
+				if tt.fails == nil && silent.stopped != tt.silent {
+					t.Errorf("stopped: %v", silent.stopped)
+				}
+			})
+		})
 	}
 }
