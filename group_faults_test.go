@@ -441,6 +441,25 @@ func TestGroupForeignLeaseLater(t *testing.T) {
 	})
 }
 
+// Where the members know more keys together than a table may have, each keeps what it has.
+func TestGroupTooManyKeys(t *testing.T) {
+	defer func(most int) { maxKeys = most }(maxKeys)
+	maxKeys = 4
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys("x0", "x1", "x2", "x3"))
+		f.sleep(I)
+		b := f.spread("b", Keys("y"))
+		f.sleep(3 * D)
+		f.wantShape("a[4]")
+		if n := f.logged("the members know 5 keys together, want at most 4"); n != 2 {
+			f.Errorf("%d lines about the keys, want one of each member", n)
+		}
+		b.quit()
+		f.wantShape("a[4]")
+		a.quit()
+	})
+}
+
 // A table that is too large to be written costs no requests about its keys.
 func TestGroupTableTooLarge(t *testing.T) {
 	inFleet(t, func(f *fleet) {

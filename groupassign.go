@@ -296,6 +296,10 @@ func (a *assigner) resumes(v view, term shards.Term) bool {
 // whether that is certain.
 func (a *assigner) write(ctx context.Context, v view, next *shards.Table, names []string) (bool, error) {
 	g := a.group
+	if len(next.Entries) > maxKeys {
+		return false, groupFault(fmt.Sprintf("the members know %d keys together, want at most %d",
+			len(next.Entries), maxKeys))
+	}
 	text := next.Encode()
 	if len(text) > maxAnnotation {
 		return false, groupFault(fmt.Sprintf(
@@ -354,3 +358,6 @@ func (f groupFault) Error() string { return string(f) }
 // maxAnnotation is how long the text of a table may be, in bytes: all annotations of an object together have 256 KiB.
 // Tests lower it.
 var maxAnnotation = 250_000
+
+// maxKeys is how many keys a table may have: nobody could read one with more. Tests lower it.
+var maxKeys = shards.MaxKeys

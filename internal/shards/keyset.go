@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// maxKeys bounds the keys of a group.
-	maxKeys = 1 << 20
+	// MaxKeys bounds the keys of a group, and of a member: who reads more takes it for rubbish.
+	MaxKeys = 1 << 20
 	// maxKeyLength is the largest length of a key in bytes.
 	maxKeyLength = 256
 	// pageBytes is about how many bytes of keys a page has: as base64, which compression cannot always shorten,
@@ -22,8 +22,8 @@ const (
 
 // SortKeys returns the keys in the order in which tables have them. The error says what is wrong with them.
 func SortKeys(keys []string) ([]string, error) {
-	if len(keys) > maxKeys {
-		return nil, fmt.Errorf("%d keys, want at most %d", len(keys), maxKeys)
+	if len(keys) > MaxKeys {
+		return nil, fmt.Errorf("%d keys, want at most %d", len(keys), MaxKeys)
 	}
 	sorted := slices.Sorted(slices.Values(keys))
 	for i, key := range sorted {
@@ -93,7 +93,7 @@ func ReadPages(digest string, read func(page int) (string, error)) ([]string, er
 		if err := decompress(text, &p); err != nil {
 			return nil, fmt.Errorf("page %d of the keys cannot be read: %w", i, err)
 		}
-		if pages = p.Pages; pages < 1 || len(keys)+len(p.Keys) > maxKeys {
+		if pages = p.Pages; pages < 1 || len(keys)+len(p.Keys) > MaxKeys {
 			return nil, fmt.Errorf("page %d of the keys: %d pages, %d keys", i, pages, len(p.Keys))
 		}
 		keys = append(keys, p.Keys...)

@@ -114,7 +114,7 @@ func DecodeReport(text string) (Report, error) {
 		return Report{}, err
 	}
 	for _, u := range e.Returned {
-		if u[0] > maxKeys || u[1] > maxKeys || len(r.Returned)+int(u[1]) > maxKeys {
+		if u[0] > MaxKeys || u[1] > MaxKeys || len(r.Returned)+int(u[1]) > MaxKeys {
 			return Report{}, errTooMany
 		}
 		for i := range int(u[1]) {
@@ -127,7 +127,7 @@ func DecodeReport(text string) (Report, error) {
 // MaxWeight is the largest weight of a member.
 const MaxWeight = 1000
 
-var errTooMany = fmt.Errorf("the report names more than %d keys", maxKeys)
+var errTooMany = fmt.Errorf("the report names more than %d keys", MaxKeys)
 
 // runsOf returns ascending numbers as runs.
 func runsOf(numbers []int) [][2]int {
@@ -146,7 +146,7 @@ func runsOf(numbers []int) [][2]int {
 func numbersOf(runs [][2]int) ([]int, error) {
 	var numbers []int
 	for _, r := range runs {
-		if r[0] < 0 || r[1] < 0 || r[0] > maxKeys || r[1] > maxKeys || len(numbers)+r[1] > maxKeys {
+		if r[0] < 0 || r[1] < 0 || r[0] > MaxKeys || r[1] > MaxKeys || len(numbers)+r[1] > MaxKeys {
 			return nil, errTooMany
 		}
 		for i := range r[1] {

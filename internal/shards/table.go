@@ -164,8 +164,8 @@ func DecodeTable(text string) (*Table, error) {
 	}
 	keys := 0
 	for _, n := range e.Entries {
-		if n[0] == 0 || n[0] > maxKeys || n[1] > uint64(len(t.Rows)) || n[2] > t.Gen || n[3] > t.Gen ||
-			keys+int(n[0]) > maxKeys {
+		if n[0] == 0 || n[0] > MaxKeys || n[1] > uint64(len(t.Rows)) || n[2] > t.Gen || n[3] > t.Gen ||
+			keys+int(n[0]) > MaxKeys {
 			return nil, errors.New("the table has an entry that cannot be")
 		}
 		keys += int(n[0])
