@@ -1796,3 +1796,21 @@ func TestCtxEndsAfterLoss(t *testing.T) {
 		}
 	})
 }
+
+// A session that was released is not lost later, however long ago that was, and whoever asks.
+func TestReleasedIsNotLost(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s := w.acquire(w.Context(), "a")
+		if err := s.Release(); err != nil {
+			t.Fatal(err)
+		}
+		w.sleep(D)
+		_, err := s.Guard(nil).RoundTrip(&http.Request{})
+		if s.ValidFor() != 0 || !errors.Is(err, ErrReleased) || errors.Is(err, ErrLost) {
+			t.Errorf("valid for %v; refused: %v", s.ValidFor(), err)
+		}
+		if err := s.Release(); err != nil || s.Err() != ErrReleased {
+			t.Errorf("Release() = %v, Err() = %v", err, s.Err())
+		}
+	})
+}
