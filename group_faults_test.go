@@ -126,6 +126,21 @@ func (f *fleet) tableWrites() func() int {
 	}
 }
 
+// spreadWedged runs members a, b and c, which share 12 keys. The first assigns, and the second is the next in line.
+// Once they have settled it wedges some of them.
+func (f *fleet) spreadWedged(wedged ...string) (runners []*runner) {
+	for _, member := range []string{"a", "b", "c"} {
+		runners = append(runners, f.spread(member, Keys(numbered(12)...)))
+		f.sleep(time.Second)
+	}
+	f.sleep(2 * I)
+	f.wantShape("a b c[4 4 4]")
+	for _, member := range wedged {
+		f.wedge(member)
+	}
+	return runners
+}
+
 // A member that assigns, and renews its Lease but does nothing else, is replaced by the next in line, which watches
 // all, also where nobody misses anything but the keys.
 func TestGroupWedgedAssigner(t *testing.T) {
@@ -142,14 +157,7 @@ func TestGroupWedgedAssigner(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inFleet(t, func(f *fleet) {
-				var runners []*runner
-				for _, member := range []string{"a", "b", "c"} {
-					runners = append(runners, f.spread(member, Keys(numbered(12)...)))
-					f.sleep(time.Second)
-				}
-				f.sleep(2 * I)
-				f.wantShape("a b c[4 4 4]")
-				f.wedge("a")
+				runners := f.spreadWedged("a")
 				f.sleep(I)
 				c.do(f, runners[2])
 				f.sleep(c.limit)
@@ -175,14 +183,7 @@ func TestGroupWedgedAssigner(t *testing.T) {
 // wedged too.
 func TestGroupWedgedAssignerAndNext(t *testing.T) {
 	inFleet(t, func(f *fleet) {
-		var runners []*runner
-		for _, member := range []string{"a", "b", "c"} {
-			runners = append(runners, f.spread(member, Keys(numbered(12)...)))
-			f.sleep(time.Second)
-		}
-		f.sleep(2 * I)
-		f.wedge("a")
-		f.wedge("b")
+		runners := f.spreadWedged("a", "b")
 		d := f.spread("d", Keys(numbered(12)...))
 		f.sleep(D + 2*I)
 		f.wantShape("a b c d[3 3 3 3]")
