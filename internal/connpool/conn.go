@@ -184,7 +184,8 @@ func (p *Pool) replace(c *conn, resp *http.Response) {
 	}
 }
 
-// A link is the network connection below a conn. It knows when it was last heard.
+// A link is the network connection below a conn. It knows when it was last heard. A panic in the program's code below
+// it is an error.
 type link struct {
 	net.Conn
 	pool    *Pool
@@ -202,15 +203,17 @@ func (l *link) open(nc net.Conn, heard func()) { l.Conn, l.began, l.heard = nc, 
 
 // Write schedules check when b is a ping, or a request that comes as late as one. It takes no lock, because a
 // connection may be closed, which writes, while the pool's mu is held.
-func (l *link) Write(b []byte) (int, error) {
+func (l *link) Write(b []byte) (n int, err error) {
+	defer l.pool.recoverInto(&err)
 	if w := l.watchdog.Load(); w != nil && l.silence() >= l.pool.pingAfter() && l.checking.CompareAndSwap(false, true) {
 		w.Reset(l.pool.patience())
 	}
 	return l.Conn.Write(b)
 }
 
-func (l *link) Read(b []byte) (int, error) {
-	n, err := l.Conn.Read(b)
+func (l *link) Read(b []byte) (n int, err error) {
+	defer l.pool.recoverInto(&err)
+	n, err = l.Conn.Read(b)
 	if n > 0 {
 		l.last.Store(int64(time.Since(l.began)))
 		if l.alert.Load() {
@@ -223,11 +226,16 @@ func (l *link) Read(b []byte) (int, error) {
 	return n, err
 }
 
+func (l *link) Close() (err error) {
+	defer l.pool.recoverInto(&err)
+	return l.Conn.Close()
+}
+
 // silence returns for how long nothing has been read.
 func (l *link) silence() time.Duration { return time.Since(l.began) - time.Duration(l.last.Load()) }
 
 // fail ends the connection. Its reads fail with why.
 func (l *link) fail(why error) {
 	l.failure.Store(&why)
-	l.Conn.Close()
+	l.Close()
 }

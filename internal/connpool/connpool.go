@@ -2,6 +2,7 @@ package connpool
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +30,7 @@ const (
 type Pool struct {
 	newTransport func() (*http.Transport, error)
 	interval     time.Duration
+	panicked     atomic.Pointer[panicError] // the program's code did, and no request has gone on with that
 
 	mu    sync.Mutex // protects following
 	conns []*conn
@@ -62,11 +65,13 @@ func New(newTransport func() (*http.Transport, error), interval time.Duration) *
 }
 
 // RoundTrip makes a request. It makes it again where no server has processed it, or its connection ended and it is a
-// read.
+// read. It goes on with a panic of the program's code that was recovered on one of the pool's goroutines.
 func (p *Pool) RoundTrip(req *http.Request) (*http.Response, error) {
 	for try := 1; ; try++ {
+		p.repanic()
 		c, err := p.get(req)
 		if err != nil {
+			p.repanic()
 			if req.Body != nil {
 				req.Body.Close()
 			}
@@ -81,6 +86,7 @@ func (p *Pool) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 			return resp, nil
 		}
+		p.repanic()
 		if errors.Is(context.Cause(req.Context()), context.DeadlineExceeded) {
 			c.missed(began)
 		}
@@ -243,7 +249,7 @@ func (p *Pool) connect(e *era, to url.URL) (*conn, time.Duration, error) {
 	for {
 		e.Go(func() {
 			began := time.Now()
-			c, err := p.dialOne(ctx, to)
+			c, err := call(p, func() (*conn, error) { return p.dialOne(ctx, to) })
 			select {
 			case results <- result{c, time.Since(began), err}:
 			case <-ctx.Done():
@@ -272,6 +278,12 @@ func (p *Pool) dialOne(ctx context.Context, to url.URL) (*conn, error) {
 		transport.Proxy = func(req *http.Request) (*url.URL, error) {
 			req.URL = &to // NewClientConn leaves the port out, and an IPv6 address without brackets
 			return proxy(req)
+		}
+	}
+	if config := transport.TLSClientConfig; config != nil && config.GetClientCertificate != nil {
+		get := config.GetClientCertificate // net/http calls it on a goroutine of its own
+		config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return call(p, func() (*tls.Certificate, error) { return get(info) })
 		}
 	}
 	c := &conn{pool: p, to: to, link: &link{pool: p}}

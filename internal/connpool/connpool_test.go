@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -613,6 +615,161 @@ func TestClose(t *testing.T) {
 		w.pool.Close()
 		if got := <-waiting; got != net.ErrClosed.Error() {
 			t.Error(got)
+		}
+	})
+}
+
+// A hostileConn is a network connection whose code misbehaves.
+type hostileConn struct {
+	net.Conn
+	read, write, end func()
+}
+
+func (c hostileConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.read()
+	return n, err
+}
+
+func (c hostileConn) Write(b []byte) (int, error) {
+	c.write()
+	return c.Conn.Write(b)
+}
+
+func (c hostileConn) Close() error {
+	err := c.Conn.Close()
+	c.end()
+	return err
+}
+
+// The program's code panics, or exits its goroutine, where it dials and on the connection that it made: a request goes
+// on with the panic, or fails, and the next one is answered.
+func TestHostileDialler(t *testing.T) {
+	type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+	nothing := func() {}
+	for _, where := range []struct {
+		name  string
+		spoil func(transport *http.Transport, dial dialFunc, do func())
+		open  bool // the connection is open by then
+		exits bool // it may exit its goroutine: net/http waits for a read or a write for ever
+	}{
+		{"dial", func(transport *http.Transport, dial dialFunc, do func()) {
+			transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				do()
+				return dial(ctx, network, address)
+			}
+		}, false, true},
+		{"proxy", func(transport *http.Transport, _ dialFunc, do func()) {
+			transport.Proxy = func(*http.Request) (*url.URL, error) {
+				do()
+				return nil, nil
+			}
+		}, false, true},
+		{"client certificate", func(transport *http.Transport, _ dialFunc, do func()) {
+			transport.TLSClientConfig.GetClientCertificate =
+				func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+					do()
+					return &tls.Certificate{}, nil
+				}
+		}, false, true},
+		{"read of the handshake", func(transport *http.Transport, dial dialFunc, do func()) {
+			transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				nc, err := dial(ctx, network, address)
+				return hostileConn{nc, do, nothing, nothing}, err
+			}
+		}, false, false},
+		{"read of an answer", func(transport *http.Transport, dial dialFunc, do func()) {
+			transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				nc, err := dial(ctx, network, address)
+				return hostileConn{nc, do, nothing, nothing}, err
+			}
+		}, true, false},
+		{"write of a request", func(transport *http.Transport, dial dialFunc, do func()) {
+			transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				nc, err := dial(ctx, network, address)
+				return hostileConn{nc, nothing, do, nothing}, err
+			}
+		}, true, false},
+	} {
+		for _, misdeed := range []string{"panics", "exits its goroutine"} {
+			if misdeed != "panics" && !where.exits {
+				continue
+			}
+			t.Run(where.name+" "+misdeed, func(t *testing.T) {
+				in(t, 10*time.Millisecond, func(s *http.Server) { s.TLSConfig.ClientAuth = tls.RequestClientCert },
+					func(w *world) {
+						var armed atomic.Bool
+						do := func() {
+							switch {
+							case !armed.Swap(false):
+							case misdeed == "panics":
+								panic("the program's")
+							default:
+								runtime.Goexit()
+							}
+						}
+						w.pool = New(func() (*http.Transport, error) {
+							transport := &http.Transport{DialContext: w.Dial,
+								TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+							where.spoil(transport, w.Dial, do)
+							return transport, nil
+						}, interval)
+						defer w.pool.Close()
+						if where.open {
+							w.want("/")
+						}
+						armed.Store(true)
+						var got string
+						recovered := func() (value any) {
+							defer func() { value = recover() }()
+							got = w.ask(w.pool, http.MethodPatch, "/", time.Minute)
+							return nil
+						}()
+						switch {
+						case misdeed == "panics" && recovered != "the program's":
+							t.Errorf("recovered %v, answered %q", recovered, got)
+						case misdeed != "panics" && !strings.HasSuffix(got, errExited.Error()):
+							t.Errorf("answered %q", got)
+						}
+						w.want("/")
+					})
+			})
+		}
+	}
+}
+
+// A dial that no request waits for panics: the next request goes on with that. A connection panics as it is closed, which
+// Close does not.
+func TestUnheardPanic(t *testing.T) {
+	in(t, 10*time.Millisecond, nil, func(w *world) {
+		var dials, closed atomic.Int64
+		nothing := func() {}
+		p := w.over(func(ctx context.Context, network, address string) (net.Conn, error) {
+			if dials.Add(1) == 2 {
+				panic("the program's")
+			}
+			nc, err := w.Dial(ctx, network, address)
+			return hostileConn{nc, nothing, nothing, func() { closed.Add(1); panic("at the end") }}, err
+		})
+		if got := w.ask(p, http.MethodPatch, "/", time.Minute); got != "200 OK why" {
+			t.Fatal(got)
+		}
+		w.Kill()
+		time.Sleep(5 * interval) // it is found dead, and replaced
+		if n := dials.Load(); n != 2 {
+			t.Errorf("%d dials", n)
+		}
+		recovered := func() (value any) {
+			defer func() { value = recover() }()
+			w.ask(p, http.MethodPatch, "/", time.Minute)
+			return nil
+		}()
+		if recovered != "the program's" {
+			t.Errorf("recovered %v", recovered)
+		}
+		p.Close()
+		if closed.Load() == 0 {
+			t.Error("no connection was closed")
 		}
 	})
 }
