@@ -249,7 +249,8 @@ func TestMonitorForgets(t *testing.T) {
 	})
 }
 
-// A Monitor does not keep the context of a campaign that ended. Garbage collection takes real time.
+// A Monitor does not keep the context of a campaign that ended, whose logger returned later. Garbage collection takes
+// real time.
 func TestMonitorKeepsNoContext(t *testing.T) {
 	var m Monitor
 	freed := make(chan struct{})
@@ -257,12 +258,15 @@ func TestMonitorKeepsNoContext(t *testing.T) {
 		value := new([1 << 20]byte)
 		runtime.AddCleanup(value, func(freed chan struct{}) { close(freed) }, freed)
 		ctx := context.WithValue(t.Context(), sessionKey{}, value)
+		returned := make(chan struct{})
+		logger := slog.New(hostileHandler{slog.DiscardHandler, "lease released", func() { <-returned }})
 		s, err := Acquire(ctx, WithLease(name), WithNamespace(ns), WithClient(leasetest.NewServer().Client("a")),
-			WithMonitor(&m), unlogged)
+			WithMonitor(&m), WithLogger(logger))
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.Release()
+		close(returned)
 	}()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		runtime.GC()

@@ -200,8 +200,9 @@ type leaseStats struct {
 	mu        sync.Mutex    // protects following; held only to read or write them
 	campaigns []*campaign   // that run, the newest last
 	last      *LeaseStatus  // of the last campaign that ended; nil if none has
-	returning []*userCode   // of campaigns that ended, whose calls have not all returned
+	returning []*call       // the calls of campaigns that ended, but for those that had returned when the last one did
 	duration  time.Duration // of the last of them
+	clock     clock         // likewise
 
 	since         time.Time // when the lease was last acquired, released or lost
 	updates       uint64    // seen by campaigns that ended
@@ -246,12 +247,14 @@ func (l *leaseStats) remove(c *campaign) bool {
 		return false
 	}
 	l.campaigns = slices.Delete(l.campaigns, i, i+1)
-	l.last, l.duration = new(c.status()), c.options.duration
+	l.last, l.duration, l.clock = new(c.status()), c.options.duration, c.clock
 	l.updates += l.last.Updates
-	if c.user.underWay() {
-		l.returning = append(l.returning, c.user)
-	}
+	l.returning = append(stillUnderWay(l.returning), c.user.underWay()...)
 	return len(l.campaigns) == 0
+}
+
+func stillUnderWay(calls []*call) []*call {
+	return slices.DeleteFunc(calls, func(c *call) bool { return c.ended.Load() })
 }
 
 func (l *leaseStats) acquired() {
@@ -396,9 +399,9 @@ func (l *leaseStats) check() error {
 	for _, c := range l.campaigns {
 		wrong = append(wrong, c.check()...)
 	}
-	l.returning = slices.DeleteFunc(l.returning, func(u *userCode) bool { return !u.underWay() })
-	for _, u := range l.returning {
-		wrong = append(wrong, u.checkStuck(l.last.Namespace+"/"+l.last.Name, l.duration))
+	if l.returning = stillUnderWay(l.returning); len(l.returning) > 0 {
+		c, over := mostOverdue(l.returning, l.clock)
+		wrong = append(wrong, checkOverdue(l.last.Namespace+"/"+l.last.Name, l.duration, c, over))
 	}
 	return errors.Join(wrong...)
 }
@@ -432,6 +435,10 @@ func (r *reflector) checkStuck(lease string, d time.Duration) error {
 // checkStuck returns an error if a call is over its limit by more than d, the duration of the lease.
 func (u *userCode) checkStuck(lease string, d time.Duration) error {
 	c, over := u.stuck()
+	return checkOverdue(lease, d, c, over)
+}
+
+func checkOverdue(lease string, d time.Duration, c *call, over time.Duration) error {
 	if over <= d {
 		return nil
 	}

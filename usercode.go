@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,6 +35,7 @@ type call struct {
 	what  string
 	since time.Time     // by the monotonic clock
 	limit time.Duration // how long it may take
+	ended atomic.Bool
 }
 
 const (
@@ -67,7 +69,7 @@ func (u *userCode) start(what string, limit time.Duration, f, ended func()) {
 // begin records that f is running. The caller runs what it returns on a goroutine of its own: f, and then ended, in
 // whatever way f has ended.
 func (u *userCode) begin(what string, limit time.Duration, f, ended func()) (run func()) {
-	c := &call{what, u.clock.now().mono, limit}
+	c := &call{what: what, since: u.clock.now().mono, limit: limit}
 	u.mu.Lock()
 	u.calls = append(u.calls, c)
 	u.mu.Unlock()
@@ -84,6 +86,7 @@ func (u *userCode) begin(what string, limit time.Duration, f, ended func()) (run
 }
 
 func (u *userCode) end(c *call) {
+	c.ended.Store(true)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	i := slices.Index(u.calls, c)
@@ -194,21 +197,19 @@ func (u *userCode) wait() {
 	}
 }
 
-// underWay reports whether any call is.
-func (u *userCode) underWay() bool {
+// underWay returns the calls that are.
+func (u *userCode) underWay() []*call {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return len(u.calls) > 0
+	return slices.Clone(u.calls)
 }
 
 // stuck returns the call that is the longest over its limit, and for how long. It is nil if there is none.
-func (u *userCode) stuck() (*call, time.Duration) {
-	now := u.clock.now().mono
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	var worst *call
-	var over time.Duration
-	for _, c := range u.calls {
+func (u *userCode) stuck() (*call, time.Duration) { return mostOverdue(u.underWay(), u.clock) }
+
+func mostOverdue(calls []*call, by clock) (worst *call, over time.Duration) {
+	now := by.now().mono
+	for _, c := range calls {
 		if late := now.Sub(c.since) - c.limit; c.limit != noLimit && late > over {
 			worst, over = c, late
 		}
