@@ -3,7 +3,11 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -16,6 +20,7 @@ import (
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -231,6 +236,102 @@ func TestNoHostageOfTransport_G13(t *testing.T) {
 				<-done
 			})
 		})
+	}
+}
+
+// leadOver leads over the network for a while, with a connection whose code misbehaves once armed. The lease is kept as
+// long as the body runs, and free after the loop, which ends with the panic, if there was one.
+func (s *apiServer) leadOver(t *testing.T, config *rest.Config, what misdeed, armed *atomic.Bool, opts ...Option) {
+	recovered := func() (value any) {
+		defer func() { value = recover() }()
+		for session := range Sessions(t.Context(), append([]Option{WithLease("x"), WithNamespace("default"),
+			WithRESTConfig(config), unlogged, inVirtualTime}, opts...)...) {
+			time.Sleep(I / 2)
+			armed.Store(true)
+			select {
+			case <-session.Done():
+			case <-time.After(2 * D):
+			}
+			time.Sleep(D)
+			if session.ValidFor() == 0 {
+				t.Errorf("the lease was lost: %v", session.Err())
+			}
+			break
+		}
+		return nil
+	}()
+	if armed.Load() {
+		t.Error("the code was not called")
+	}
+	if want := what.name == "panics"; (recovered != nil) != want || want && recovered != "the program's" {
+		t.Errorf("recovered %v", recovered)
+	}
+	if l := s.leases.Lease("default", "x"); l == nil || l.Spec.HolderIdentity != nil {
+		t.Errorf("left: %+v", l)
+	}
+}
+
+// The program's code panics or exits its goroutine when it dials, which is when the connection has gone dead.
+func TestNoHostageOfDialler_G13(t *testing.T) {
+	for _, what := range misdeeds[:2] {
+		t.Run(what.name, func(t *testing.T) {
+			overNetwork(t, 2*time.Millisecond, func(t *testing.T, s *apiServer) {
+				var armed atomic.Bool
+				config := s.config()
+				config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+					if armed.Swap(false) {
+						what.do(nil)
+					}
+					return s.Dial(ctx, network, address)
+				}
+				time.AfterFunc(D, s.Kill)
+				s.leadOver(t, config, what, &armed)
+			})
+		})
+	}
+}
+
+// A hostileBody misbehaves when something is read of it.
+type hostileBody struct {
+	io.ReadCloser
+	do func()
+}
+
+func (b hostileBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.do()
+	return n, err
+}
+
+type roundTripFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// The program's transport panics or exits its goroutine when a watch is read, its own one or the shared one.
+func TestNoHostageOfWatch_G13(t *testing.T) {
+	for _, what := range misdeeds[:2] {
+		for _, shared := range []int{1, 100} {
+			t.Run(fmt.Sprintf("%s, shared from %d", what.name, shared), func(t *testing.T) {
+				overNetwork(t, 2*time.Millisecond, func(t *testing.T, s *apiServer) {
+					var armed atomic.Bool
+					config := s.config()
+					config.WrapTransport = func(next http.RoundTripper) http.RoundTripper {
+						return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+							resp, err := next.RoundTrip(req)
+							if err == nil && req.URL.Query().Has("watch") {
+								resp.Body = hostileBody{resp.Body, func() {
+									if armed.Swap(false) {
+										what.do(nil)
+									}
+								}}
+							}
+							return resp, err
+						})
+					}
+					s.leadOver(t, config, what, &armed, WithSharedFrom(shared))
+				})
+			})
+		}
 	}
 }
 

@@ -3,9 +3,11 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -574,6 +576,56 @@ type silentWatch struct{ stopped bool }
 
 func (*silentWatch) ResultChan() <-chan watch.Event { return nil }
 func (w *silentWatch) Stop()                        { w.stopped = true }
+
+// A hostileWatch misbehaves when it is stopped. It has no events, and does not end.
+type hostileWatch struct{ stop func() }
+
+func (hostileWatch) ResultChan() <-chan watch.Event { return nil }
+func (w hostileWatch) Stop()                        { w.stop() }
+
+// The stop of a watch is the program's code, also of one that opened when nobody waited for it any more: a panic ends
+// the campaign, and the end of the campaign waits for what it does.
+func TestStopOfWatch_G13(t *testing.T) {
+	const timeout = time.Second
+	for _, opens := range []time.Duration{0, timeout + answerGrace/2, timeout + 2*answerGrace} {
+		for _, what := range append(misdeeds, misdeed{"returns", func(<-chan struct{}) {}}) {
+			t.Run(fmt.Sprintf("opens after %v, %s", opens, what.name), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var aborted atomic.Bool
+					until := make(chan struct{})
+					user := &userCode{clock: systemClock{}, abort: func(*userPanic) { aborted.Store(true) }}
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					began := time.Now()
+					events, err := openWatch(ctx, user, user.clock, timeout,
+						func(context.Context) (watch.Interface, error) {
+							time.Sleep(opens)
+							return hostileWatch{func() { what.do(until) }}, nil
+						})
+					if (err == nil) != (opens == 0) || time.Since(began) > opens+userCodeGrace {
+						t.Fatalf("%v after %v", err, time.Since(began))
+					}
+					if err == nil {
+						events.Stop()
+					}
+					user.wait()
+					if took := time.Since(began); what.name == "returns" && took != opens+answerGrace {
+						t.Errorf("over after %v", took)
+					}
+					if aborted.Load() != (what.name == "panics") {
+						t.Errorf("aborted: %v", aborted.Load())
+					}
+					close(until)
+					time.Sleep(2 * answerGrace)
+					synctest.Wait()
+					if left := user.underWay(); len(left) > 0 {
+						t.Errorf("%q goes on", left[0].what)
+					}
+				})
+			})
+		}
+	}
+}
 
 // A watch is opened in bounded time, by the candidate's clock. What was opened too late is stopped, and its request
 // ends with the watch, or with the failure.

@@ -66,6 +66,18 @@ func (u *userCode) start(what string, limit time.Duration, f, ended func()) {
 	go u.begin(what, limit, f, ended)()
 }
 
+// run runs f on a goroutine of its own, and returns when f has ended, at the latest after the grace.
+func (u *userCode) run(what string, f func()) {
+	ended := make(chan struct{})
+	u.start(what, userCodeGrace, f, func() { close(ended) })
+	timer := time.NewTimer(u.clock.wait(userCodeGrace))
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+	}
+}
+
 // begin records that f is running. The caller runs what it returns on a goroutine of its own: f, and then ended, in
 // whatever way f has ended.
 func (u *userCode) begin(what string, limit time.Duration, f, ended func()) (run func()) {
@@ -260,7 +272,7 @@ func newRequest[T any](
 func noAnswer(what string, cause error) error { return fmt.Errorf("%s: no answer: %w", what, cause) }
 
 // ask returns what f returns. It gives up when ctx has ended and f does not return soon; discard, unless it is
-// nil, then gets what f returns later. The limit says when f is late.
+// nil, then gets what f returns later, as a part of the call. The limit says when f is late.
 func ask[T any](
 	ctx context.Context, u *userCode, what string, limit time.Duration, f func(context.Context) (T, error),
 	discard func(T),
@@ -271,13 +283,17 @@ func ask[T any](
 	}
 	answers, abandoned := make(chan answer), make(chan struct{})
 	defer close(abandoned)
-	run, err := newRequest(u, what, limit, func() (T, error) { return f(ctx) }, func(value T, err error) {
+	var settled atomic.Bool // set first by f's goroutine: the caller gets the value; by the caller: it is discarded
+	run, err := newRequest(u, what, limit, func() (T, error) {
+		value, err := f(ctx)
+		if err == nil && discard != nil && settled.Swap(true) {
+			discard(value)
+		}
+		return value, err
+	}, func(value T, err error) {
 		select {
 		case answers <- answer{value, err}:
 		case <-abandoned:
-			if err == nil && discard != nil {
-				discard(value)
-			}
 		}
 	})
 	if err != nil {
@@ -295,6 +311,10 @@ func ask[T any](
 	case a := <-answers:
 		return a.value, a.err
 	case <-timer.C:
-		return *new(T), noAnswer(what, ctx.Err())
 	}
+	if settled.Swap(true) {
+		a := <-answers
+		return a.value, a.err
+	}
+	return *new(T), noAnswer(what, ctx.Err())
 }

@@ -8,16 +8,22 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// openWatch opens a watch in bounded time.
+// openWatch opens a watch in bounded time. To stop it is the program's code like all that a client does.
 func openWatch(
 	ctx context.Context, user *userCode, c clock, timeout time.Duration,
 	open func(context.Context) (watch.Interface, error),
 ) (watch.Interface, error) {
 	ctx, cancel := context.WithCancel(ctx) // it goes on as long as the watch
 	stop := func(w watch.Interface) {
-		w.Stop()
-		cancel()
-		awaitEnd(c, w)
+		user.run("stop of a watch", func() {
+			w.Stop()
+			cancel()
+			awaitEnd(c, w)
+			if w, ok := w.(interface{ Repanic() }); ok { // of leaserest
+				w.Repanic()
+			}
+		})
+		cancel() // also if Stop has not returned
 	}
 	timer := time.AfterFunc(c.wait(timeout), cancel)
 	w, err := ask(ctx, user, "watch", timeout, open, stop)

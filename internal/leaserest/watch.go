@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -14,9 +15,10 @@ import (
 
 // A watcher is an open watch.
 type watcher struct {
-	leases *Leases
-	events chan watch.Event
-	cancel context.CancelFunc
+	leases   *Leases
+	events   chan watch.Event
+	cancel   context.CancelFunc
+	panicked atomic.Pointer[any] // what the program's code did with the answer; stored before events is closed
 }
 
 func (w *watcher) ResultChan() <-chan watch.Event { return w.events }
@@ -24,9 +26,21 @@ func (w *watcher) ResultChan() <-chan watch.Event { return w.events }
 // Stop ends the watch. Its channel is closed a moment later.
 func (w *watcher) Stop() { w.cancel() }
 
+// Repanic goes on with the panic of the program's code, whose transport wraps the answer, that has ended the watch.
+func (w *watcher) Repanic() {
+	if value := w.panicked.Swap(nil); value != nil {
+		panic(*value)
+	}
+}
+
 // run passes on what comes until the answer or ctx ends. What cannot be read or decoded is an ERROR event.
 func (w *watcher) run(ctx context.Context, resp *http.Response) {
 	defer close(w.events)
+	defer func() {
+		if value := recover(); value != nil {
+			w.panicked.Store(&value)
+		}
+	}()
 	defer w.cancel()
 	defer w.leases.watches.Add(-1)
 	defer resp.Body.Close()
