@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -109,7 +110,11 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 // start begins to follow the Lease.
 func (c *campaign) start() { c.reflector.start(c.ctx, c.client.subscribe(c.reflector, c.options)) }
 
-// resolveDoubt looks whether a claim whose outcome is unknown acquired the lease, and frees it then.
+// errUnanswered is why a lease may be acquired although a read does not show that.
+var errUnanswered = errors.New("a claim without an answer may still take effect")
+
+// resolveDoubt looks whether a claim whose outcome is unknown acquired the lease, and frees it then. It warns where
+// the lease may be held, or will be, for nobody.
 func (c *campaign) resolveDoubt() {
 	doubts := c.claims.inDoubt()
 	if doubts == nil {
@@ -121,7 +126,14 @@ func (c *campaign) resolveDoubt() {
 	if err == nil {
 		err = c.freeInDoubt(ctx, doubts)
 	}
-	if err != nil && err != errNotOurs {
+	if latest := c.store.latest(); err == errNotOurs {
+		c.claims.forget(latest, c.clock.now().mono, true)
+		err = nil
+		if c.claims.unanswered(latest) {
+			err = errUnanswered
+		}
+	}
+	if err != nil {
 		c.log.warn("lease perhaps not released; if it was acquired, it will expire", "error", err)
 	}
 	c.claims.clearDoubt()

@@ -46,6 +46,7 @@ func TestResolveDoubt(t *testing.T) {
 	}{
 		{name: "it acquired the lease", holder: "a", sent: "get patch"},
 		{name: "another did", holder: "b", sent: "get", left: "b"},
+		{name: "it has not arrived yet", sent: "get", warned: true},
 		{name: "the read fails", holder: "a", fate: fate("get", leasetest.Fault{Err: leasetest.Unauthorized()}),
 			sent: "get", left: "a", warned: true},
 		{name: "the read is slow, and the release is lost", holder: "a",
@@ -64,8 +65,10 @@ func TestResolveDoubt(t *testing.T) {
 				c.claims.recordOutcome(n, context.DeadlineExceeded, false)
 				held := *c.lease
 				held.identity = tt.holder
-				if _, err := held.create(w.Context(), n.term.acquired); err != nil {
-					t.Fatal(err)
+				if tt.holder != "" {
+					if _, err := held.create(w.Context(), n.term.acquired); err != nil {
+						t.Fatal(err)
+					}
 				}
 				var mu sync.Mutex
 				var sent []string

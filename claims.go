@@ -89,6 +89,16 @@ func (c *claims) inDoubt() (terms []term) {
 	return terms
 }
 
+// unanswered reports whether a claim in doubt may yet acquire the lease as it is in o, which comes from a read, and for
+// which what cannot take effect was forgotten. One that creates the Lease does not where there is one.
+func (c *claims) unanswered(o observation) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.all, func(n claim) bool {
+		return n.inDoubt && !n.decided && !o.term().is(n.term) && (n.term.uid != "" || !o.exists())
+	})
+}
+
 // clearDoubt ends all doubt.
 func (c *claims) clearDoubt() {
 	c.mu.Lock()

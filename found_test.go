@@ -308,6 +308,44 @@ func TestClaimsInDoubtAreKept(t *testing.T) {
 	})
 }
 
+// Which claims without an answer may acquire the lease after a read.
+func TestClaimsUnanswered(t *testing.T) {
+	now := time.Now()
+	exists := record{uid: "u", version: 5}
+	for _, tt := range []struct {
+		name    string
+		on      record
+		err     error
+		decided bool
+		found   record
+		later   time.Duration
+		want    bool
+	}{
+		{"the Lease is as it was", exists, context.DeadlineExceeded, false, exists, 0, true},
+		{"it has changed", exists, context.DeadlineExceeded, false, record{uid: "u", version: 6}, 0, false},
+		{"long ago", exists, context.DeadlineExceeded, false, exists, forgetClaimAfter + 1, false},
+		{"refused", exists, leasetest.Unauthorized(), true, exists, 0, false},
+		{"accepted, and undone", exists, errDeletedHolder, true, exists, 0, false},
+		{"a creation, and there is none", record{}, context.DeadlineExceeded, false, record{}, 0, true},
+		{"a creation, and there is one", record{}, context.DeadlineExceeded, false, exists, 0, false},
+	} {
+		c := claims{stamps: timestamps{chance: halfChance}}
+		n := c.begin(tt.on, "a", now)
+		c.recordOutcome(n, tt.err, tt.decided)
+		o := observation{record: tt.found}
+		c.forget(o, now.Add(tt.later), true)
+		if got := c.unanswered(o); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+	c := claims{stamps: timestamps{chance: halfChance}}
+	n := c.begin(exists, "a", now)
+	c.recordOutcome(n, context.DeadlineExceeded, false)
+	if c.unanswered(observation{record: record{uid: "u", version: 6, identity: "a", acquired: n.term.acquired}}) {
+		t.Error("the Lease shows it")
+	}
+}
+
 // What claims still can do, by what is known.
 func TestClaimsForget(t *testing.T) {
 	now := time.Now()
