@@ -738,8 +738,8 @@ func TestHostileDialler(t *testing.T) {
 	}
 }
 
-// A dial that no request waits for panics: the next request goes on with that. A connection panics as it is closed, which
-// Close does not.
+// A dial that no request waits for panics: the next request goes on with that. A connection panics as it is closed,
+// which Close does not.
 func TestUnheardPanic(t *testing.T) {
 	in(t, 10*time.Millisecond, nil, func(w *world) {
 		var dials, closed atomic.Int64
