@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -306,9 +305,6 @@ func (h *holding) notAcquired(err error) error {
 	switch {
 	case errors.As(err, &asked):
 		return asked.exit()
-	case errors.Is(err, leasehold.ErrExists), errors.Is(err, leasehold.ErrNotFound):
-		flags := strings.NewReplacer("CreateNew", "--create=new", "UseExisting", "--create=never")
-		return errors.New(flags.Replace(err.Error()))
 	case errors.Is(err, leasehold.ErrHeld):
 		if who := h.heldBy(); who != "" && !h.slotted() {
 			err = fmt.Errorf("leasehold: lease %s", who)

@@ -111,9 +111,9 @@ func (t *tool) main(args []string) int {
 	switch {
 	case err == nil || errors.Is(err, pflag.ErrHelp):
 	case code == 0: // --held-exit-code=0
-		fmt.Fprintln(t.logs, err)
+		fmt.Fprintln(t.logs, byFlags(err.Error()))
 	default:
-		fmt.Fprintln(t.logs, "error:", err)
+		fmt.Fprintln(t.logs, "error:", byFlags(err.Error()))
 	}
 	t.logs.flush()
 	return code
@@ -249,7 +249,7 @@ func (t *tool) openLog() error {
 }
 
 func (t *tool) logHandler(w io.Writer) (slog.Handler, error) {
-	options := &slog.HandlerOptions{Level: t.logLevel}
+	options := &slog.HandlerOptions{Level: t.logLevel, ReplaceAttr: errorByFlags}
 	switch t.logFormat {
 	case "text", "":
 		return slog.NewTextHandler(w, options), nil

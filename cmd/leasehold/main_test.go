@@ -129,6 +129,11 @@ func TestUsage(t *testing.T) {
 		{"claim Lease/a", 1, "no API server"},
 		{"claim a --wait 1s --no-wait", 2, "--wait and --no-wait are mutually exclusive"},
 		{"claim a --create sometimes", 2, "want auto, new or never"},
+		{"claim a --slots 0", 2, "error: leasehold: --slots: want 1 to 1000 slots, not 0\n"},
+		{"claim a --slots 2 --create new", 2, "--slots and --create=new are mutually exclusive"},
+		{"claim a --slots 2 --priority 1", 2, "--slots and --priority are mutually exclusive"},
+		{"claim a --advertise WithSlots" + strings.Repeat("x", 1024), 2,
+			`--advertise: want 1 to 1024 bytes of UTF-8, not "WithSlotsxxx`},
 		{"claim a", 1, "no API server"},
 		{"release a", 2, "--identity is required"},
 		{"release a --force", 2, "--force and --holder are required together"},
@@ -150,6 +155,7 @@ func TestUsage(t *testing.T) {
 		{"run a b -- true", 125, "want one lease"},
 		{"run a --bogus -- true", 125, "unknown flag: --bogus"},
 		{"run a --duration 0s -- true", 125, "want 1s <= duration (0s)"},
+		{"run a --slots 1001 -- true", 125, "error: leasehold: --slots: want 1 to 1000 slots, not 1001\n"},
 		{"run a -- true", 125, "no API server"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
