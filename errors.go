@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -115,19 +113,6 @@ func refused(err error) bool {
 func versionExpired(err error) bool {
 	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
 		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
-}
-
-// missingRight reports whether err is RBAC's refusal of verb. Admission and a namespace that is being
-// deleted refuse with 403 too, and no Role helps against those.
-func missingRight(err error, verb string) bool {
-	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), " cannot "+verb+" resource ")
-}
-
-// missingRule returns err with the rule that gives the right that is missing. names is "" where the rule
-// cannot be restricted to one Lease.
-func missingRule(err error, namespace, names, verb string) error {
-	return fmt.Errorf("%w; a Role in namespace %q needs the rule {apiGroups: [%q], resources: [%q],%s verbs: [%q]}",
-		err, namespace, coordinationv1.GroupName, leasesResource, names, verb)
 }
 
 // watchError returns the error that a watch event carries.

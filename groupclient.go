@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/leasehold-go/leasehold/internal/rights"
 )
 
 // A groupClient makes the requests about the Leases of a group, other than those of a member about its own.
@@ -43,8 +45,8 @@ func groupRequest[T any](
 	defer cancel()
 	v, err := ask(ctx, c.user, kind, timeout, request, nil)
 	if err != nil {
-		if missingRight(err, verb) {
-			err = missingRule(err, c.lease.namespace, "", verb)
+		if rights.Missing(err, verb) {
+			err = rights.Rule(err, c.lease.namespace, "", verb)
 		}
 		err = fmt.Errorf("%s of group %s/%s: %w", kind, c.lease.namespace, g.group, err)
 	}
@@ -216,8 +218,8 @@ func (g *groupClient) watch(ctx context.Context, kind, name string, from uint64,
 	w, err := openWatch(ctx, c.user, c.clock, timeout, func(ctx context.Context) (watch.Interface, error) {
 		return c.lease.leases.Watch(ctx, opts)
 	})
-	if err != nil && missingRight(err, "watch") {
-		err = missingRule(err, c.lease.namespace, "", "watch")
+	if err != nil && rights.Missing(err, "watch") {
+		err = rights.Rule(err, c.lease.namespace, "", "watch")
 	}
 	c.lease.failures.record(kind, err)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/leasehold-go/leasehold/internal/annotation"
+	"github.com/leasehold-go/leasehold/internal/rights"
 )
 
 // Leases are the Leases of a namespace, as a client for WithClient gives access to them. The methods are those of a
@@ -253,12 +254,12 @@ func (l *leaseClient) describe(verb string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if missingRight(err, verb) {
-		names := fmt.Sprintf(" resourceNames: [%q],", l.name)
-		if verb == "create" || l.ofMember() {
-			names = "" // RBAC cannot restrict create to a name, and each member of a group has a new one
+	if rights.Missing(err, verb) {
+		name := l.name
+		if l.ofMember() {
+			name = "" // each member of a group has a new one
 		}
-		err = missingRule(err, l.namespace, names, verb)
+		err = rights.Rule(err, l.namespace, name, verb)
 	}
 	return fmt.Errorf("%s lease %s/%s: %w", verb, l.namespace, l.name, err)
 }

@@ -14,6 +14,8 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/leasehold-go/leasehold/internal/rights"
 )
 
 // A sharedWatch follows all Leases of a namespace by one watch, for the campaigns that share a client. It begins
@@ -515,9 +517,9 @@ func (w *sharedWatch) describe(err error) error {
 	if err == nil {
 		return nil
 	}
-	if missingRight(err, "watch") {
+	if rights.Missing(err, "watch") {
 		err = fmt.Errorf("%w; each Lease is followed by a watch of its own instead", err)
-		err = missingRule(err, w.namespace, "", "watch")
+		err = rights.Rule(err, w.namespace, "", "watch")
 	}
 	return fmt.Errorf("watch leases in namespace %s: %w", w.namespace, err)
 }

@@ -447,4 +447,11 @@ func TestForbiddenByTerminatingNamespace(t *testing.T) {
 	if strings.Contains(f.log.String(), "Role") {
 		t.Error("a Role is advised")
 	}
+	c := newCLI(t)
+	c.ns = f.ns
+	a := c.start("create", "job")
+	a.wantCode(1)
+	if got := a.stderr.String(); !strings.Contains(got, why) || strings.Contains(got, "needs the rule") {
+		t.Errorf("leasehold create: %s", got)
+	}
 }

@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+
+	"github.com/leasehold-go/leasehold/internal/rights"
 )
 
 func getCommand() *command {
@@ -197,16 +199,8 @@ func advise(err error, verb, namespace, name string) error {
 	switch {
 	case err == nil:
 		return nil
-	case apierrors.IsForbidden(err):
-		kind, names := fmt.Sprintf("a Role in namespace %q", namespace), ""
-		if namespace == "" {
-			kind = "a ClusterRole"
-		}
-		if name != "" && verb != "create" {
-			names = fmt.Sprintf(" resourceNames: [%q],", name)
-		}
-		return fmt.Errorf("%w; %s needs the rule {apiGroups: [%q], resources: [%q],%s verbs: [%q]}",
-			err, kind, coordinationv1.GroupName, "leases", names, verb)
+	case rights.Missing(err, verb):
+		return rights.Rule(err, namespace, name, verb)
 	case apierrors.IsNotFound(err) && strings.Contains(err.Error(), "leases"):
 		return fmt.Errorf("no lease %s/%s", namespace, name)
 	}
