@@ -782,7 +782,7 @@ func TestOperator(t *testing.T) {
 	claim = c.start("claim", "job", "--identity", "operator2")
 	seen("held", "operator2")
 	c.await("told", func() bool { return claim.stdout.String() != "" }) // before that it would acquire the lease again
-	do(0, "released NS/job\n", `Taking NS/job away from "operator2", who acquired it`, "release", "job", "--force",
+	do(0, "released NS/job\n", `Took NS/job away from "operator2", who had acquired it`, "release", "job", "--force",
 		"--holder=operator2")
 	claim.wantCode(123)
 	claim = c.start("claim", "job", "--identity", "operator3", "--listen=127.0.0.1:0")

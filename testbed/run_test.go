@@ -97,6 +97,26 @@ func TestRunBlockedLog(t *testing.T) {
 	}
 }
 
+// Nor does a command wait for it that says what it does.
+func TestBlockedLog(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t)
+	claim := c.start("claim", "job", "--identity=me")
+	c.await("claimed", func() bool { return claim.stdout.String() != "" })
+	blocked := func(args ...string) *call {
+		cmd := c.command(args...)
+		cmd.Stderr = fullPipe(t)
+		return c.startCmd(cmd)
+	}
+	report := blocked("report", "job", "--for=1s", "--html=page.html")
+	c.await("reported", func() bool { return strings.Contains(c.file("page.html"), "1 term") })
+	report.wantCode(0)
+	release := blocked("release", "job", "--force", "--holder=me")
+	c.await("released", func() bool { return c.holder("job") == "" })
+	release.wantCode(0)
+	claim.wantCode(123)
+}
+
 // A reader of the log that goes away does not end the tool, and so neither the command nor the lease.
 func TestRunBrokenPipe(t *testing.T) {
 	t.Parallel()

@@ -167,11 +167,6 @@ func (t *tool) release(lease, who string, force bool) error {
 		return nil
 	case now != who:
 		return fmt.Errorf("%s not released: %q holds it, not %q", is, now, who)
-	case force:
-		acquired, renewed := age(l.Spec.AcquireTime, time.Now()), age(l.Spec.RenewTime, time.Now())
-		fmt.Fprintf(t.err, "Taking %s away from %q, who acquired it %s ago and renewed it %s ago. Any candidate may "+
-			"acquire it now; if that holder is alive, it goes on until it sees the change.\n",
-			is, now, acquired, renewed)
 	}
 	freed, err := leasehold.Vacate(ctx, opts...)
 	if err != nil {
@@ -179,6 +174,12 @@ func (t *tool) release(lease, who string, force bool) error {
 	}
 	if !freed {
 		return fmt.Errorf("%s not released: another holds it now", is)
+	}
+	if force {
+		now := time.Now()
+		fmt.Fprintf(t.logs, "Took %s away from %q, who had acquired it %s ago and renewed it %s ago. Any candidate "+
+			"may acquire it now; if that holder is alive, it goes on until it sees the change.\n",
+			is, who, age(l.Spec.AcquireTime, now), age(l.Spec.RenewTime, now))
 	}
 	fmt.Fprintf(t.out, "released %s\n", is)
 	return nil

@@ -69,7 +69,7 @@ leasehold get reconciler -o jsonpath='{.spec.holderIdentity}'`,
 			switch {
 			case len(leases) == 0 && failed != nil:
 			case len(leases) == 0 && (out.kind == "table" || out.kind == "wide"):
-				fmt.Fprintln(t.err, "No leases found"+sel.where()+".")
+				fmt.Fprintln(t.logs, "No leases found"+sel.where()+".")
 			default:
 				err = p.print(t.out, leases, time.Now())
 			}

@@ -95,7 +95,7 @@ func (t *tool) record(s selection, args []string, path string, lasts time.Durati
 	}
 	ctx, cancel := during(lasts)
 	defer cancel()
-	fmt.Fprintln(t.err, "Watching; interrupt to write the page.")
+	fmt.Fprintln(t.logs, "Watching; interrupt to write the page.")
 	var changes []change
 	var failed error
 	add := func(c change) {
