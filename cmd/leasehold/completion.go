@@ -79,49 +79,55 @@ const (
 	noFiles = 4 // do not complete names of files where there is no candidate
 )
 
-// complete prints the candidates for the last of words, one a line, and a directive. It takes no longer than
-// completionTimeout, whatever blocks.
+// complete prints the candidates for the last of words, one a line, and a directive.
 func (t *tool) complete(words []string) error {
-	type answer struct {
-		candidates []string
-		directive  int
-	}
-	answers := make(chan answer, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
-		defer cancel()
-		candidates, directive := t.candidates(ctx, words)
-		answers <- answer{candidates, directive}
-	}()
-	a := answer{directive: noFiles}
-	select {
-	case a = <-answers:
-	case <-time.After(completionTimeout):
-	}
-	for _, candidate := range a.candidates {
+	c := inTime(func(ctx context.Context) completions { return t.candidates(ctx, words) })
+	for _, candidate := range c.candidates {
 		if strings.HasSuffix(candidate, "=") {
-			a.directive |= noSpace
+			c.directive |= noSpace
 		}
 		fmt.Fprintln(t.out, candidate)
 	}
-	_, err := fmt.Fprintf(t.out, ":%d\n", a.directive)
+	_, err := fmt.Fprintf(t.out, ":%d\n", c.directive)
 	return err
 }
 
+// completions are the candidates for a word.
+type completions struct {
+	candidates []string
+	directive  int
+}
+
+// inTime returns what find finds; nothing if that takes longer than completionTimeout, whatever blocks.
+func inTime(find func(context.Context) completions) completions {
+	found := make(chan completions, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
+		defer cancel()
+		found <- find(ctx)
+	}()
+	select {
+	case c := <-found:
+		return c
+	case <-time.After(completionTimeout):
+		return completions{directive: noFiles}
+	}
+}
+
 // candidates returns the completions of the last of words.
-func (t *tool) candidates(ctx context.Context, words []string) (candidates []string, directive int) {
+func (t *tool) candidates(ctx context.Context, words []string) completions {
 	words, given := join(words)
 	if len(words) == 0 {
 		words = []string{""}
 	}
 	last := len(words) - 1
 	words, word := t.commandFirst(words[:last]), words[last]
-	candidates, directive = t.suggest(ctx, words, word)
+	candidates, directive := t.suggest(ctx, words, word)
 	candidates = slices.DeleteFunc(candidates, func(c string) bool { return !strings.HasPrefix(c, word) })
 	for i := range candidates {
 		candidates[i] = candidates[i][given:]
 	}
-	return candidates, directive
+	return completions{candidates, directive}
 }
 
 // join undoes what bash does to --flag=value: it makes three words of it, and a name with colons becomes many. It
@@ -248,7 +254,7 @@ func (t *tool) arguments(ctx context.Context, c *command, flags *pflag.FlagSet) 
 	switch c.name {
 	case "completion":
 		return slices.Clone(shells)
-	case "run", "spread", "claim", "release", "shares":
+	case "run", "spread", "claim", "release", "handover", "shares":
 		if len(given) > 0 {
 			return nil
 		}
