@@ -165,7 +165,7 @@ func TestUsage(t *testing.T) {
 		{"run a --slots 1001 -- true", 125, "error: leasehold: --slots: want 1 to 1000 slots, not 1001\n"},
 		{"run a -- true", 125, "no API server"},
 	} {
-		t.Run(tt.args, func(t *testing.T) {
+		t.Run(tt.args[:min(len(tt.args), 60)], func(t *testing.T) {
 			code, stdout, stderr := call(t, strings.Fields(tt.args)...)
 			if code != tt.code || !strings.Contains(stderr, tt.want) || stdout != "" {
 				t.Errorf("exit code %d, want %d and %q; it said %q and %q", code, tt.code, tt.want, stdout, stderr)
