@@ -49,10 +49,10 @@ type assigner struct {
 	planned    *shards.Plan // the last that changed nothing
 	rollout    shards.Rollout
 	observed   uint64               // the version of the table that the rollout was told of last
-	awaited    uint64               // a version of the table, seen by others, that is to be read; 0 if none is
-	awaitedAt  time.Time            // when that was known first
+	awaited    uint64               // a newer version of the table, reported by others and not read yet; 0 if none
+	awaitedAt  time.Time            // when that version was first reported
 	unheard    time.Time            // since when the watch lacks our own renewals; zero while it does not
-	afresh     time.Time            // when everything was read afresh because of either
+	afresh     time.Time            // when everything was last read afresh
 	unanswered time.Time            // since when the table does not answer what the member asked of it
 	neglect    neglect              // what the assigner leaves undone, as the next in line sees it
 	tookTurn   shards.Term          // the assigner whose term this member ended when it was its turn
@@ -204,7 +204,7 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 		if v.unread {
 			return maxDuration, nil
 		}
-		a.prepare(v)
+		a.observeMissing(v)
 		wait, err := a.standBy(ctx, v)
 		if wait > 0 || err != nil {
 			return min(wait, a.catchUp(v), a.listen(v)), err
@@ -233,8 +233,8 @@ func (a *assigner) listen(v view) time.Duration {
 	return a.readAfresh(v, a.unheard.Add(o.renewInterval/3))
 }
 
-// readAfresh reads everything afresh from at on, at most once in each renew interval, and not while the reads that it
-// would end may yet be answered. It returns when to look again.
+// readAfresh reads everything afresh, not before at, at most once in each renew interval, and not while a read that it
+// would cancel may still be answered. It returns when to look again.
 func (a *assigner) readAfresh(v view, at time.Time) time.Duration {
 	c := a.group.campaign
 	interval := max(c.options.renewInterval, c.acquireTimeout.current())
@@ -246,9 +246,9 @@ func (a *assigner) readAfresh(v view, at time.Time) time.Duration {
 	return interval
 }
 
-// catchUp reads the table afresh if others have seen a newer one for longer than a watch takes, and ends the term if
-// that is not read within the renew deadline. Tables that are newer still have as long from when it is read: who reads
-// slowly does catch up. It returns when to look again.
+// catchUp reads the table afresh if others have reported a newer one for longer than a watch takes. It ends the term if
+// that version is not read within the renew deadline. The time for a still newer version begins when this one is read,
+// so that a member that reads slowly keeps its term. It returns when to look again.
 func (a *assigner) catchUp(v view) time.Duration {
 	o := a.group.campaign.options
 	newest := uint64(0)

@@ -26,7 +26,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		return a.survey(ctx, v)
 	}
 	if t.Epoch != a.epoch {
-		a.epoch, a.closed = t.Epoch, a.clock.now().mono // after the list, however long this step waited since it began
+		a.epoch, a.closed = t.Epoch, a.clock.now().mono // not v.now, which may be before the list that v has
 	}
 	s := a.inspect(v)
 	switch {
@@ -359,5 +359,5 @@ func (f groupFault) Error() string { return string(f) }
 // Tests lower it.
 var maxAnnotation = 250_000
 
-// maxKeys is how many keys a table may have: nobody could read one with more. Tests lower it.
+// maxKeys is how many keys a table may have: a larger one could not be read back. Tests lower it.
 var maxKeys = shards.MaxKeys

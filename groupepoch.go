@@ -98,8 +98,8 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 		"the members that shared out other keys are gone; beginning a new table")
 }
 
-// awaitOtherVersion waits until the members of the version of the program that wrote the table are gone. It shows in
-// their reports, which have its format too; who has not reported in its term may be one.
+// awaitOtherVersion waits until no member is live that can read the table, which another version of the program wrote:
+// such a member's report has the table's format. A member that has not reported in its term may be one.
 func (a *assigner) awaitOtherVersion(ctx context.Context, v view) (time.Duration, error) {
 	g := a.group
 	if v.surveyed < v.table.record.version {

@@ -30,8 +30,9 @@ func (a *assigner) untilFence(v view, name string, m memberView) time.Duration {
 	return later(m.seen.expiresAt(), a.setbacks[name].until).Sub(v.now)
 }
 
-// fence ends the term of a member that was not seen to renew its Lease for its duration: no renewal that is under way
-// takes effect any more. If that fails, the Lease is left alone for a while, and read afresh if it has changed unseen.
+// fence ends the term of a member whose Lease was not seen to be renewed for its duration: no renewal that is under way
+// takes effect any more. If the write fails, the Lease is left alone for a while. If it failed because the Lease has
+// changed unseen, everything is read afresh.
 func (a *assigner) fence(ctx context.Context, v view, name string, m memberView) {
 	lease, err := a.group.client.patch(ctx, "fence", name, m.seen.record, nil, freeSpec{})
 	if err != nil {

@@ -229,12 +229,13 @@ func (a *assigner) ended(v view, r shards.Row) (ended bool, at time.Time) {
 	return !v.now.Before(at), at
 }
 
-// readUnsure reads the Leases that seem to be missing: one is not because its label was removed, or because a watch
-// left it out.
+// readUnsure reads the Leases that seem to be missing: a Lease may have lost its label, or a watch may have left it
+// out.
 func (a *assigner) readUnsure(ctx context.Context) error {
 	unsure := a.unsure
 	a.unsure = nil
-	rand.Shuffle(len(unsure), func(i, j int) { unsure[i], unsure[j] = unsure[j], unsure[i] }) // one may fail each time
+	// So that a Lease that cannot be read does not keep the others from being read.
+	rand.Shuffle(len(unsure), func(i, j int) { unsure[i], unsure[j] = unsure[j], unsure[i] })
 	for _, term := range unsure {
 		lease, err := a.group.client.get(ctx, "get member", term.Lease)
 		if err != nil {
@@ -252,7 +253,7 @@ func (a *assigner) readUnsure(ctx context.Context) error {
 	return nil
 }
 
-// survey lists the members anew, because what is known of them may lack one that a watch left out. A server whose
+// survey lists the members again, because what is known of them may lack one that a watch left out. A server whose
 // answers lag behind the table is asked again after a while.
 func (a *assigner) survey(ctx context.Context, v view) (time.Duration, error) {
 	interval := a.group.campaign.options.renewInterval

@@ -56,15 +56,15 @@ func (a *assigner) standBy(ctx context.Context, v view) (time.Duration, error) {
 	return max(since.Add(turn).Sub(v.now), 0), nil
 }
 
-// prepare begins, for the next in line, the wait for a member that may live, because it has not heard that its Lease
-// was deleted. The assigner has begun it too. If this member takes over, it has begun already: that the Lease is
-// missing was observed here.
-func (a *assigner) prepare(v view) {
+// observeMissing finds, for the next in line, the terms of the table whose Leases were deleted. So the wait for their
+// members, which may not have heard of that, has begun when this member takes over: it counts from what was observed
+// here.
+func (a *assigner) observeMissing(v view) {
 	if v.rank != 1 || v.listed == 0 {
 		return
 	}
 	for _, r := range v.table.table.Rows {
-		a.ended(v, r) // which finds out whether its Lease is missing
+		a.ended(v, r) // queues a Lease that seems missing to be read
 	}
 }
 

@@ -64,7 +64,7 @@ func readRecord(lease *coordinationv1.Lease) (record, error) {
 		r.transitions = max(0, *spec.LeaseTransitions)
 	}
 	if notes := annotation.Read(lease); notes != (annotation.Notes{}) {
-		r.annotated = new(notes)
+		r.annotated = new(notes) // &notes would allocate for Leases without annotations too
 	}
 	r.strategy = spec.Strategy != nil && *spec.Strategy != ""
 	if spec.PreferredHolder != nil {

@@ -305,7 +305,7 @@ func (s *session) Err() error {
 // invalid returns why the lease is not ours any more, or nil. It is nil also while work winds down that should not go
 // on.
 func (s *session) invalid() error {
-	if !s.stopped() { // else who releases it looks, and what was released cannot be lost
+	if !s.stopped() { // free checks a session that is being released; a released one cannot be lost
 		s.checkTrust()
 	}
 	if err := s.loss(); err != nil {

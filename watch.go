@@ -40,7 +40,7 @@ func openWatch(
 	return cancelledWatch{w, stop}, nil
 }
 
-// A cancelledWatch ends its request when it is stopped, and leaves nothing.
+// A cancelledWatch ends its request when it is stopped, and waits for that end (awaitEnd).
 type cancelledWatch struct {
 	watch.Interface
 	stop func(watch.Interface)
@@ -48,8 +48,8 @@ type cancelledWatch struct {
 
 func (w cancelledWatch) Stop() { w.stop(w.Interface) }
 
-// awaitEnd returns when the channel of a watch that was stopped is closed, which says that nothing of it is left; or
-// after answerGrace, because some clients never close it.
+// awaitEnd waits until the channel of a stopped watch is closed: then nothing of the watch is left. It gives up after
+// answerGrace, because some clients never close it.
 func awaitEnd(c clock, w watch.Interface) {
 	timer := time.NewTimer(c.wait(answerGrace))
 	defer timer.Stop()

@@ -89,7 +89,7 @@ type Leases struct {
 	patches atomic.Int32 // under way
 
 	mu      sync.Mutex // protects following
-	patched decoded    // by the last patch, from its answer to its event or the other way round
+	patched decoded    // by the last patch; kept from its answer to its event, or from its event to its answer
 }
 
 // Get reads a Lease.
@@ -186,12 +186,11 @@ func (l *Leases) do(
 // A decoded is a Lease as it came and decoded.
 type decoded struct {
 	data  []byte
-	lease *coordinationv1.Lease // nil for none
+	lease *coordinationv1.Lease // nil if nothing is kept
 }
 
-// decode reads a Lease. The answer to a patch and the event of it have the same bytes, so that only the first of the
-// two is decoded: it is kept if keep says that the second may come. They often come at the same time, so that the
-// second waits for the first.
+// decode reads a Lease. The answer to a patch and its event have the same bytes, so only the first of the two is
+// decoded, and kept if keep says that the second may come. They often come together: the second waits for the first.
 func (l *Leases) decode(content string, data []byte, keep bool) (*coordinationv1.Lease, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

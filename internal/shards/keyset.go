@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// MaxKeys bounds the keys of a group, and of a member: who reads more takes it for rubbish.
+	// MaxKeys is the most keys that a group or a member may have. A table or report with more cannot be read.
 	MaxKeys = 1 << 20
 	// maxKeyLength is the largest length of a key in bytes.
 	maxKeyLength = 256

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// tableFormat is the version of the encoding of tables and reports. Who cannot read a table recognizes the members
-	// that can by their reports, so that a version that changes the one changes the other.
+	// tableFormat is the version of the encoding of tables and reports. A member that cannot read the table recognizes
+	// those that can by the format of their reports, so a new version changes both.
 	tableFormat = 1
 	// keptMarks is of how many generations a table keeps the marks.
 	keptMarks = 16
