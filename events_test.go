@@ -39,7 +39,7 @@ func TestEvents(t *testing.T) {
 		about := func(leases ...*coordinationv1.Lease) {
 			t.Helper()
 			for i, object := range recorder.forget() {
-				ref, err := reference.GetReference(runtime.NewScheme(), object) // it knows no Leases
+				ref, err := reference.GetReference(runtime.NewScheme(), object) // the object names its own kind
 				if err != nil {
 					w.Fatal(err)
 				}

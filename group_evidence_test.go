@@ -82,7 +82,7 @@ func TestGroupReportOfAnEarlierTerm(t *testing.T) {
 	}
 }
 
-// A member that renews, and does not hear of a new table, keeps the others from its keys for as long.
+// While a member renews but does not see a new table, its keys go to nobody.
 func TestGroupLagging_G1(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		a := f.spread("a", Keys(numbered(4)...))
@@ -92,7 +92,7 @@ func TestGroupLagging_G1(t *testing.T) {
 		f.wantShape("a b[2 2]")
 		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
 			if r.Verb == "patch" && r.Name == name {
-				fault.Before = eps // a table that gives too much is in force until the next is written
+				fault.Before = eps // so that others see a table that gives too much before it is replaced
 			}
 			return fault
 		})
@@ -179,8 +179,8 @@ func TestGroupLeftOut_G1(t *testing.T) {
 	})
 }
 
-// A member whose renewals another's watch leaves out is not fenced by that one: the fence is refused, and what is read
-// then shows that the member is live. When it has crashed, that shows too.
+// A live member whose renewals another's watch leaves out is not fenced: the fence is refused, and the read after it
+// shows the renewals. A member that has crashed is fenced.
 func TestGroupFenceRefused_G1(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		a := f.spread("a", Keys(numbered(4)...), func(o *options) {

@@ -847,7 +847,7 @@ func TestRenewalRefusedWithoutBackOff(t *testing.T) {
 	})
 }
 
-// A renewal that takes effect after all, while a BackOff is asked about its failure, says when the next one is due.
+// A renewal that turns out to have succeeded, while a BackOff plans the retry, decides when the next one is due.
 func TestRenewalTookEffectWhilePlanning(t *testing.T) {
 	for _, took := range []bool{false, true} {
 		inWorld(t, func(w *world) {
@@ -878,7 +878,7 @@ func TestRenewalTookEffectWhilePlanning(t *testing.T) {
 	}
 }
 
-// A renewal is late, for the Monitor, once it has taken longer than it may.
+// The Monitor counts a renewal as stuck once it has taken longer than its timeout.
 func TestRenewalIsLate(t *testing.T) {
 	inWorld(t, func(w *world) {
 		release := make(chan struct{})

@@ -1132,7 +1132,7 @@ func TestNoLeaks_G10(t *testing.T) {
 	})
 }
 
-// A lateWatchClient closes the channel of a watch that was stopped some time later, or never.
+// A lateWatchClient closes the channel of a stopped watch after a delay, or never.
 type lateWatchClient struct {
 	*leasetest.Client
 	late time.Duration // negative: never
@@ -1178,12 +1178,11 @@ func (l lateWatches) Watch(ctx context.Context, opts metav1.ListOptions) (watch.
 
 func (w *lateWatch) ResultChan() <-chan watch.Event { return w.events }
 
-// A watch that ends only some time after it was stopped has ended when the loop has; one that never says so is
-// not waited for long.
+// The loop ends only after its watch has. A watch that never ends delays it briefly.
 func TestLateWatch_G10(t *testing.T) {
 	for name, opts := range map[string][]Option{"own watch": nil, "shared watch": {WithSharedFrom(1)}} {
 		for _, late := range []time.Duration{answerGrace / 2, -1} {
-			t.Run(fmt.Sprint(name, " ", late), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %v late", name, late), func(t *testing.T) {
 				inWorld(t, func(w *world) {
 					client := &lateWatchClient{Client: w.srv.Client("a"), late: late}
 					var left time.Time
@@ -1690,7 +1689,7 @@ func TestRenewals(t *testing.T) {
 	}
 }
 
-// A Guard passes on what the next RoundTripper answers, and closes the body of a request that it refuses.
+// A Guard returns the next RoundTripper's answer, and closes the body of a request that it refuses.
 func TestGuard(t *testing.T) {
 	inWorld(t, func(w *world) {
 		s := w.acquire(w.Context(), "a")
@@ -1723,13 +1722,13 @@ func TestGuard(t *testing.T) {
 	})
 }
 
-// A closedBody knows whether it was closed.
+// A closedBody records that it was closed.
 type closedBody struct{ closed bool }
 
 func (*closedBody) Read([]byte) (int, error) { return 0, io.EOF }
 func (b *closedBody) Close() error           { b.closed = true; return nil }
 
-// When the lease expires that a session holds is said by the wall clock, whatever the clock of the candidate says.
+// A session's Holder has its expiry by the wall clock, not by the candidate's clock.
 func TestExpiryOfSession(t *testing.T) {
 	inWorld(t, func(w *world) {
 		c := idleCampaign(w, withClock(rateClock{time.Now().Add(-time.Hour), 2}))
@@ -1742,7 +1741,7 @@ func TestExpiryOfSession(t *testing.T) {
 	})
 }
 
-// A lease that was lost while the machine slept is lost by how far the clock jumped.
+// The loss of a lease during a sleep of the machine names the length of the clock's jump.
 func TestLossByJumpOfClock(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var slept atomic.Int64
@@ -1756,7 +1755,7 @@ func TestLossByJumpOfClock(t *testing.T) {
 	})
 }
 
-// A steppingClock is a second later each time that somebody looks.
+// A steppingClock advances by a second each time that it is read.
 type steppingClock struct {
 	virtualClock
 	looks *atomic.Int64
@@ -1766,7 +1765,7 @@ func (c steppingClock) now() instant {
 	return c.virtualClock.now().add(time.Duration(c.looks.Add(1)) * time.Second)
 }
 
-// Trust that ends while somebody asks for how much of it is left has not less than nothing left.
+// ValidFor is not negative if trust ends during the call.
 func TestTrustEndsDuringValidFor(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var looks atomic.Int64
@@ -1779,7 +1778,7 @@ func TestTrustEndsDuringValidFor(t *testing.T) {
 	})
 }
 
-// A loop whose ctx ends after its lease was lost ends because of ctx alone: the session has told of the loss.
+// If ctx ends after the lease was lost, WithError gets the cause of ctx alone: the session has reported the loss.
 func TestCtxEndsAfterLoss(t *testing.T) {
 	inWorld(t, func(w *world) {
 		cause := errors.New("SIGTERM")
@@ -1797,7 +1796,7 @@ func TestCtxEndsAfterLoss(t *testing.T) {
 	})
 }
 
-// A session that was released is not lost later, however long ago that was, and whoever asks.
+// A released session is never lost.
 func TestReleasedIsNotLost(t *testing.T) {
 	inWorld(t, func(w *world) {
 		s := w.acquire(w.Context(), "a")

@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -1114,8 +1115,8 @@ func idleSharedWatch(w *world, leases []string, opts ...Option) (*sharedWatch, [
 	return watched, subs
 }
 
-// An event is handed to all that follow its Lease, and to no other; one that cannot be read makes them read. The watch
-// goes on from the newest version that it brought.
+// An event goes to all subscribers of its Lease and to no others. One that cannot be read makes them read the Lease.
+// The watch goes on from the newest version.
 func TestSharedWatchHandsOut(t *testing.T) {
 	inWorld(t, func(w *world) {
 		watched, subs := idleSharedWatch(w, []string{"x", "x", "y"})
@@ -1140,8 +1141,8 @@ func TestSharedWatchHandsOut(t *testing.T) {
 				s.round = 3
 			}
 			hand(version)
-			for i, read := range []bool{false, false, true} {
-				if s := subs[i]; s.round == unread == read || len(s.reflector.alarm) == 1 == read {
+			for i, rereads := range []bool{true, true, false} {
+				if s := subs[i]; (s.round == unread) != rereads || (len(s.reflector.alarm) == 1) != rereads {
 					t.Errorf("%s: subscriber %d: round %d, woken: %v", version, i, s.round, len(s.reflector.alarm))
 				}
 			}
@@ -1150,7 +1151,7 @@ func TestSharedWatchHandsOut(t *testing.T) {
 			t.Errorf("goes on from version %d, want %d", watched.version, newest)
 		}
 
-		// What is not known to be newer than the read that found no Lease is only a reason to read again.
+		// An event that may be older than the read that found no Lease only causes another read.
 		late := subs[2].reflector
 		late.store.addRead(record{}, observation{})
 		if err := watched.handOut(watch.Event{Type: watch.Added, Object: &coordinationv1.Lease{
@@ -1168,8 +1169,8 @@ func TestSharedWatchHandsOut(t *testing.T) {
 	})
 }
 
-// A watch that did not bring what was read is opened again, after what it brought or, if it left that out, afresh. One
-// that was opened just now is given time.
+// If the watch did not bring a version that was read, it is opened again: after its newest version, or afresh if it
+// left that one out. A watch that was just opened gets time.
 func TestSharedWatchMissed(t *testing.T) {
 	const opened, serial = I, 4 // ago; of the watch that is open
 	for _, tt := range []struct {
@@ -1185,16 +1186,21 @@ func TestSharedWatchMissed(t *testing.T) {
 		reopen  bool
 		retry   bool
 	}{
-		{"brought", 7, false, 7, 9, opened, serial, false, false, false, false},
-		{"brought since", 7, false, 8, 9, opened, serial, false, false, false, false},
-		{"another watch is open", 7, false, 0, 9, opened, serial - 1, false, false, false, false},
-		{"silent", 7, false, 0, 6, opened, serial, false, false, true, false},
-		{"silent, and to be opened afresh", 7, false, 0, 6, opened, serial, true, true, true, false},
-		{"left out", 7, false, 6, 8, opened, serial, true, false, true, false},
-		{"left out, the newest", 7, false, 6, 7, opened, serial, true, false, true, false},
-		{"a deletion", 7, true, 7, 7, opened, serial, false, false, true, false},
-		{"too early to tell", 7, false, 0, 9, opened - 1, serial, false, false, false, true},
-		{"a deletion, too early to tell", 7, true, 7, 7, opened - 1, serial, false, false, false, true},
+		{name: "brought", read: 7, brought: 7, newest: 9, opened: opened, serial: serial},
+		{name: "brought since", read: 7, brought: 8, newest: 9, opened: opened, serial: serial},
+		{name: "another watch is open", read: 7, newest: 9, opened: opened, serial: serial - 1},
+		{name: "silent", read: 7, newest: 6, opened: opened, serial: serial, reopen: true},
+		{name: "silent, and to be opened afresh", read: 7, newest: 6, opened: opened, serial: serial, afresh: true,
+			before: true, reopen: true},
+		{name: "left out", read: 7, brought: 6, newest: 8, opened: opened, serial: serial, afresh: true,
+			reopen: true},
+		{name: "left out, the newest", read: 7, brought: 6, newest: 7, opened: opened, serial: serial, afresh: true,
+			reopen: true},
+		{name: "a deletion", read: 7, deleted: true, brought: 7, newest: 7, opened: opened, serial: serial,
+			reopen: true},
+		{name: "too early to tell", read: 7, newest: 9, opened: opened - 1, serial: serial, retry: true},
+		{name: "a deletion, too early to tell", read: 7, deleted: true, brought: 7, newest: 7, opened: opened - 1,
+			serial: serial, retry: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -1231,7 +1237,7 @@ func TestSharedWatchMissed(t *testing.T) {
 	}
 }
 
-// A watchingClient opens watches by a function, and records how they were asked for.
+// A watchingClient opens watches by a function, and records the options.
 type watchingClient struct {
 	Leases
 	asked []metav1.ListOptions
@@ -1243,7 +1249,7 @@ func (c *watchingClient) Watch(ctx context.Context, opts metav1.ListOptions) (wa
 	return c.open(ctx, len(c.asked))
 }
 
-// The watch is opened with bookmarks, after the newest version that it brought or, where that cannot be, afresh.
+// The watch is opened with bookmarks, after the newest version that it brought, or afresh.
 func TestSharedWatchOpens(t *testing.T) {
 	for _, tt := range []struct {
 		name            string
@@ -1251,12 +1257,12 @@ func TestSharedWatchOpens(t *testing.T) {
 		afresh          bool
 		reported        bool // while it is opened, that the watch before has left something out
 		version         string
-		round, reopened bool // a round is due; it is to be opened again
+		round, reopened bool // wanted: a round is due; the watch is to be opened again
 	}{
-		{"for the first time", 0, false, false, "", true, false},
-		{"again", 1, false, false, "1", false, false},
-		{"afresh", 9, true, false, "", true, false},
-		{"again, but to be opened afresh", 9, false, true, "9", false, true},
+		{name: "for the first time", round: true},
+		{name: "again", brought: 1, version: "1"},
+		{name: "afresh", brought: 9, afresh: true, round: true},
+		{name: "again, but to be opened afresh", brought: 9, reported: true, version: "9", reopened: true},
 	} {
 		inWorld(t, func(w *world) {
 			watched, _ := idleSharedWatch(w, []string{name})
@@ -1300,14 +1306,15 @@ func TestSharedWatchOpens(t *testing.T) {
 			began := time.Now()
 			_, err := watched.open(ctx)
 			if took := time.Since(began); took != time.Second || !errors.Is(err, context.DeadlineExceeded) ||
-				w.logged("no answer") != 0 {
+				strings.Contains(errorText(err), "no answer") {
 				t.Errorf("%v, after %v", err, took)
 			}
 		})
 	})
 }
 
-// What is said of a watch that cannot be opened, and what it means if the namespace may not be watched.
+// The error of a watch that cannot be opened names the namespace and, if a right is missing, the rule and what happens
+// instead.
 func TestSharedWatchErrors(t *testing.T) {
 	w := &sharedWatch{namespace: ns}
 	if err := w.describe(nil); err != nil {
@@ -1390,7 +1397,7 @@ func TestSubscriptionsClose(t *testing.T) {
 	}
 }
 
-// How a watch ends that is open: what it brought before, whether it lasted, and what the next one is to be.
+// The endings of an open watch: the error, whether the watch lasted, and whether the next one is opened afresh.
 func TestSharedWatchEndings(t *testing.T) {
 	lease := watch.Event{Type: watch.Modified, Object: &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{Name: name, UID: "u", ResourceVersion: "9"}}}
@@ -1416,7 +1423,7 @@ func TestSharedWatchEndings(t *testing.T) {
 		for _, after := range []time.Duration{I - 1, I + 1} {
 			t.Run(fmt.Sprint(tt.name, " after ", after), func(t *testing.T) {
 				inWorld(t, func(w *world) {
-					watched, _ := idleSharedWatch(w, []string{name}, w.debugLog())
+					watched, _ := idleSharedWatch(w, []string{name})
 					watched.version = 7
 					ctx, stop := context.WithCancel(w.Context())
 					defer stop()
@@ -1445,12 +1452,7 @@ func TestSharedWatchEndings(t *testing.T) {
 	}
 }
 
-// debugLog logs all there is to the world's log.
-func (w *world) debugLog() Option {
-	return WithLogger(slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})))
-}
-
-// A watch whose version the server has forgotten is opened afresh at once, which is no failure.
+// If the server has forgotten the version (410), the watch is opened afresh at once, and no failure is logged.
 func TestSharedWatchOpensForgotten(t *testing.T) {
 	expired, broken := apierrors.NewResourceExpired("too old"), leasetest.ServiceUnavailable()
 	for _, tt := range []struct {
@@ -1503,7 +1505,7 @@ func TestSharedWatchOpensForgotten(t *testing.T) {
 	}
 }
 
-// When a watch serves its subscribers: once it is open or, after a long outage, once it has lasted, by its clock.
+// A watch serves its subscribers once it is open; after a long outage, once it has lasted for a renew interval.
 func TestSharedWatchServes(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -1550,7 +1552,7 @@ func TestSharedWatchServes(t *testing.T) {
 	}
 }
 
-// When a watch that ended, or was not opened, is opened again, and how the subscribers follow meanwhile.
+// When a watch is opened again, and how subscribers follow meanwhile.
 func TestSharedWatchRuns(t *testing.T) {
 	type end struct {
 		after time.Duration // after it was opened; 0 if it is not opened
@@ -1575,7 +1577,7 @@ func TestSharedWatchRuns(t *testing.T) {
 		{"brings an error", []end{{2 * I, broken}}, []time.Duration{pause}, []sharedMode{serving}, true, 0},
 		{"fails after it was closed", []end{{0, broken}, {2 * I, nil}, {0, broken}}, []time.Duration{pause, 0, pause},
 			nil, true, 1},
-		{"is too much", []end{{0, leasetest.TooManyRequests(2 * time.Second)}}, []time.Duration{2 * time.Second},
+		{"too many requests", []end{{0, leasetest.TooManyRequests(2 * time.Second)}}, []time.Duration{2 * time.Second},
 			[]sharedMode{polling}, true, 0},
 		{"is forbidden", []end{{0, forbidden}}, []time.Duration{100 * I}, []sharedMode{ownWatches}, true, 0},
 		{"is forbidden after an outage", []end{{0, broken}, {0, leasetest.TooManyRequests(I)}, {0, broken},
@@ -1620,7 +1622,7 @@ func TestSharedWatchRuns(t *testing.T) {
 				}}
 				watched.leases = client
 				go watched.run(ctx)
-				for <-opened <= len(tt.ends) {
+				for <-opened <= len(tt.ends) { // until the last one is opened
 				}
 				synctest.Wait()
 				if served := watched.current().mode == serving; served != tt.served {
@@ -1658,7 +1660,7 @@ func TestSharedWatchEndsWhilePaused(t *testing.T) {
 	})
 }
 
-// What a subscriber of each state of the watch does, and when that ends.
+// follow in each mode of the watch, and how it ends.
 func TestSubscriptionFollows(t *testing.T) {
 	const slow = 10 * time.Second // a request that is not answered in time
 	for _, tt := range []struct {
@@ -1675,14 +1677,16 @@ func TestSubscriptionFollows(t *testing.T) {
 		reads  int
 		how    string // it follows at the end
 	}{
-		{"no shared watch", ownWatches, false, false, slow, 0, false, false, false, 0, 0, ""},
-		{"served", serving, true, false, slow, 0, false, true, false, 0, 0, "shared watch"},
-		{"served once it has read", serving, false, false, slow, 0, false, true, false, 0, 1, "shared watch"},
-		{"the read fails", serving, false, false, slow, 0, true, false, true, 0, 1, ""},
-		{"ctx has ended", serving, true, false, 0, 0, false, false, false, 0, 0, ""},
-		{"ctx ends while it polls", polling, true, false, I / 10, 0, false, false, false, I / 10, 0, ""},
-		{"ctx ends while it reads", serving, false, false, I / 10, slow, false, false, true, I / 10, 1, ""},
-		{"ctx ends while it checks", serving, true, true, I / 10, slow, false, false, true, I / 10, 1, ""},
+		{name: "no shared watch", mode: ownWatches, ends: slow},
+		{name: "served", mode: serving, read: true, ends: slow, served: true, how: "shared watch"},
+		{name: "served once it has read", mode: serving, ends: slow, served: true, reads: 1, how: "shared watch"},
+		{name: "the read fails", mode: serving, ends: slow, fails: true, err: true, reads: 1},
+		{name: "ctx has ended", mode: serving, read: true},
+		{name: "ctx ends while it polls", mode: polling, read: true, ends: I / 10, took: I / 10},
+		{name: "ctx ends while it reads", mode: serving, ends: I / 10, answer: slow, err: true, took: I / 10,
+			reads: 1},
+		{name: "ctx ends while it checks", mode: serving, read: true, check: true, ends: I / 10, answer: slow,
+			err: true, took: I / 10, reads: 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -1721,7 +1725,7 @@ func TestSubscriptionFollows(t *testing.T) {
 	}
 }
 
-// When a subscriber reads while the watch does not serve, and after the watch was opened afresh.
+// A subscriber polls while the watch does not serve, and reads once in each round.
 func TestSubscriptionReads(t *testing.T) {
 	const ms = time.Millisecond
 	poll := func(check bool) func(context.Context, *subscription) {
@@ -1737,27 +1741,33 @@ func TestSubscriptionReads(t *testing.T) {
 		answer time.Duration // how long a read takes
 		took   time.Duration
 		reads  int
-		how    string // it follows then
+		how    string        // it follows then
+		round  uint64        // in which it has read
+		lasts  time.Duration // the lease; 0 for D
 	}{
-		{"polls", poll(false), true, 1, time.Minute, 0, I, 1, "poll"},
-		{"polls at once", poll(true), true, 1, time.Minute, 0, 0, 1, "poll"},
-		{"polls, but knows nothing", poll(false), false, 1, time.Minute, 0, longestDelay, 1, ""},
-		{"polls often, but knows nothing", poll(false), false, 1, time.Minute, 0, time.Second / 5, 1, ""},
-		{"ctx ends before it polls", poll(false), true, 1, I / 2, 0, I / 2, 0, "poll"},
-		{"ctx ends while it polls", poll(true), true, 1, 50 * ms, time.Second, 50 * ms, 1, "poll"},
-		{"in a round of few", inRound, true, 10, time.Minute, 0, 20 * ms, 1, "before"},
-		{"in a round of many", inRound, true, 10_000, time.Minute, 0, I / 2, 1, "before"},
-		{"in a round, but knows nothing", inRound, false, 10_000, time.Minute, 0, 0, 1, "before"},
-		{"ctx ends before it reads", inRound, true, 10_000, 100 * ms, 0, 100 * ms, 0, ""},
-		{"ctx ends while it reads", inRound, false, 1, 50 * ms, time.Second, 50 * ms, 1, ""},
+		{name: "polls", read: poll(false), known: true, crowd: 1, ends: time.Minute, took: I, reads: 1, how: "poll"},
+		{name: "polls at once", read: poll(true), known: true, crowd: 1, ends: time.Minute, reads: 1, how: "poll"},
+		{name: "polls, but knows nothing", read: poll(false), crowd: 1, ends: time.Minute, took: longestDelay,
+			reads: 1},
+		{name: "polls often, but knows nothing", read: poll(false), crowd: 1, ends: time.Minute,
+			took: time.Second / 5, reads: 1, lasts: time.Second},
+		{name: "ctx ends before it polls", read: poll(false), known: true, crowd: 1, ends: I / 2, took: I / 2,
+			how: "poll"},
+		{name: "ctx ends while it polls", read: poll(true), known: true, crowd: 1, ends: 50 * ms,
+			answer: time.Second, took: 50 * ms, reads: 1, how: "poll"},
+		{name: "in a round of few", read: inRound, known: true, crowd: 10, ends: time.Minute, took: 20 * ms,
+			reads: 1, how: "before", round: 3},
+		{name: "in a round of many", read: inRound, known: true, crowd: 10_000, ends: time.Minute, took: I / 2,
+			reads: 1, how: "before", round: 3},
+		{name: "in a round, but knows nothing", read: inRound, crowd: 10_000, ends: time.Minute, reads: 1,
+			how: "before", round: 3},
+		{name: "ctx ends before it reads", read: inRound, known: true, crowd: 10_000, ends: 100 * ms, took: 100 * ms},
+		{name: "ctx ends while it reads", read: inRound, crowd: 1, ends: 50 * ms, answer: time.Second,
+			took: 50 * ms, reads: 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
-				lasts := D
-				if strings.Contains(tt.name, "often") {
-					lasts = time.Second
-				}
-				watched, subs := idleSharedWatch(w, []string{name}, WithDuration(lasts),
+				watched, subs := idleSharedWatch(w, []string{name}, WithDuration(cmp.Or(tt.lasts, D)),
 					WithChance(func(n time.Duration) time.Duration { return n }))
 				s := subs[0]
 				watched.count, watched.state.round = tt.crowd, 3
@@ -1781,16 +1791,15 @@ func TestSubscriptionReads(t *testing.T) {
 				if how != tt.how {
 					t.Errorf("followed by %q, want %q", how, tt.how)
 				}
-				if failed := reads == 0 || tt.ends < time.Second; !strings.Contains(tt.name, "poll") &&
-					(s.round == unread) != failed || s.round != unread && s.round != 3 {
-					t.Errorf("round %d", s.round)
+				if s.round != tt.round {
+					t.Errorf("read in round %d, want %d", s.round, tt.round)
 				}
 			})
 		})
 	}
 }
 
-// What a subscriber does about a check that was asked for.
+// A subscriber whose check is due reads, and reports what the watch missed.
 func TestSubscriptionChecks(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -1804,12 +1813,12 @@ func TestSubscriptionChecks(t *testing.T) {
 		afresh  bool
 		due     bool // another check
 	}{
-		{"nothing missed", false, true, true, false, false, 0, false, false, false},
-		{"missed", false, true, false, false, false, 0, true, false, false},
-		{"missed, but it is too early to tell", false, true, false, true, false, I, true, false, false},
-		{"asked for, and the Lease is gone", true, false, false, true, false, 0, true, true, false},
-		{"asked for", true, true, true, false, false, 0, false, false, false},
-		{"the read fails", false, true, false, false, true, 0, false, false, true},
+		{name: "nothing missed", exists: true, brought: true},
+		{name: "missed", exists: true, reopen: true},
+		{name: "missed, but it is too early to tell", exists: true, just: true, took: I, reopen: true},
+		{name: "asked for, and the Lease is gone", request: true, just: true, reopen: true, afresh: true},
+		{name: "asked for", request: true, exists: true, brought: true},
+		{name: "the read fails", exists: true, fails: true, due: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -1879,7 +1888,7 @@ func TestSubscriptionChecks(t *testing.T) {
 	})
 }
 
-// A shared watch is of its first subscriber's namespace, and says so.
+// A shared watch is opened in, and logs, the namespace of its first subscriber.
 func TestNewSharedWatch(t *testing.T) {
 	inWorld(t, func(w *world) {
 		watched, _ := idleSharedWatch(w, []string{name}, WithNamespace("elsewhere"))
@@ -1887,20 +1896,6 @@ func TestNewSharedWatch(t *testing.T) {
 		w.sleep(0)
 		if watched.namespace != "elsewhere" || w.logged("namespace=elsewhere") != 1 {
 			t.Errorf("of %q", watched.namespace)
-		}
-		watched.failures.record("watch", leasetest.ServiceUnavailable())
-		watched.failures.record("get", leasetest.ServiceUnavailable())
-		w.sleep(D - time.Nanosecond)
-		watched.failures.record("get", nil)
-		w.sleep(0)
-		if w.logged("API requests succeed again") != 0 {
-			t.Error("a recent failure was forgotten")
-		}
-		w.sleep(time.Nanosecond)
-		watched.failures.record("get", nil)
-		w.sleep(0)
-		if w.logged("API requests succeed again") != 1 {
-			t.Error("a failure of long ago was not forgotten")
 		}
 		for _, namespace := range []string{ns, "elsewhere"} {
 			w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}})
@@ -1916,7 +1911,28 @@ func TestNewSharedWatch(t *testing.T) {
 	})
 }
 
-// Each method locks what it touches, whoever calls it. The race detector looks on.
+// A failure that is the duration old is not counted as an outage any more.
+func TestSharedWatchForgetsFailures(t *testing.T) {
+	inWorld(t, func(w *world) {
+		watched, _ := idleSharedWatch(w, []string{name})
+		watched.failures.record("watch", leasetest.ServiceUnavailable())
+		watched.failures.record("get", leasetest.ServiceUnavailable())
+		w.sleep(D - time.Nanosecond)
+		watched.failures.record("get", nil)
+		w.sleep(0)
+		if w.logged("API requests succeed again") != 0 {
+			t.Error("a recent failure was forgotten")
+		}
+		w.sleep(time.Nanosecond)
+		watched.failures.record("get", nil)
+		w.sleep(0)
+		if w.logged("API requests succeed again") != 1 {
+			t.Error("a failure of long ago was not forgotten")
+		}
+	})
+}
+
+// Any goroutine may call any method of the shared watch. Only the race detector can fail this test.
 func TestSharedWatchConcurrently(t *testing.T) {
 	inWorld(t, func(w *world) {
 		watched, subs := idleSharedWatch(w, []string{"x", "y"})

@@ -941,7 +941,7 @@ func TestRingOtherBuckets(t *testing.T) {
 	})
 }
 
-// ofAnotherFormat returns the text of a table, or of a report, of another version of the program.
+// ofAnotherFormat returns the compressed text of another version's table; a report has the prefix "zlib:".
 func ofAnotherFormat() string {
 	var b bytes.Buffer
 	w := zlib.NewWriter(&b)
@@ -954,7 +954,7 @@ func ofAnotherFormat() string {
 func TestGroupOfAnotherFormat(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		reports string // what the member of another version does
+		report  string // of the member of another version
 		crashes bool
 	}{
 		{"leaves", "zlib:" + ofAnotherFormat(), false},
@@ -969,7 +969,7 @@ func TestGroupOfAnotherFormat(t *testing.T) {
 					l := &coordinationv1.Lease{
 						ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: other,
 							Labels:      map[string]string{groupLabel: name},
-							Annotations: map[string]string{memberAnnotation: c.reports}},
+							Annotations: map[string]string{memberAnnotation: c.report}},
 						Spec: coordinationv1.LeaseSpec{
 							HolderIdentity: new("other"), LeaseDurationSeconds: new(int32(D / time.Second)),
 							AcquireTime: &metav1.MicroTime{Time: time.UnixMicro(5)},
@@ -1009,7 +1009,7 @@ func TestGroupOfAnotherFormat(t *testing.T) {
 	}
 }
 
-// A table of another format that no member wrote is rubbish.
+// A table of another format is replaced if no member of that format is live.
 func TestGroupFormatByHand(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		a := f.spread("a", Keys(numbered(4)...))

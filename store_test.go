@@ -270,7 +270,7 @@ func TestUnchangedSince(t *testing.T) {
 	}
 }
 
-// The store locks what it touches, whoever calls it. The race detector looks on.
+// Any goroutine may call any method of the store. Only the race detector can fail this test.
 func TestLeaseStoreConcurrently(t *testing.T) {
 	inWorld(t, func(w *world) {
 		r, _ := idleRenewer(w, heldByB, nil)
@@ -306,7 +306,7 @@ func TestLeaseStoreConcurrently(t *testing.T) {
 	})
 }
 
-// What the Monitor shows of a Lease. When it expires is by the wall clock, whatever the clock of the candidate says.
+// The Monitor shows the holder, with its expiry by the wall clock, not by the candidate's clock.
 func TestLeaseStoreDescribes(t *testing.T) {
 	inWorld(t, func(w *world) {
 		s := idleCampaign(w, withClock(rateClock{time.Now().Add(-time.Hour), 2})).store
@@ -327,7 +327,14 @@ func TestLeaseStoreDescribes(t *testing.T) {
 		if s.describe(&got); got.ResourceVersion != "" || got.Holder != nil {
 			t.Errorf("a Lease that is gone: %+v", got)
 		}
-		err := s.addEvent(watch.Event{Type: watch.Error, Object: &metav1.Status{Message: "broken"}}, false)
+	})
+}
+
+// An event that is an error names the Lease.
+func TestLeaseStoreErrorEvent(t *testing.T) {
+	inWorld(t, func(w *world) {
+		event := watch.Event{Type: watch.Error, Object: &metav1.Status{Message: "broken"}}
+		err := idleCampaign(w).store.addEvent(event, false)
 		if got := errorText(err); got != "watch lease default/reconciler: broken" {
 			t.Error(got)
 		}

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv(replicaEnv); spec != "" {
 		os.Exit(runReplica(spec))
 	}
-	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; the command line may say otherwise
+	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; -test.parallel overrides this
 		panic(err)
 	}
 	goleak.VerifyTestMain(controlplane.StopAfter(m), goleak.Cleanup(func(code int) {

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	if err := flag.Set("test.parallel", "6"); err != nil { // unless the command line says otherwise
+	if err := flag.Set("test.parallel", "6"); err != nil { // each waits; -test.parallel overrides this
 		panic(err)
 	}
 	goleak.VerifyTestMain(controlplane.StopAfter(m))

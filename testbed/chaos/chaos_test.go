@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	if err := flag.Set("test.parallel", "4"); err != nil { // unless the command line says otherwise
+	if err := flag.Set("test.parallel", "4"); err != nil { // each waits; -test.parallel overrides this
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)

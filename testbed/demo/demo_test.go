@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(mainEnv) != "" {
 		main()
 	}
-	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; the command line may say otherwise
+	if err := flag.Set("test.parallel", "8"); err != nil { // most of them wait; -test.parallel overrides this
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)
