@@ -25,24 +25,17 @@ import (
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// campaigner campaigns for default/x as name through its own client of srv.
-func campaigner(srv *leasetest.Server, name string, opts ...Option) []Option {
-	return append([]Option{WithLease("x"), WithNamespace("default"), WithClient(srv.Client(name)), WithIdentity(name),
-		unlogged, inVirtualTime}, opts...)
-}
-
 // A Lease deleted while its holder is cut off, and a standby whose watch brought neither the holder's
 // last renewal nor the deletion: the holder still trusts its lease.
 func TestGhostUnseenRenewals(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		ctx, cancel := context.WithCancel(t.Context())
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
 		defer cancel()
 		var a, b Session
 		gotA, gotB := make(chan struct{}), make(chan struct{})
 		done := make(chan struct{}, 2)
 		go func() {
-			for s := range Sessions(ctx, campaigner(srv, "a")...) {
+			for s := range w.sequence(ctx, "a") {
 				a = s
 				close(gotA)
 				<-s.Done()
@@ -53,7 +46,7 @@ func TestGhostUnseenRenewals(t *testing.T) {
 		<-gotA
 		began := time.Now()
 		go func() {
-			for s := range Sessions(ctx, campaigner(srv, "b")...) {
+			for s := range w.sequence(ctx, "b") {
 				b = s
 				close(gotB)
 				<-s.Done()
@@ -62,16 +55,16 @@ func TestGhostUnseenRenewals(t *testing.T) {
 			done <- struct{}{}
 		}()
 		time.Sleep(time.Second)
-		srv.Client("b").SilenceWatches()
+		w.srv.Client("b").SilenceWatches()
 		time.Sleep(6500 * time.Millisecond) // a has renewed twice
-		srv.Client("a").Partition(true)
-		srv.Delete("default", "x")
+		w.srv.Client("a").Partition(true)
+		w.srv.Delete(ns, name)
 		<-gotB
-		t.Logf("b leads %v after a did; a valid for %v", time.Since(began), a.ValidFor())
+		w.Logf("b leads %v after a did; a valid for %v", time.Since(began), a.ValidFor())
 		if a.Err() == nil && b.Err() == nil {
-			t.Errorf("two sessions live: a for %v more", a.ValidFor())
+			w.Errorf("two sessions live: a for %v more", a.ValidFor())
 		}
-		srv.Client("a").Partition(false)
+		w.srv.Client("a").Partition(false)
 		cancel()
 		<-done
 		<-done
@@ -82,10 +75,9 @@ func TestGhostUnseenRenewals(t *testing.T) {
 func TestRenewalStorm(t *testing.T) {
 	for _, d := range []time.Duration{time.Second, 15 * time.Second, time.Hour} {
 		t.Run(d.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				srv := leasetest.NewServer()
-				c := srv.Client("a")
-				for s := range Sessions(t.Context(), campaigner(srv, "a", WithDuration(d))...) {
+			inWorld(t, func(w *world) {
+				c := w.srv.Client("a")
+				for s := range w.sequence(w.Context(), "a", WithDuration(d)) {
 					patches, last := 0, 0
 					until := time.Now().Add(s.ValidFor())
 					c.OnRequest(func(r leasetest.Request) leasetest.Fault {
@@ -99,9 +91,9 @@ func TestRenewalStorm(t *testing.T) {
 						return leasetest.Fault{}
 					})
 					<-s.Done()
-					t.Logf("D=%v: %d renewals, %d of them in the last tenth of D", d, patches, last)
+					w.Logf("D=%v: %d renewals, %d of them in the last tenth of D", d, patches, last)
 					if last > 12 && float64(last) > d.Seconds()/8 {
-						t.Errorf("%d renewals in %v, with the server asking for 1s between them", last, d/10)
+						w.Errorf("%d renewals in %v, with the server asking for 1s between them", last, d/10)
 					}
 					break
 				}
@@ -113,10 +105,9 @@ func TestRenewalStorm(t *testing.T) {
 // Renewals whose replies are lost, but that the watch shows, have not failed: the first one that fails after them is
 // repeated as soon as any first one.
 func TestLostRepliesAreNoFailures(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		c := srv.Client("a")
-		for range Sessions(t.Context(), campaigner(srv, "a")...) {
+	inWorld(t, func(w *world) {
+		c := w.srv.Client("a")
+		for range w.sequence(w.Context(), "a") {
 			synctest.Wait() // the watch is open
 			c.OnRequest(func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Drop: leasetest.TheReply} })
 			time.Sleep(time.Minute)
@@ -131,7 +122,7 @@ func TestLostRepliesAreNoFailures(t *testing.T) {
 			c.OnRequest(nil)
 			first, second := <-tries, <-tries
 			if pause := second.Sub(first); pause > 100*time.Millisecond {
-				t.Errorf("repeated after %v", pause)
+				w.Errorf("repeated after %v", pause)
 			}
 			break
 		}
@@ -140,9 +131,8 @@ func TestLostRepliesAreNoFailures(t *testing.T) {
 
 // CreateNew: the reply to the create is lost, and the API server is away for a while.
 func TestCreateNewOutage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		c := srv.Client("a")
+	inWorld(t, func(w *world) {
+		c := w.srv.Client("a")
 		began := time.Now()
 		created := false
 		c.OnRequest(func(r leasetest.Request) leasetest.Fault {
@@ -157,58 +147,56 @@ func TestCreateNewOutage(t *testing.T) {
 		})
 		var err error
 		led := false
-		for range Sessions(t.Context(), campaigner(srv, "a", WithCreateMode(CreateNew), WithError(&err))...) {
+		for range w.sequence(w.Context(), "a", WithCreateMode(CreateNew), WithError(&err)) {
 			led = true
 			break
 		}
-		t.Logf("led %v after %v: %v", led, time.Since(began), err)
+		w.Logf("led %v after %v: %v", led, time.Since(began), err)
 		if !led {
-			t.Error("the campaign took its own Lease for another's")
+			w.Error("the campaign took its own Lease for another's")
 		}
 	})
 }
 
 // Release in WithOverrun.
 func TestReleaseInOverrun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
+	inWorld(t, func(w *world) {
 		released := make(chan error, 1)
 		over := WithOverrun(func(s Session) { released <- s.Release() })
 		finished := make(chan struct{})
 		go func() {
 			defer close(finished)
-			for range Sessions(t.Context(), campaigner(srv, "a", over)...) {
-				srv.Client("a").Partition(true)
+			for range w.sequence(w.Context(), "a", over) {
+				w.srv.Client("a").Partition(true)
 				time.Sleep(time.Minute)
-				srv.Client("a").Partition(false)
+				w.srv.Client("a").Partition(false)
 				break
 			}
 		}()
 		select {
 		case <-finished:
 			if err := <-released; !errors.Is(err, ErrLost) {
-				t.Error(err)
+				w.Error(err)
 			}
 		case <-time.After(10 * time.Minute):
-			t.Fatal("deadlock: the loop never ended")
+			w.Fatal("deadlock: the loop never ended")
 		}
 	})
 }
 
 // The function of WithOverrun waits for the body to stop, which calls Release as it does.
 func TestReleaseDuringOverrun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
+	inWorld(t, func(w *world) {
 		asked, stopped := make(chan struct{}), make(chan struct{})
 		over := WithOverrun(func(s Session) {
 			close(asked)
 			<-stopped
 		})
-		for s := range Sessions(t.Context(), campaigner(srv, "a", over)...) {
-			srv.Client("a").Partition(true)
+		for s := range w.sequence(w.Context(), "a", over) {
+			w.srv.Client("a").Partition(true)
 			<-asked
 			if err := s.Release(); !errors.Is(err, ErrLost) {
-				t.Error(err)
+				w.Error(err)
 			}
 			close(stopped)
 			break
@@ -356,33 +344,32 @@ func TestLossesForgotten(t *testing.T) {
 
 // UseExisting: the watch misses the deletion, then stays silent.
 func TestMissedDeletionStalls(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
+	inWorld(t, func(w *world) {
 		put := func(holder string) {
-			srv.Put(&coordinationv1.Lease{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x"},
+			w.srv.Put(&coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
 				Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15))},
 			})
 		}
 		put("other")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		ctx, cancel := context.WithTimeout(w.Context(), time.Hour)
 		defer cancel()
 		began := time.Now()
 		go func() {
 			time.Sleep(time.Second)
-			srv.Client("a").SilenceWatches()
-			srv.Delete("default", "x")
+			w.srv.Client("a").SilenceWatches()
+			w.srv.Delete(ns, name)
 			time.Sleep(time.Minute)
 			put("")
 		}()
 		led := false
-		for range Sessions(ctx, campaigner(srv, "a", WithCreateMode(UseExisting))...) {
+		for range w.sequence(ctx, "a", WithCreateMode(UseExisting)) {
 			led = true
 			break
 		}
-		t.Logf("led %v after %v", led, time.Since(began))
+		w.Logf("led %v after %v", led, time.Since(began))
 		if !led {
-			t.Error("stalled on a watch that had missed the deletion")
+			w.Error("stalled on a watch that had missed the deletion")
 		}
 	})
 }
@@ -413,32 +400,30 @@ func TestDialEnds(t *testing.T) {
 
 // A watch that is never answered is an outage to be told of.
 func TestSilentOpen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+	inWorld(t, func(w *world) {
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 			if r.Verb == "watch" {
 				return leasetest.Fault{Drop: leasetest.TheRequest}
 			}
 			return leasetest.Fault{}
 		})
 		var log bytes.Buffer
-		for range Sessions(t.Context(), campaigner(srv, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...) {
+		for range w.sequence(w.Context(), "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil)))) {
 			time.Sleep(time.Minute)
 			break
 		}
 		if !strings.Contains(log.String(), "request=watch") {
-			t.Errorf("nothing about the watch in the log:\n%s", &log)
+			w.Errorf("nothing about the watch in the log:\n%s", &log)
 		}
 	})
 }
 
 // The longest duration that the rules allow.
 func TestLongestDuration(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		for s := range Sessions(t.Context(), campaigner(srv, "a", WithDuration(maxDuration))...) {
+	inWorld(t, func(w *world) {
+		for s := range w.sequence(w.Context(), "a", WithDuration(maxDuration)) {
 			if s.ValidFor() < maxDuration/2 {
-				t.Error(s.ValidFor())
+				w.Error(s.ValidFor())
 			}
 			break
 		}
@@ -447,15 +432,14 @@ func TestLongestDuration(t *testing.T) {
 
 // A server, or something on the way to it, that does not keep the renewal time it is sent.
 func TestRenewalTimeNotKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		c := oddClient{srv.Client("a")}
-		for s := range Sessions(t.Context(), campaigner(srv, "a", WithClient(c))...) {
+	inWorld(t, func(w *world) {
+		c := oddClient{w.srv.Client("a")}
+		for s := range w.sequence(w.Context(), "a", WithClient(c)) {
 			before := c.Requests()
 			<-s.Done()
-			t.Log(s.Err(), c.Requests()-before)
+			w.Log(s.Err(), c.Requests()-before)
 			if n := c.Requests() - before; n > 100 {
-				t.Errorf("%d requests", n)
+				w.Errorf("%d requests", n)
 			}
 			break
 		}
@@ -486,28 +470,26 @@ func (l oddLeases) Patch(
 
 // A loop that its context ends is no fault.
 func TestQuietEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		ctx, cancel := context.WithCancel(t.Context())
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
 		defer cancel()
 		var log bytes.Buffer
-		for range Sessions(ctx, campaigner(srv, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...) {
+		for range w.sequence(ctx, "a", WithLogger(slog.New(slog.NewTextHandler(&log, nil)))) {
 			cancel()
 		}
 		if strings.Contains(log.String(), "level=ERROR") {
-			t.Errorf("an error in the log:\n%s", &log)
+			w.Errorf("an error in the log:\n%s", &log)
 		}
 	})
 }
 
 // Two processes with the same identity that claim in the same microsecond; one's request is lost.
 func TestSameIdentitySameInstant(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		ctx, cancel := context.WithCancel(t.Context())
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
 		defer cancel()
 		first := true
-		srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
+		w.srv.Client("b").OnRequest(func(r leasetest.Request) leasetest.Fault {
 			if r.Verb == "create" && first {
 				first = false
 				return leasetest.Fault{Drop: leasetest.TheRequest, Err: leasetest.ConnectionReset()}
@@ -518,7 +500,7 @@ func TestSameIdentitySameInstant(t *testing.T) {
 		live := make(chan string, 10)
 		done := make(chan struct{}, 2)
 		run := func(name string, s *Session) {
-			for x := range Sessions(ctx, campaigner(srv, name, WithIdentity("same"))...) {
+			for x := range w.sequence(ctx, name, WithIdentity("same")) {
 				*s = x
 				live <- name
 				<-x.Done()
@@ -526,15 +508,15 @@ func TestSameIdentitySameInstant(t *testing.T) {
 			}
 			done <- struct{}{}
 		}
-		srv.Client("a").OnEvent(func(e watch.Event) time.Duration { return time.Second })
+		w.srv.Client("a").OnEvent(func(e watch.Event) time.Duration { return time.Second })
 		go run("a", &sa)
 		go run("b", &sb)
-		t.Log(<-live)
+		w.Log(<-live)
 		select {
 		case n := <-live:
-			t.Log(n, "a:", sa.Err(), "b:", sb.Err())
+			w.Log(n, "a:", sa.Err(), "b:", sb.Err())
 			if sa.Err() == nil && sb.Err() == nil {
-				t.Error("two sessions live")
+				w.Error("two sessions live")
 			}
 		case <-time.After(10 * time.Second):
 		}
@@ -571,20 +553,19 @@ func TestSameIdentitySameAcquireTime_G1(t *testing.T) {
 
 // A standby whose read was lost just before the last fault ended.
 func TestLostRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
+	inWorld(t, func(w *world) {
 		holder := "gone"
-		srv.Put(&coordinationv1.Lease{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x"},
+		w.srv.Put(&coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
 			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: new(int32(15))},
 		})
-		srv.Client("a").Partition(true)
-		time.AfterFunc(100*time.Millisecond, func() { srv.Client("a").Partition(false) })
+		w.srv.Client("a").Partition(true)
+		time.AfterFunc(100*time.Millisecond, func() { w.srv.Client("a").Partition(false) })
 		began := time.Now()
-		for range Sessions(t.Context(), campaigner(srv, "a")...) {
-			t.Logf("led %v after the last fault", time.Since(began)-100*time.Millisecond)
+		for range w.sequence(w.Context(), "a") {
+			w.Logf("led %v after the last fault", time.Since(began)-100*time.Millisecond)
 			if time.Since(began) > 16100*time.Millisecond {
-				t.Error("more than D + 1s")
+				w.Error("more than D + 1s")
 			}
 			break
 		}
@@ -594,18 +575,17 @@ func TestLostRead(t *testing.T) {
 // The machine sleeps while the reply to the write that takes the lease is under way: the lease is
 // lost before anybody works under it, so that nobody overruns it.
 func TestNoOverrunWithoutBody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
+	inWorld(t, func(w *world) {
 		var slept atomic.Int64
-		srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 			if r.Verb == "create" {
 				time.AfterFunc(time.Second, func() { slept.Store(int64(time.Minute)) })
 				return leasetest.Fault{After: 2 * time.Second}
 			}
 			return leasetest.Fault{}
 		})
-		over := WithOverrun(func(s Session) { t.Error("overrun, but there is no body:", s.Err()) })
-		for range Sessions(t.Context(), campaigner(srv, "a", over, withClock(sleepyClock{&slept}))...) {
+		over := WithOverrun(func(s Session) { w.Error("overrun, but there is no body:", s.Err()) })
+		for range w.sequence(w.Context(), "a", over, withClock(sleepyClock{&slept})) {
 			break
 		}
 	})
@@ -616,18 +596,17 @@ func TestNoOverrunWithoutBody(t *testing.T) {
 func TestGhostUnseenHolder(t *testing.T) {
 	for _, last := range []string{"held by itself", "free"} {
 		t.Run(last, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				srv := leasetest.NewServer()
-				ctx, cancel := context.WithCancel(t.Context())
+			inWorld(t, func(w *world) {
+				ctx, cancel := context.WithCancel(w.Context())
 				defer cancel()
 				var sessions []Session // at most one candidate adds to it at a time
 				var group sync.WaitGroup
 				defer group.Wait()
 				lead := func(name string) {
-					for s := range Sessions(ctx, campaigner(srv, name)...) {
+					for s := range w.sequence(ctx, name) {
 						for _, other := range sessions {
 							if other.Err() == nil {
-								t.Errorf("%s leads, %s for %v more", name, other.Holder().Identity, other.ValidFor())
+								w.Errorf("%s leads, %s for %v more", name, other.Holder().Identity, other.ValidFor())
 							}
 						}
 						sessions = append(sessions, s)
@@ -635,30 +614,30 @@ func TestGhostUnseenHolder(t *testing.T) {
 					}
 				}
 				if last == "free" {
-					for range Sessions(ctx, campaigner(srv, "c")...) {
+					for range w.sequence(ctx, "c") {
 						break
 					}
-					srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 						if r.Verb == "apply" {
-							srv.Client("a").Partition(true)
+							w.srv.Client("a").Partition(true)
 						}
 						return leasetest.Fault{}
 					})
 				}
 				group.Go(func() { lead("a") })
 				time.Sleep(time.Second)
-				srv.Client("a").OnRequest(nil)
-				srv.Client("a").Partition(true)
-				srv.Client("a").SilenceWatches()
+				w.srv.Client("a").OnRequest(nil)
+				w.srv.Client("a").Partition(true)
+				w.srv.Client("a").SilenceWatches()
 				group.Go(func() { lead("b") })
 				time.Sleep(time.Minute)
-				srv.Client("b").Partition(true)
-				srv.Delete("default", "x")
-				srv.Client("a").ResumeWatches(false)
-				srv.Client("a").CloseWatches(nil)
-				srv.Client("a").Partition(false)
+				w.srv.Client("b").Partition(true)
+				w.srv.Delete(ns, name)
+				w.srv.Client("a").ResumeWatches(false)
+				w.srv.Client("a").CloseWatches(nil)
+				w.srv.Client("a").Partition(false)
 				time.Sleep(time.Minute)
-				srv.Client("b").Partition(false)
+				w.srv.Client("b").Partition(false)
 				cancel()
 			})
 		})
@@ -668,11 +647,10 @@ func TestGhostUnseenHolder(t *testing.T) {
 // A creation takes long to arrive. Meanwhile another creates the Lease, leads, is cut off, and the
 // Lease is deleted: the creation succeeds then, beside a holder that has not heard.
 func TestGhostMeetsCreation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		ctx, cancel := context.WithCancel(t.Context())
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
 		defer cancel()
-		srv.Client("c").OnRequest(func(r leasetest.Request) leasetest.Fault {
+		w.srv.Client("c").OnRequest(func(r leasetest.Request) leasetest.Fault {
 			if r.Verb == "create" {
 				return leasetest.Fault{Before: 3 * time.Second}
 			}
@@ -682,7 +660,7 @@ func TestGhostMeetsCreation(t *testing.T) {
 		gotB, gotC := make(chan struct{}), make(chan struct{})
 		done := make(chan struct{}, 2)
 		run := func(name string, s *Session, got chan struct{}) {
-			for x := range Sessions(ctx, campaigner(srv, name)...) {
+			for x := range w.sequence(ctx, name) {
 				*s = x
 				close(got)
 				<-x.Done()
@@ -695,13 +673,13 @@ func TestGhostMeetsCreation(t *testing.T) {
 		go run("b", &sb, gotB)
 		<-gotB
 		time.Sleep(time.Second)
-		srv.Client("b").Partition(true)
-		srv.Delete("default", "x")
+		w.srv.Client("b").Partition(true)
+		w.srv.Delete(ns, name)
 		<-gotC
 		if sb.Err() == nil && sc.Err() == nil {
-			t.Errorf("two sessions live")
+			w.Errorf("two sessions live")
 		}
-		srv.Client("b").Partition(false)
+		w.srv.Client("b").Partition(false)
 		cancel()
 		<-done
 		<-done
@@ -713,16 +691,15 @@ func TestWatchErrorWithoutStatus(t *testing.T) {
 	for name, object := range map[string]runtime.Object{"nil": nil, "nil status": (*metav1.Status)(nil),
 		"a Lease": &coordinationv1.Lease{}} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				srv := leasetest.NewServer()
-				for s := range Sessions(t.Context(), campaigner(srv, "a")...) {
+			inWorld(t, func(w *world) {
+				for s := range w.sequence(w.Context(), "a") {
 					synctest.Wait() // until the watch is open
-					before := srv.Client("a").Requests()
-					srv.Client("a").SendEvent(watch.Event{Type: watch.Error, Object: object})
+					before := w.srv.Client("a").Requests()
+					w.srv.Client("a").SendEvent(watch.Event{Type: watch.Error, Object: object})
 					time.Sleep(time.Second)
-					if s.Err() != nil || srv.Client("a").WatchCount() != 1 || srv.Client("a").Requests() == before {
-						t.Errorf("%v, %d watches, %d requests since", s.Err(), srv.Client("a").WatchCount(),
-							srv.Client("a").Requests()-before)
+					if s.Err() != nil || w.srv.Client("a").WatchCount() != 1 || w.srv.Client("a").Requests() == before {
+						w.Errorf("%v, %d watches, %d requests since", s.Err(), w.srv.Client("a").WatchCount(),
+							w.srv.Client("a").Requests()-before)
 					}
 					break
 				}
@@ -734,21 +711,20 @@ func TestWatchErrorWithoutStatus(t *testing.T) {
 // A lease that is taken away while the reply to our claim is under way gives no session once the watch has
 // told of it.
 func TestStolenBeforeTheReply(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := leasetest.NewServer()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithTimeout(w.Context(), 10*time.Second)
 		defer cancel()
-		srv.Client("a").OnRequest(func(r leasetest.Request) (f leasetest.Fault) {
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) (f leasetest.Fault) {
 			if r.Verb == "create" {
 				f.After = 3 * time.Second
 			}
 			return f
 		})
 		time.AfterFunc(time.Second, func() {
-			srv.Edit("default", "x", func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = new("thief") })
+			w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = new("thief") })
 		})
-		for s := range Sessions(ctx, campaigner(srv, "a")...) {
-			t.Errorf("a session begins with %v, valid for %v, though the watch told that the thief holds the lease",
+		for s := range w.sequence(ctx, "a") {
+			w.Errorf("a session begins with %v, valid for %v, though the watch told that the thief holds the lease",
 				s.Err(), s.ValidFor())
 			break
 		}
