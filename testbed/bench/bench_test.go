@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
@@ -301,6 +302,18 @@ func TestParseCrowd(t *testing.T) {
 	for _, s := range []string{"", "7", "x,10m", "7,x", "0,10m", "7,1ms"} {
 		if c, err := parseCrowd(s); err == nil || !strings.Contains(err.Error(), "100000,10m") {
 			t.Errorf("%q: %+v, %v", s, c, err)
+		}
+	}
+}
+
+func TestParseGroup(t *testing.T) {
+	g, err := parseGroup("100,65536")
+	if err != nil || fmt.Sprint(g.members, g.buckets, g.rollouts) != "[100] [65536] []" {
+		t.Errorf("got %+v, %v", g, err)
+	}
+	for _, s := range []string{"", "7", "x,8", "7,x", "1,8", "7,0", "7,65537", "7,8,9"} {
+		if g, err := parseGroup(s); err == nil || !strings.Contains(err.Error(), "100,65536") {
+			t.Errorf("%q: %+v, %v", s, g, err)
 		}
 	}
 }

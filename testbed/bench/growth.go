@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,8 +16,19 @@ import (
 type growth struct {
 	buckets, members []int
 	rollouts         []int
-	keys             int           // that the members of a rollout share out
-	window           time.Duration // how long to measure a steady group
+	keys             int // that the members of a rollout share out
+}
+
+// parseGroup reads the size of a group as -group has it, for example 100,65536.
+func parseGroup(s string) (g growth, err error) {
+	members, buckets, found := strings.Cut(s, ",")
+	m, err := strconv.Atoi(members)
+	n, err2 := strconv.Atoi(buckets)
+	if err = errors.Join(err, err2); err != nil || !found || m < 2 || n < 1 || n > 65536 {
+		return g, fmt.Errorf("-group %q: want the number of members, at least 2, and of buckets, at most 65536; "+
+			"for example 100,65536", s)
+	}
+	return growth{members: []int{m}, buckets: []int{n}}, nil
 }
 
 // A groupReport is what is said of a group of some size.
@@ -42,8 +55,17 @@ func (b *bench) grow() error {
 	if err != nil {
 		return err
 	}
-	for _, members := range b.growth.members {
-		for _, buckets := range b.growth.buckets {
+	for _, g := range b.grown {
+		if err := b.growGroups(g, idle); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) growGroups(g growth, idle cost) error {
+	for _, members := range g.members {
+		for _, buckets := range g.buckets {
 			r, err := b.groupOf(buckets, members, idle)
 			switch {
 			case b.ctx.Err() != nil:
@@ -55,8 +77,8 @@ func (b *bench) grow() error {
 			}
 		}
 	}
-	for _, members := range b.growth.rollouts {
-		if err := b.groupRollouts(members, b.growth.keys); err != nil {
+	for _, members := range g.rollouts {
+		if err := b.groupRollouts(members, g.keys); err != nil {
 			return err
 		}
 	}
@@ -86,7 +108,7 @@ func (b *bench) groupOf(buckets, count int, idle cost) (r groupReport, err error
 	if err != nil {
 		return r, err
 	}
-	steady, err := b.cost(b.growth.window, metersOf(members)...)
+	steady, err := b.cost(b.groupWindow, metersOf(members)...)
 	if err != nil {
 		return r, err
 	}

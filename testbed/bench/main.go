@@ -88,6 +88,13 @@ func main() {
 			own = append(own, c)
 			return err
 		})
+	var groups []growth
+	flag.Func("group", "instead of the usual groups of growth, measure `M,B`: M members with a ring of B buckets",
+		func(s string) error {
+			g, err := parseGroup(s)
+			groups = append(groups, g)
+			return err
+		})
 	svgFile := flag.String("svg", "", "draw the distributions of what took time into `FILE` too, .svg or .png")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./testbed/bench [flags]")
@@ -105,6 +112,9 @@ func main() {
 	})
 	if len(own) > 0 {
 		size.crowds = own
+	}
+	if len(groups) > 0 {
+		size.grown = groups
 	}
 	chosen, err := choose(*only)
 	if err != nil || flag.NArg() > 0 || *n < 1 {
@@ -178,7 +188,8 @@ type size struct {
 	crowds      []crowd       // of leases that one process leads
 	crowding    time.Duration // how long to measure one
 	sharing     sharing       // of members of groups
-	growth      growth        // of groups
+	grown       []growth      // groups of which the growth is measured
+	groupWindow time.Duration // how long to measure one that is steady
 }
 
 // farLinks are links over which leadership is hard to keep; the second is a satellite's.
@@ -203,10 +214,10 @@ var full = size{
 	},
 	crowding: 15 * time.Second,
 	sharing:  sharing{steady: []int{1000, 10000}, buckets: 65536, keys: 10000, rollout: 10},
-	growth: growth{ // half an hour
+	grown: []growth{{ // half an hour
 		buckets: []int{10, 1000, 10000, 65536}, members: []int{2, 10, 100}, rollouts: []int{100}, keys: 10000,
-		window: 20 * time.Second,
-	},
+	}},
+	groupWindow: 20 * time.Second,
 }
 
 // quick does not renew more often than once a second: candidates of client-go compare renewal times by the second, and
@@ -221,7 +232,7 @@ var quick = size{
 	fanning: time.Second, weighing: time.Second,
 	crowds: []crowd{{count: 10, duration: 3 * time.Second, moves: 1, busy: true, raw: true}}, crowding: time.Second,
 	sharing: sharing{steady: []int{10, 100}, buckets: 64, keys: 100, rollout: 3},
-	growth:  growth{buckets: []int{8}, members: []int{2}, rollouts: []int{2}, keys: 8, window: time.Second},
+	grown:   []growth{{buckets: []int{8}, members: []int{2}, rollouts: []int{2}, keys: 8}}, groupWindow: time.Second,
 }
 
 // A bench runs experiments.
