@@ -99,7 +99,7 @@ func (a *assigner) run(ctx context.Context) {
 		}
 		if err != nil {
 			var fault groupFault
-			if errors.As(err, &fault) && a.group.once(fault.Error()) {
+			if errors.As(err, &fault) && a.group.once("cannot assign: "+fault.kind) {
 				a.group.campaign.log.error("this member cannot assign the group's keys",
 					"group", a.group.client.group, "error", err)
 			}
@@ -191,7 +191,9 @@ func (a *assigner) step(ctx context.Context) (time.Duration, error) {
 	case t.table.Buckets != g.buckets:
 		return a.awaitOtherKeys(ctx, v)
 	}
-	a.beginAt = time.Time{}
+	if !v.now.Before(a.beginAt) {
+		a.beginAt = time.Time{}
+	}
 	if a.observed != t.record.version {
 		a.observed = t.record.version
 		a.rollout.Observe(t.table, v.now)

@@ -48,6 +48,7 @@ type group struct {
 	keys     []string               // those with names that the member knows, sorted
 	digest   string                 // of keys, once they are published
 	sets     map[string][]string    // sets of keys by digest
+	partly   map[string][]string    // the pages of sets that were not read to the end, by digest
 	past     shards.Past            // for all terms
 	sessions map[string]*keySession // by key: those of the newest term whose work has not returned
 	earlier  map[string]*keySession // by key: those of earlier terms whose work has not returned
@@ -75,6 +76,7 @@ func newGroup(c *campaign, name string, buckets int) *group {
 		buckets:  buckets,
 		numbers:  numbersOf(buckets),
 		sets:     map[string][]string{},
+		partly:   map[string][]string{},
 		sessions: map[string]*keySession{},
 		earlier:  map[string]*keySession{},
 		stopping: map[*keySession]bool{},
@@ -187,7 +189,7 @@ func (g *group) acceptsLocked(key string) bool {
 }
 
 // returned says that the work of s has returned. It counts once: when it is said again, the key may have been given
-// anew.
+// to another session.
 func (g *group) returned(s *keySession, failed bool) {
 	why := endOf(s, failed)
 	if s.over.Swap(true) {

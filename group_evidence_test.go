@@ -179,6 +179,27 @@ func TestGroupLeftOut_G1(t *testing.T) {
 	})
 }
 
+// A member that has seen a table of another number of buckets knows that the group is not new: if the table and the
+// Lease of its owner are deleted, it waits for that owner.
+func TestGroupSeenByOtherBuckets_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.join("a", 16)
+		f.sleep(2 * I)
+		f.wantShape("a[16]")
+		f.srv.Client("a").Partition(true)
+		f.srv.Delete(ns, f.leaseOf("a"))
+		b := f.join("b", 8)
+		f.sleep(time.Second)
+		f.srv.Delete(ns, name)
+		f.sleep(4 * time.Second)
+		f.wantShape("a[16]")
+		f.sleep(2 * D)
+		f.wantShape("b[8]")
+		a.quit()
+		b.quit()
+	})
+}
+
 // A live member whose renewals another's watch leaves out is not fenced: the fence is refused, and the read after it
 // shows the renewals. A member that has crashed is fenced.
 func TestGroupFenceRefused_G1(t *testing.T) {

@@ -3,6 +3,7 @@ package leasehold
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -452,7 +453,14 @@ func TestGroupTooManyKeys(t *testing.T) {
 		if n := f.logged("the members know 5 keys together, want at most 4"); n != 2 {
 			f.Errorf("%d lines about the keys, want one of each member", n)
 		}
+		c := f.spread("c", Keys("z"))
+		f.sleep(3 * D)
+		f.wantShape("a[4]")
+		if n := f.logged("this member cannot assign the group's keys"); n != 3 {
+			f.Errorf("%d lines about the keys, want one of each member", n)
+		}
 		b.quit()
+		c.quit()
 		f.wantShape("a[4]")
 		a.quit()
 	})
@@ -526,6 +534,59 @@ func TestGroupSlowReader(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A member that reads the pages of new keys slowly keeps its term, because it keeps the pages that it has read.
+func TestGroupSlowPages(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var long []string
+		for i := range 3000 { // in six pages
+			long = append(long, fmt.Sprintf("%0250d", i))
+		}
+		runners := f.spreadThree()
+		f.srv.Client("c").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "get" && strings.HasPrefix(r.Name, name+"-k-") {
+				fault.After = I / 2
+			}
+			return fault
+		})
+		runners = append(runners, f.spread("d", Keys(long...)))
+		f.sleep(3 * D)
+		f.wantShape("a b c d[3000 4 4 4]")
+		if n := f.logged("the group's table was not read"); n != 0 {
+			f.Errorf("%d terms ended because the table was not read", n)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
+// A table that is damaged after each write is not written in a hot loop.
+func TestGroupTableDamagedAgain(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(2)...))
+		f.sleep(3 * I)
+		damage := func() {
+			f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = "rubbish" })
+		}
+		writes := f.tableWrites()
+		var over atomic.Bool
+		f.srv.OnCommit(func(c leasetest.Change) {
+			if !over.Load() && c.New.Name == name && c.New.Annotations[tableAnnotation] != "rubbish" {
+				go damage()
+			}
+		})
+		damage()
+		f.sleep(20 * I)
+		if n := writes(); n < 10 || n > 60 {
+			f.Errorf("%d writes of the table, want two in each renew interval", n)
+		}
+		over.Store(true)
+		f.sleep(2 * D)
+		f.wantShape("a[2]")
+		a.quit()
+	})
 }
 
 // S4: the assigner crashes while it waits for a member whose Lease was deleted. The next in line does not begin the

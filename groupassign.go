@@ -50,7 +50,11 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 			return again, nil
 		}
 		if next := p.Next(rand.Uint64()); next.Changed {
-			return 0, a.writeNext(ctx, v, next)
+			err := a.writeNext(ctx, v, next)
+			if errors.As(err, new(groupFault)) {
+				a.planned = p // no further try mends it, until something changes
+			}
+			return 0, err
 		}
 		a.planned = p
 	}
@@ -82,7 +86,7 @@ func (a *assigner) inspect(v view) inspection {
 		if t.Contradicts(report) {
 			s.contradicting = name
 		}
-		if report.Epoch != 0 && report.Epoch != t.Epoch {
+		if report.Epoch != 0 && report.Epoch != t.Epoch || m.garbled {
 			a.begun = 0 // a trace of an earlier table
 		}
 		// In epoch 0 a term has read no table, and owns nothing.
@@ -197,7 +201,7 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 	}
 	seen := map[shards.Term]bool{}
 	used := map[string]bool{t.Keys: true}
-	// We give ourselves keys only once our Lease stores a report of the epoch: whoever begins another one must see it.
+	// We give ourselves keys only once our Lease stores a report of the epoch: who begins another must see it.
 	if stored := v.members[v.me.Lease].report; stored.Acquired != v.me.Acquired || stored.Epoch != t.Epoch {
 		delete(all, v.me.Lease)
 	}
@@ -297,13 +301,13 @@ func (a *assigner) resumes(v view, term shards.Term) bool {
 func (a *assigner) write(ctx context.Context, v view, next *shards.Table, names []string) (bool, error) {
 	g := a.group
 	if len(next.Entries) > maxKeys {
-		return false, groupFault(fmt.Sprintf("the members know %d keys together, want at most %d",
-			len(next.Entries), maxKeys))
+		return false, groupFault{"keys", fmt.Sprintf("the members know %d keys together, want at most %d",
+			len(next.Entries), maxKeys)}
 	}
 	text := next.Encode()
 	if len(text) > maxAnnotation {
-		return false, groupFault(fmt.Sprintf(
-			"the table has %d bytes, want at most %d: too many keys in too many runs", len(text), maxAnnotation))
+		return false, groupFault{"size", fmt.Sprintf(
+			"the table has %d bytes, want at most %d: too many keys in too many runs", len(text), maxAnnotation)}
 	}
 	if names != nil {
 		if err := g.publish(ctx, next.Keys, names); err != nil {
@@ -351,9 +355,9 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table, names 
 }
 
 // A groupFault is why keys cannot be assigned, which no further try mends.
-type groupFault string
+type groupFault struct{ kind, text string }
 
-func (f groupFault) Error() string { return string(f) }
+func (f groupFault) Error() string { return f.text }
 
 // maxAnnotation is how long the text of a table may be, in bytes: all annotations of an object together have 256 KiB.
 // Tests lower it.

@@ -28,7 +28,7 @@ type lister interface {
 	List(ctx context.Context, opts metav1.ListOptions) (*coordinationv1.LeaseList, error)
 }
 
-const errNoList = groupFault("the client given by WithClient has no method List")
+var errNoList = groupFault{"list", "the client given by WithClient has no method List"}
 
 // groupRequest makes one request, of a kind, in bounded time.
 func groupRequest[T any](
@@ -70,8 +70,8 @@ func (g *groupClient) list(ctx context.Context) ([]*coordinationv1.Lease, uint64
 	return g.listBy(ctx, g.selector())
 }
 
-// listUnlabelled returns what list does and, of all Leases of the namespace, those of members that somebody has taken
-// the label from.
+// listUnlabelled returns the Leases of the group and, of all Leases of the namespace, those of members that somebody
+// has taken the label from.
 func (g *groupClient) listUnlabelled(ctx context.Context) ([]*coordinationv1.Lease, uint64, error) {
 	leases, version, err := g.listBy(ctx, "")
 	return slices.DeleteFunc(leases, func(l *coordinationv1.Lease) bool {

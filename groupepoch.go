@@ -24,8 +24,11 @@ func (a *assigner) beginAnew(ctx context.Context, v view) (time.Duration, error)
 	if wait := a.beginAt.Sub(v.now); wait > 0 {
 		return wait, nil
 	}
-	return gathering(g.campaign.options), a.writeNew(ctx, v, nil,
-		"the group's table cannot be read; beginning a new one", "error", v.table.err)
+	err := a.writeNew(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
+	if err == nil {
+		a.beginAt = v.now.Add(g.campaign.options.renewInterval) // not sooner again, if this one is damaged too
+	}
+	return gathering(g.campaign.options), err
 }
 
 // writeNew writes the first table of a new epoch, and says why where there was a table.
@@ -48,12 +51,12 @@ func (a *assigner) writeNew(ctx context.Context, v view, old *shards.Table, why 
 func (a *assigner) sawEpoch(v view) bool {
 	saw := a.sawTable()
 	for _, m := range v.members {
-		saw = saw || m.report.Epoch != 0
+		saw = saw || m.report.Epoch != 0 || m.garbled
 	}
 	return saw
 }
 
-// sawTable reports whether this process has seen a table of the group.
+// sawTable reports whether this process has seen a table of the group, also one that it cannot read or go by.
 func (a *assigner) sawTable() bool {
 	a.group.mu.Lock()
 	defer a.group.mu.Unlock()

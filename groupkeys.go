@@ -90,10 +90,11 @@ func (g *group) pageName(digest string, page int) string {
 	return fmt.Sprintf("%s-k-%s-%d", g.client.group, digest, page)
 }
 
-// names returns the keys with a digest.
+// names returns the keys with a digest. Pages that were read before a request failed are not read again.
 func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	g.mu.Lock()
 	keys, ok := g.sets[digest]
+	pages := slices.Clip(g.partly[digest])
 	g.mu.Unlock()
 	if ok || digest == shards.Digest(nil) {
 		return keys, nil
@@ -103,22 +104,39 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	}
 	var failed error // of a request
 	keys, err := shards.ReadPages(digest, func(page int) (string, error) {
+		if page < len(pages) {
+			return pages[page], nil
+		}
 		var lease *coordinationv1.Lease
 		if lease, failed = g.client.get(ctx, "get keys", g.pageName(digest, page)); failed != nil || lease == nil {
 			return "", errKeysMissing
 		}
-		return lease.Annotations[keysAnnotation], nil
+		pages = append(pages, lease.Annotations[keysAnnotation])
+		return pages[page], nil
 	})
 	if failed != nil {
+		g.keepPages(digest, pages)
 		return nil, failed
 	}
 	if err != nil {
+		g.keepPages(digest, nil)
 		g.campaign.log.debug("a set of keys cannot be read", "digest", digest, "error", err)
 		return nil, errKeysMissing
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	delete(g.partly, digest)
 	return g.addSetLocked(digest, keys), nil
+}
+
+// keepPages remembers the first pages of a set for the next time that it is read.
+func (g *group) keepPages(digest string, pages []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.partly) >= maxSets {
+		clear(g.partly)
+	}
+	g.partly[digest] = pages
 }
 
 // addSetLocked remembers a set of keys. It returns the one slice that is remembered for each digest. The caller holds

@@ -53,7 +53,7 @@ func (a *assigner) selection() string {
 	return a.selectionLocked()
 }
 
-// selectionLocked is selection. The caller holds the group's mu.
+// selectionLocked returns the name of the Lease that is to be followed, "" for all. The caller holds the group's mu.
 func (a *assigner) selectionLocked() string {
 	t := a.membership.table.table
 	if t == nil || t.Buckets != a.group.buckets || !t.Lists(t.Assigner) || a.rankLocked() <= 1 {

@@ -91,6 +91,11 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 	if err != nil || !m.newer(v) {
 		return err
 	}
+	if v.exists && !v.foreign {
+		m.group.mu.Lock()
+		m.group.sawTable = true
+		m.group.mu.Unlock()
+	}
 	if err := m.group.readTable(ctx, &v); err != nil {
 		return err
 	}

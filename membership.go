@@ -29,7 +29,7 @@ type membership struct {
 	table   tableView
 	applied []string           // the names of the table that the owner went by last
 	version uint64             // of that table
-	reread  context.CancelFunc // reads the table afresh, and watches it anew
+	reread  context.CancelFunc // reads the table afresh, and watches it again
 	ending  time.Time          // since when the work of a table that was replaced is to end; zero if none is
 	untold  time.Time          // since when work has returned that the others were not told of; zero if none has
 }
@@ -187,7 +187,7 @@ func (m *membership) keepPublished(ctx context.Context) {
 	}
 }
 
-// readAfresh reads everything afresh, and watches anew: what was heard was not all.
+// readAfresh reads everything afresh, and opens each watch again, because they left something out.
 func (m *membership) readAfresh() {
 	m.group.mu.Lock()
 	reread := m.reread
@@ -244,7 +244,6 @@ func (m *membership) apply() time.Duration {
 	if others {
 		change = m.owner.Abandon()
 	} else {
-		g.sawTable = true
 		change = m.owner.Apply(t.table, t.names)
 	}
 	wait := time.Duration(0)
@@ -299,7 +298,7 @@ func (m *membership) endAll() {
 		g.stop(s, errTableReplaced)
 	}
 	if ended > 0 {
-		g.campaign.log.warn("the group's table was replaced; all work ends and is given out anew", "group",
+		g.campaign.log.warn("the group's table was replaced; all work ends and is given out again", "group",
 			g.client.group)
 	}
 }
