@@ -22,7 +22,7 @@ func Acquire(ctx context.Context, opts ...Option) (Session, error) {
 	})
 }
 
-// TryAcquire is Acquire without waiting: if the lease cannot be had at once, the error is ErrHeld, whose
+// TryAcquire acquires the lease only if that can be done at once. Else the error is ErrHeld, whose
 // text names the holder, or what kept the API server from answering.
 //
 // A lease is acquired whose holder is not seen to renew it for its duration. Within a process TryAcquire remembers

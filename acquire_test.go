@@ -240,7 +240,7 @@ func TestTryAcquireRace(t *testing.T) {
 	})
 }
 
-// A Lease that somebody edits before each try of TryAcquire: three tries are made. Whoever has the lease
+// A Lease that somebody edits before each try of TryAcquire: three tries are made. The holder
 // after the last one is named.
 func TestTryAcquireAgain(t *testing.T) {
 	for _, taken := range []bool{false, true} {

@@ -450,7 +450,7 @@ func TestSharedWatchPanicsAgain_G13(t *testing.T) {
 	})
 }
 
-// An exitingError is a client's error that exits the goroutine of whoever asks what it is.
+// An exitingError is a client's error that exits the goroutine that asks what it is.
 type exitingError struct{}
 
 func (exitingError) Error() string { return "odd" }

@@ -200,7 +200,7 @@ func TestTermIs(t *testing.T) {
 	}
 }
 
-// Of the strings that each answer brings anew, those of the first record of a term are kept, and no others.
+// Of the strings that each answer brings again, those of the first record of a term are kept, and no others.
 func TestEqualStringsAreKeptOnce(t *testing.T) {
 	same := func(a, b string) bool { return unsafe.StringData(a) == unsafe.StringData(b) }
 	copied := heldByB

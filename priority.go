@@ -30,8 +30,8 @@ func WithPriority(p int) Option {
 // the Lease, which coordinated leader election (KEP-4355) writes.
 func WithYield() Option { return func(o *options) { o.yield = true } }
 
-// HandOver is Release, to the candidate with that identity: others leave it the lease for half of the renew interval,
-// at most a second. If it does not stand by, any of them acquires the lease then.
+// HandOver releases the lease, for the candidate with that identity: others leave it the lease for half of the renew
+// interval, at most a second. If it does not stand by, any of them acquires the lease then.
 func (s Session) HandOver(identity string) error {
 	one, ok := s.state.(*session)
 	if !ok {

@@ -46,7 +46,8 @@ func inPriorityWorld(t *testing.T, test func(w *world)) {
 // acquired returns when the term of the present holder began.
 func (w *world) acquired() time.Time { return w.lease().Spec.AcquireTime.Time }
 
-// The standby with the highest priority has the lease next, at once, whoever came first, and however many there are.
+// The standby with the highest priority has the lease next, at once, in whatever order they came, and however many
+// there are.
 func TestPriority(t *testing.T) {
 	inPriorityWorld(t, func(w *world) {
 		a := w.run("a", nil)

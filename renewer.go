@@ -20,7 +20,7 @@ type renewer struct {
 	lease     *leaseClient
 	store     *leaseStore
 	reflector *reflector
-	delays    *delays         // of whoever plans: a step, or a goroutine where that may wait
+	delays    *delays         // of the one that plans: a step, or a goroutine where that may wait
 	ctx       context.Context // of the renewals; ends when the lease is lost
 	cancel    context.CancelFunc
 

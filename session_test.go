@@ -1071,7 +1071,7 @@ func TestLiveness_G8(t *testing.T) {
 		{"deleted", func(w *world) { w.srv.Delete(ns, name) }},
 		{"stolen", func(w *world) { w.steal("thief") }},
 		{"emptied", func(w *world) {
-			// Whoever empties it says that it is free. Only the way to the server keeps b behind
+			// A client that empties it says that it is free. Only the way to the server keeps b behind
 			// a, who hears of it at the same time.
 			w.srv.Client("b").OnRequest(func(leasetest.Request) leasetest.Fault {
 				return leasetest.Fault{Before: time.Millisecond}

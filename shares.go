@@ -89,7 +89,7 @@ func (w *shareWatch) replace(leases []*coordinationv1.Lease, _ uint64) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.set(Share{})
+	w.setLocked(Share{})
 }
 
 func (w *shareWatch) update(lease *coordinationv1.Lease, deleted bool) {
@@ -120,12 +120,12 @@ func (w *shareWatch) update(lease *coordinationv1.Lease, deleted bool) {
 	}
 	w.newest = v.record.version
 	if v.err == nil || !w.known {
-		w.set(share)
+		w.setLocked(share)
 	}
 }
 
-// set records the share. The caller holds mu.
-func (w *shareWatch) set(share Share) {
+// setLocked records the share. The caller holds mu.
+func (w *shareWatch) setLocked(share Share) {
 	w.known, w.share = true, share
 	w.news.signal()
 }

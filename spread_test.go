@@ -847,7 +847,7 @@ func TestGroupAssignerReports_G1(t *testing.T) {
 	})
 }
 
-// Tables, keys and reports that cannot be are made anew, or do nothing.
+// Tables, keys and reports that cannot be are written again, or do nothing.
 func TestGroupRubbish(t *testing.T) {
 	edit := func(f *fleet, lease, annotation, text string) {
 		f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) { l.Annotations[annotation] = text })
@@ -868,7 +868,7 @@ func TestGroupRubbish(t *testing.T) {
 			table.Assigner = table.Rows[0].Term
 			edit(f, name, tableAnnotation, table.Encode())
 		}},
-		{"a page of keys without keys, and members that start anew", func(f *fleet) {
+		{"a page of keys without keys, and members that start again", func(f *fleet) {
 			table, err := shards.DecodeTable(f.lease().Annotations[tableAnnotation])
 			if err != nil {
 				f.Fatal(err)

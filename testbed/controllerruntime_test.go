@@ -93,7 +93,7 @@ func TestControllerRuntime(t *testing.T) {
 	}
 	f.await("led again", func() bool { return f.sessions.Load() >= 2 && f.leader() != "" })
 
-	// Whoever is left leads, more than once.
+	// Those that are left lead, more than once.
 	if f.leader() == "one" {
 		quitTwo()
 		markedBy("third", "one-2")

@@ -31,8 +31,8 @@ type conn struct {
 	missAt   time.Time // when a request was given up since the last answer; zero for none
 }
 
-// suspect reports whether the connection may be dead. The caller holds the pool's mu.
-func (c *conn) suspect() bool { return c.silent || c.deaf }
+// suspectLocked reports whether the connection may be dead. The caller holds the pool's mu.
+func (c *conn) suspectLocked() bool { return c.silent || c.deaf }
 
 // pingAfter returns for how long nothing is heard before a ping is sent.
 func (p *Pool) pingAfter() time.Duration { return p.interval / 10 * 11 }
@@ -63,7 +63,7 @@ func (c *conn) check() {
 	switch {
 	case c.Err() != nil:
 		return
-	case c.suspect():
+	case c.suspectLocked():
 		c.judgeLocked()
 		return
 	case !c.pings:
@@ -151,7 +151,7 @@ func (c *conn) missed(began time.Time) {
 
 // trustLocked ends the race if the connection is not suspect any more. The requests that wait for the dial can use it.
 func (c *conn) trustLocked() {
-	if c.suspect() || c.doubted.IsZero() {
+	if c.suspectLocked() || c.doubted.IsZero() {
 		return
 	}
 	c.doubted = time.Time{}

@@ -162,7 +162,7 @@ func (p *Pool) reserve(u *url.URL) (*conn, *dial) {
 	p.tidyLocked(now)
 	to := url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}
 	for _, c := range p.conns {
-		if c.to == to && !c.suspect() && c.Reserve() == nil {
+		if c.to == to && !c.suspectLocked() && c.Reserve() == nil {
 			c.used = now
 			return c, nil
 		}
@@ -228,7 +228,7 @@ func (p *Pool) open(e *era, d *dial, to url.URL) {
 	}
 	p.endLocked(to, d, c, err)
 	for _, c := range p.conns {
-		if c.to == to && c.suspect() {
+		if c.to == to && c.suspectLocked() {
 			c.judgeLocked()
 		}
 	}

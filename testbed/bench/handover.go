@@ -15,7 +15,7 @@ import (
 )
 
 // handover measures from when the leader's ctx ends until the work of the only standby begins. The leader then starts
-// anew as the standby. The floor is what the requests alone take: a patch that releases, its event at another
+// again as the standby. The floor is what the requests alone take: a patch that releases, its event at another
 // connection, and an apply that acquires.
 func (b *bench) handover() error {
 	floor, err := b.newRaw(b.lease("floor"))
