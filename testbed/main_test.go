@@ -10,7 +10,7 @@ import (
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 )
 
-var long = flag.Bool("long", false, "try all exit codes in TestRunExitCodes")
+var long = flag.Bool("long", false, "try all exit codes in TestRunExitCodes, and build kubectl in TestKubectl")
 
 func TestMain(m *testing.M) {
 	if spec := os.Getenv(replicaEnv); spec != "" {
