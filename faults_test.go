@@ -292,6 +292,9 @@ func TestUndoneAtOnce(t *testing.T) {
 					"its duration was cut from 15s to 10s") != how.warned {
 					t.Errorf("last error %q", got)
 				}
+				if err := m.Check(nil); err != nil {
+					t.Error(err)
+				}
 				close(stop)
 				w.sleep(2 * D)
 				w.wantLeader("a")

@@ -797,6 +797,74 @@ func TestBreakInBlackHole(t *testing.T) {
 			t.Errorf("break took %v", took)
 		}
 	})
+	for later := time.Duration(0); later < 2*I; later += I / 10 { // a renewal is in flight, or is not
+		inWorld(t, func(w *world) {
+			var began time.Time
+			for range w.sequence(w.Context(), "a") {
+				w.sleep(I)
+				w.srv.Client("a").Partition(true)
+				w.sleep(later)
+				began = time.Now()
+				break
+			}
+			if took := time.Since(began); took > (R-I)/4+R/4+2*answerGrace {
+				t.Errorf("%v later: break took %v", later, took)
+			}
+		})
+	}
+}
+
+// A candidate whose claim hangs when ctx ends: the claim has its time, and the read that looks for it as much.
+func TestEndOfHangingClaim(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
+		defer cancel()
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				w.srv.Client("a").Partition(true)
+				time.AfterFunc(time.Millisecond, cancel)
+				return leasetest.Fault{Drop: leasetest.TheRequest}
+			}
+			return leasetest.Fault{}
+		})
+		var began time.Time
+		context.AfterFunc(ctx, func() { began = time.Now() })
+		for range w.sequence(ctx, "a") {
+			t.Error("a session began")
+		}
+		if took := time.Since(began); took < R/3 || took > 2*R/3+2*answerGrace {
+			t.Errorf("the loop ended after %v", took)
+		}
+		w.sleep(0)
+		if n := w.logged(`msg="lease perhaps not released; if it was acquired, it will expire"`); n != 1 {
+			t.Errorf("warned %d times", n)
+		}
+	})
+}
+
+// Claims that the server refuses are logged and shown, once, and the campaign is not stuck: no restart would mend that.
+func TestRefusedClaims_G14(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+			if r.Verb == "create" {
+				return leasetest.Fault{Err: leasetest.Forbidden(r)}
+			}
+			return leasetest.Fault{}
+		})
+		var m Monitor
+		a := w.run("a", nil, WithMonitor(&m))
+		w.sleep(3 * D)
+		if n := w.logged(`msg="the API server refuses the request; retrying"`); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		if got := w.status(&m).LastError; !strings.Contains(got, "forbidden") {
+			t.Errorf("last error %q", got)
+		}
+		if err := m.Check(nil); err != nil {
+			t.Error(err)
+		}
+		a.quit()
+	})
 }
 
 // A logger that blocks keeps no other campaign, and no request, waiting; what it missed is counted.

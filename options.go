@@ -80,8 +80,9 @@ func WithNamespace(namespace string) Option {
 }
 
 // WithClient makes all requests through client, with its connections and rate limits. WithRESTConfig
-// is better where there is a choice: a client that is shared can keep renewals waiting. One client for
-// all campaigns of a process lets those with the same renew interval share a watch.
+// is better where there is a choice: a client that is shared can keep renewals waiting, and one of client-go takes 45 s
+// to replace a connection that has gone dead, which is longer than the default duration. One client for all campaigns
+// of a process lets those with the same renew interval share a watch.
 //
 // A client of client-go sends at most 5 requests a second unless its configuration says otherwise (QPS), and each
 // leader sends one about every fifth of the lease's duration: 5.3 a second at a duration of 1 s. Set QPS to -1, or to

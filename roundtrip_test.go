@@ -2,10 +2,16 @@ package leasehold
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -100,5 +106,40 @@ func TestBlackHole(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// A client of client-go's keeps a connection that has gone dead until its own ping of it had no answer: 30 s of silence
+// and 15 s. Until then all requests of the campaign go over it: the lease is lost, and acquired again only then.
+func TestClientInBlackHole(t *testing.T) {
+	for offset := time.Duration(0); offset < I; offset += I / 5 {
+		overNetwork(t, 2*time.Millisecond, func(t *testing.T, s *apiServer) {
+			transport := utilnet.SetTransportDefaults(&http.Transport{DialContext: s.Dial,
+				TLSClientConfig: &tls.Config{InsecureSkipVerify: true}})
+			client, err := coordinationv1client.NewForConfigAndClient(&rest.Config{Host: "https://server.example",
+				ContentConfig: rest.ContentConfig{ContentType: "application/json"}, QPS: -1},
+				&http.Client{Transport: transport})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var died time.Time
+			for session := range Sessions(t.Context(), WithLease("x"), WithNamespace("default"), WithClient(client),
+				unlogged, inVirtualTime) {
+				if !died.IsZero() {
+					break
+				}
+				time.Sleep(10*D + offset)
+				s.Kill()
+				died = time.Now()
+				<-session.Done()
+			}
+			if took := time.Since(died); took < 40*time.Second || took > 45*time.Second+R/3 {
+				t.Errorf("%v after a renewal: led again %v after the connection died", offset, took)
+			}
+			transport.CloseIdleConnections()
+			for _, c := range s.Conns() {
+				c.Close()
+			}
+		})
 	}
 }
