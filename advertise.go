@@ -14,6 +14,8 @@ import (
 //
 // It is a hint. A holder that was stopped or cut off stays advertised until its lease expires, and anybody who may
 // write to the Lease can change the address.
+//
+// Spread and Join refuse it: a group shows identities, not addresses.
 func WithAdvertise(address string) Option {
 	return func(o *options) {
 		o.advertise = address

@@ -86,6 +86,7 @@ func (o *options) validateGroup() {
 		{o.slots != 0, "WithSlots"},
 		{o.prioritized, "WithPriority"},
 		{o.yield, "WithYield"},
+		{o.advertise != "", "WithAdvertise"},
 	} {
 		if refused.given {
 			o.fault("%s: it is for leases, not for groups", refused.name)

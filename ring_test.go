@@ -280,6 +280,7 @@ func TestGroupOptions(t *testing.T) {
 			{"WithSlots: it is for leases", refuse(WithSlots(2))},
 			{"WithPriority: it is for leases", refuse(WithPriority(2))},
 			{"WithYield: it is for leases", refuse(WithYield())},
+			{"WithAdvertise: it is for leases", refuse(WithAdvertise("10.0.0.7:8080"))},
 			{"WithBeat: it is for leases", refuse(WithBeat(time.Second))},
 			{"the work is nil", Spread[string](f.Context(), Keys("x"), nil, f.options("a")...)},
 			{"the channel of keys is nil", Spread(f.Context(), nil, work, f.options("a")...)},
