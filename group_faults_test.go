@@ -589,6 +589,25 @@ func TestGroupTableDamagedAgain(t *testing.T) {
 	})
 }
 
+// S4: the Lease of the next in line is deleted, and it joins again. Until its former term is certainly over the table has
+// both, and the member after it is the next in line.
+func TestGroupNextJoinsAgain_S4(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		runners := f.spreadThree()
+		f.srv.Delete(ns, f.leaseOf("b"))
+		f.sleep(2 * time.Second)
+		f.srv.Client("a").Partition(true)
+		f.sleep(D + time.Second)
+		if owned := f.owned() - len(f.owners()["a"]); owned != 12 {
+			f.Errorf("%d keys are owned, want 12: %v", owned, f.owners())
+		}
+		f.srv.Client("a").Partition(false)
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
+
 // S4: the assigner crashes while it waits for a member whose Lease was deleted. The next in line does not begin the
 // wait again.
 func TestGroupCrashDuringWait_S4(t *testing.T) {

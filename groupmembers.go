@@ -74,19 +74,23 @@ func (a *assigner) selectLease(selected string, reselect context.CancelFunc) {
 	a.selected, a.reselect, a.listed = selected, reselect, 0
 }
 
-// rankLocked returns how many members come before this one: 0 for the assigner, 1 for the next in line. The caller
-// holds the group's mu.
+// rankLocked returns how many members come before this one: 0 for the assigner, 1 for the next in line. A term whose
+// Lease has a later one in the table is over, and does not count. The caller holds the group's mu.
 func (a *assigner) rankLocked() int {
 	t, me := a.membership.table.table, a.membership.term()
 	if t.Assigner == me {
 		return 0
+	}
+	latest := make(map[string]shards.Term, len(t.Rows))
+	for _, r := range t.Rows {
+		latest[r.Lease] = r.Term
 	}
 	rank := 1
 	for _, r := range t.Rows {
 		switch {
 		case r.Term == me:
 			return rank
-		case r.Term != t.Assigner && r.Weight > 0:
+		case r.Term != t.Assigner && r.Weight > 0 && latest[r.Lease] == r.Term:
 			rank++
 		}
 	}
