@@ -78,6 +78,55 @@ func TestGroupLabelRemoved(t *testing.T) {
 	})
 }
 
+// The Lease of a member that has crashed is fenced also if it has lost the group's label, so that no list has it, and
+// members list more often than its duration because they may not watch.
+func TestGroupUnlabelledIsFenced(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		before func(f *fleet) // what happens before a has read the Lease
+		after  func(f *fleet, lease string)
+	}{
+		{"and nothing else happens", func(*fleet) {}, func(*fleet, string) {}},
+		{"in a new epoch", func(f *fleet) { f.srv.Delete(ns, name) }, func(*fleet, string) {}},
+		{"it is edited", func(*fleet) {}, func(f *fleet, lease string) {
+			f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) { l.Annotations["theirs"] = "1" })
+		}},
+		{"it is deleted", func(*fleet) {}, func(f *fleet, lease string) { f.srv.Delete(ns, lease) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+					if r.Verb == "watch" {
+						fault.Err = leasetest.Forbidden(r)
+					}
+					return fault
+				})
+				a := f.spread("a", Keys(numbered(4)...))
+				f.sleep(time.Second)
+				b := f.spread("b", Keys(numbered(4)...))
+				f.sleep(4 * I)
+				f.wantShape("a b[2 2]")
+				lease := f.leaseOf("b")
+				f.srv.Client("b").Partition(true)
+				f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) { delete(l.Labels, groupLabel) })
+				c.before(f)
+				f.sleep(3 * I)
+				c.after(f, lease)
+				f.sleep(3 * D)
+				f.wantShape("a[4]")
+				before := f.requests("a")
+				f.sleep(4 * D)
+				if sent, most := f.requests("a")-before, int(4*D/I)*8; sent > most {
+					f.Errorf("%d requests in %v, want at most %d", sent, 4*D, most)
+				}
+				f.srv.Client("b").Partition(false)
+				a.quit()
+				b.quit()
+			})
+		})
+	}
+}
+
 // Keys that somebody has edited do not keep the members from sharing theirs out.
 func TestGroupKeysEdited(t *testing.T) {
 	inFleet(t, func(f *fleet) {

@@ -38,6 +38,7 @@ func (a *assigner) fence(ctx context.Context, v view, name string, m memberView)
 	if err != nil {
 		a.putOff(name, err)
 		if conflicts(err) { // something happened that was not seen
+			a.forgetUnlabelled(name) // reading afresh would not show it
 			a.readAfresh(v, v.now)
 		}
 		return

@@ -19,6 +19,9 @@ type memberView struct {
 	report  shards.Report // the zero Report if there is none that can be read
 	garbled bool          // there is one that cannot be read
 	live    time.Time     // since when its present term is known
+
+	// It was without the group's label: neither lists nor watches show what becomes of it until that is back.
+	unlabelled bool
 }
 
 // followMembers follows the members, all or the assigner alone, until ctx ends.
@@ -132,14 +135,15 @@ func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
 	a.news.signal()
 }
 
-// keepLocked forgets the Leases that are not among those that were listed as of version. The caller holds mu.
+// keepLocked forgets the Leases that are not among those that were listed as of version, which has all that have the
+// group's label. The caller holds mu.
 func (a *assigner) keepLocked(listed []*coordinationv1.Lease, version uint64) {
 	present := map[string]bool{}
 	for _, l := range listed {
 		present[l.Name] = true
 	}
 	for name, v := range a.members {
-		if !present[name] && v.seen.version <= version {
+		if !present[name] && v.seen.version <= version && !v.unlabelled {
 			a.forgetLocked(name)
 		}
 	}
@@ -151,6 +155,15 @@ func (a *assigner) forgetLocked(name string) {
 	a.goneLocked(a.members[name])
 	delete(a.members, name)
 	a.dirty = true
+}
+
+// forgetUnlabelled forgets a Lease without the group's label, because it is not as it was any more.
+func (a *assigner) forgetUnlabelled(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if v := a.members[name]; v != nil && v.unlabelled && a.selected == "" {
+		a.forgetLocked(name)
+	}
 }
 
 // goneLocked records that the Lease of v does not exist any more. Its holder may not have heard. The caller holds mu.
@@ -181,6 +194,7 @@ func (a *assigner) setLocked(lease *coordinationv1.Lease) {
 	if v.seen.known && v.seen.uid != r.uid {
 		a.goneLocked(v)
 	}
+	v.unlabelled = lease.Labels[groupLabel] != a.group.client.group
 	now := a.clock.now().mono
 	if text := lease.Annotations[memberAnnotation]; text != v.text || v.seen.term() != r.term() {
 		a.dirty = true

@@ -34,7 +34,9 @@ func (a *assigner) tidy(ctx context.Context, v view) error {
 		delete(a.unused, name)
 		if err := g.client.delete(ctx, "delete", name, m.seen.record); err != nil && !conflicts(err) {
 			g.campaign.log.debug("a Lease of the group that is of no use was not deleted", "name", name, "error", err)
+			continue
 		}
+		a.forgetUnlabelled(name) // no watch says that it is gone
 	}
 	return nil
 }
