@@ -161,13 +161,14 @@ func WithCreateMode(mode CreateMode) Option { return func(o *options) { o.create
 func WithFieldManager(name string) Option { return func(o *options) { o.fieldManager = name } }
 
 // WithLabels gives the Lease these labels when it is created and each time it is acquired. Others'
-// labels stay.
+// labels stay. In a group (Spread, Join) the table and the sets of keys get them when they are created.
 func WithLabels(labels map[string]string) Option {
 	return func(o *options) { o.labels = maps.Clone(labels) }
 }
 
 // WithOwner makes owner an owner of the Lease when it is created and each time it is acquired, so that
-// Kubernetes deletes the Lease with it. Others' owners stay.
+// Kubernetes deletes the Lease with it. Others' owners stay. In a group (Spread, Join) only the member's own Lease has
+// the owner, because the table and the sets of keys are to outlive each process.
 func WithOwner(owner metav1.OwnerReference) Option {
 	return func(o *options) { o.owner = &owner }
 }
@@ -183,7 +184,8 @@ func WithDeleteOnRelease() Option { return func(o *options) { o.deleteOnRelease 
 func WithReclaim() Option { return func(o *options) { o.reclaim = true } }
 
 // WithEventRecorder records Kubernetes Events about the Lease, as client-go does: with the reason
-// LeaderElection, "<identity> became leader" and "<identity> stopped leading".
+// LeaderElection, "<identity> became leader" and "<identity> stopped leading". In a group (Spread, Join) they are about
+// the member's own Lease.
 //
 // The recorder is client-go's, of tools/record.
 func WithEventRecorder(recorder interface {

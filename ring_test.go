@@ -7,11 +7,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientrecord "k8s.io/client-go/tools/record"
 
 	"github.com/leasehold-go/leasehold/internal/shards"
 	"github.com/leasehold-go/leasehold/leasetest"
@@ -119,6 +123,9 @@ func TestRingDrains(t *testing.T) {
 				if err := s.Release(); err == nil || s.Err() != nil {
 					f.Errorf("Release of a ring's session: %v, and then %v", err, s.Err())
 				}
+				if err := s.HandOver("b"); err == nil || s.Err() != nil {
+					f.Errorf("HandOver of a ring's session: %v, and then %v", err, s.Err())
+				}
 				leaves = append(leaves, leave)
 			}
 		}
@@ -144,6 +151,47 @@ func TestRingDrains(t *testing.T) {
 		f.wantShape("a b[1 1]")
 		a.quit()
 		b.quit()
+	})
+}
+
+// Enter succeeds before a gain is yielded, and fails before a loss is.
+func TestRingEntersByChanges(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		const buckets = 8
+		var loops sync.WaitGroup
+		var gains, losses atomic.Int64
+		join := func(member string) *ringer {
+			x := f.join(member, buckets)
+			loops.Go(func() {
+				for c := range x.Changes() {
+					s, leave, ok := x.Enter(keyOf(c.Bucket, buckets))
+					leave()
+					if c.Gained {
+						gains.Add(1)
+					} else {
+						losses.Add(1)
+					}
+					switch {
+					case c.Gained && !ok && c.Session.Err() == nil:
+						f.Errorf("%s gained bucket %d, and may not enter it", member, c.Bucket)
+					case !c.Gained && ok && s == c.Session:
+						f.Errorf("%s gave up bucket %d, and may enter it", member, c.Bucket)
+					}
+				}
+			})
+			f.sleep(2 * I)
+			return x
+		}
+		a := join("a")
+		b := join("b")
+		f.wantShape("a b[4 4]")
+		b.quit()
+		f.sleep(time.Second)
+		a.quit()
+		loops.Wait()
+		if gains.Load() != 16 || losses.Load() != 16 { // a has all, half, and all again
+			f.Errorf("%d gains and %d losses, want 16 of each", gains.Load(), losses.Load())
+		}
 	})
 }
 
@@ -298,6 +346,66 @@ func TestGroupOptions(t *testing.T) {
 		} {
 			if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
 				f.Errorf("error %v, want %q", c.err, c.want)
+			}
+		}
+	})
+}
+
+// What options for leases do in a group: its Leases have the labels and the field manager, but the owner, with which
+// Kubernetes deletes what it owns, and the events are the member's own.
+func TestGroupOptionsOfLeases(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		owner := metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "u"}
+		recorder := &rememberer{FakeRecorder: clientrecord.NewFakeRecorder(10)}
+		var err error
+		a := f.spread("a", Keys(numbered(4)...), WithLabels(map[string]string{"team": "storage", groupLabel: "x"}),
+			WithOwner(owner), WithEventRecorder(recorder), WithFieldManager("feeds"), WithError(&err))
+		f.sleep(2 * I)
+		own := f.leaseOf("a")
+		var names []string
+		list, listErr := f.srv.Client("operator").Leases(ns).List(f.Context(), metav1.ListOptions{})
+		if listErr != nil {
+			f.Fatal(listErr)
+		}
+		for _, l := range list.Items {
+			names = append(names, l.Name)
+			if l.Labels["team"] != "storage" || l.Labels[groupLabel] != name {
+				f.Errorf("%s has the labels %v", l.Name, l.Labels)
+			}
+			if slices.Contains(l.OwnerReferences, owner) != (l.Name == own) {
+				f.Errorf("%s has the owners %v", l.Name, l.OwnerReferences)
+			}
+			for _, m := range l.ManagedFields {
+				if m.Manager != "feeds" {
+					f.Errorf("%s was written by %q", l.Name, m.Manager)
+				}
+			}
+			if len(l.ManagedFields) == 0 {
+				f.Errorf("nobody is known to have written %s", l.Name)
+			}
+		}
+		slices.Sort(names)
+		page := name + "-k-" + shards.Digest(numbered(4)) + "-0"
+		if !slices.Equal(names, []string{name, page, own}) {
+			f.Errorf("Leases %v, want the table, a page of keys, and the member's", names)
+		}
+		a.quit()
+		if a.err != context.Canceled || err != a.err {
+			f.Errorf("error %v, by WithError %v", a.err, err)
+		}
+		f.sleep(time.Second)
+		close(recorder.Events)
+		var events []string
+		for e := range recorder.Events {
+			events = append(events, e)
+		}
+		want := []string{"Normal LeaderElection a became leader", "Normal LeaderElection a stopped leading"}
+		if !slices.Equal(events, want) {
+			f.Errorf("events %q, want %q", events, want)
+		}
+		for _, object := range recorder.forget() {
+			if got := object.(*coordinationv1.Lease).Name; got != own {
+				f.Errorf("an event about %s, want %s", got, own)
 			}
 		}
 	})

@@ -644,6 +644,53 @@ func TestSpreadWorkReturns(t *testing.T) {
 	}
 }
 
+// Release of a session gives its key back, and so does HandOver. The key is given on once the work has returned.
+func TestSpreadRelease(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		release func(Session) error
+	}{
+		{"Release", Session.Release},
+		{"HandOver", func(s Session) error { return s.HandOver("b") }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				var monitor Monitor
+				finish := make(chan struct{})
+				a := f.spreadWork("a", Keys("x", "y"), func(s Session, key string) error {
+					if key == "y" || f.begun(key) > 1 {
+						<-s.Done()
+						return nil
+					}
+					for range 2 { // again does nothing
+						if err := c.release(s); err != nil || s.Context().Err() == nil || !errors.Is(s.Err(), ErrReleased) {
+							f.Errorf("error %v; the session: %v", err, s.Err())
+						}
+					}
+					if s.ValidFor() == 0 {
+						f.Error("the work is to end, and may not write")
+					}
+					<-finish
+					return nil
+				}, WithMonitor(&monitor))
+				f.sleep(2 * D)
+				f.wantShape("a[1]")
+				if f.begun("x") != 1 {
+					f.Errorf("%d sessions of x before the work of the first has returned", f.begun("x"))
+				}
+				close(finish)
+				f.sleep(I / 4)
+				if s := monitor.Groups()[0]; s.Unowned != 1 || s.Owned != 1 || s.Ended["returned"] != 1 {
+					f.Errorf("the key was not given back: %+v", s)
+				}
+				f.sleep(D)
+				f.wantShape("a[2]")
+				a.quit()
+			})
+		})
+	}
+}
+
 // An error that is wrapped by backoff.Permanent ends Spread, once all work has returned.
 func TestSpreadPermanent(t *testing.T) {
 	inFleet(t, func(f *fleet) {
