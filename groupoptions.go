@@ -11,7 +11,8 @@ import (
 
 // groupOptions are the options of members of a group alone.
 type groupOptions struct {
-	member bool // the options are for a group
+	member bool   // the options are for a group
+	name   string // of the group, where the lease is a member's own
 	weight int
 	moves  int           // 0 for no limit
 	settle time.Duration // -1 for the default

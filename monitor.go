@@ -36,6 +36,7 @@ type LeaseStatus struct {
 	Name         string `json:"name"`
 	Slot         int    `json:"slot,omitempty"` // of WithSlots, whose slots are leases with a status each
 	Identity     string `json:"identity"`
+	Group        string `json:"group,omitempty"`    // of which this is a member's own Lease (Spread, Join)
 	Priority     int    `json:"priority,omitempty"` // of WithPriority
 	FieldManager string `json:"fieldManager"`
 
@@ -358,6 +359,7 @@ func (c *campaign) status() LeaseStatus {
 		Namespace:            c.lease.namespace,
 		Name:                 c.lease.name,
 		Slot:                 c.options.slot,
+		Group:                c.options.group.name,
 		Priority:             c.options.priority,
 		Identity:             c.lease.identity,
 		FieldManager:         c.lease.fieldManager,

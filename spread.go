@@ -112,7 +112,7 @@ func inGroup(ctx context.Context, opts []Option, member func(c *campaign, group 
 		return invalid
 	}
 	name := o.name
-	o.name = memberName(name)
+	o.name, o.group.name = memberName(name), name
 	cs, err := newCampaigns(ctx, o)
 	if err != nil {
 		return err

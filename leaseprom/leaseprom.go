@@ -32,7 +32,8 @@ import (
 //	leasehold_failures_total                counter    failed requests
 //	leasehold_renewal_latency_seconds       histogram  duration of successful renewals
 //
-// and about all groups that this process takes part in, where name is that of the group:
+// and about all groups that this process takes part in, where name is that of the group. The member's own Lease has no
+// other metrics: its name is new for each process, and each would make new series.
 //
 //	leasehold_keys                          gauge      keys of the group, as this process sees it
 //	leasehold_keys_owned                    gauge      keys that this process owns
@@ -93,6 +94,9 @@ func (c collector) Describe(chan<- *prometheus.Desc) {}
 func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	leads := map[string]bool{} // by name alone
 	for _, s := range c.monitor.Leases() {
+		if s.Group != "" {
+			continue
+		}
 		leads[s.Name] = leads[s.Name] || s.Leading
 		send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 			metrics <- prometheus.MustNewConstMetric(desc, kind, value,

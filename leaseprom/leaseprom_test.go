@@ -133,6 +133,31 @@ func TestSeriesAreBounded(t *testing.T) {
 	})
 }
 
+// The Leases of members, whose names are new each time, make no series.
+func TestSeriesOfGroupsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var monitor leasehold.Monitor
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(leaseprom.NewCollector(&monitor))
+		srv := leasetest.NewServer()
+		for range 3 {
+			ctx, cancel := context.WithCancel(t.Context())
+			leasehold.Spread(ctx, leasehold.Keys("x"), func(s leasehold.Session, key string) error {
+				n, err := testutil.GatherAndCount(registry)
+				if err != nil || n != 6 {
+					t.Errorf("%d series of one group, %v", n, err)
+				}
+				cancel()
+				return nil
+			}, leasehold.WithLease("workers"), leasehold.WithNamespace("default"), leasehold.WithClient(srv.Client("a")),
+				leasehold.WithMonitor(&monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler)))
+			if n, err := testutil.GatherAndCount(registry); err != nil || n != 0 {
+				t.Errorf("%d series of a group that the process has left, %v", n, err)
+			}
+		}
+	})
+}
+
 // A registry that already has leader_election_master_status, as that of controller-runtime does, accepts the collector.
 func TestBesideAnotherCollector(t *testing.T) {
 	const help = "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates " +

@@ -15,9 +15,7 @@ import (
 // of the exposition of leaseprom.
 func metrics(leases []leasehold.LeaseStatus, groups []leasehold.GroupStatus) []byte {
 	var text bytes.Buffer
-	if len(leases) == 0 {
-		return nil
-	}
+	leases = slices.DeleteFunc(slices.Clone(leases), func(s leasehold.LeaseStatus) bool { return s.Group != "" })
 	family := func(name, kind, help string) {
 		fmt.Fprintf(&text, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help, kind)
 	}
@@ -30,9 +28,11 @@ func metrics(leases []leasehold.LeaseStatus, groups []leasehold.GroupStatus) []b
 	}
 
 	const master = "leader_election_master_status"
-	family(master, "gauge",
-		"Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
-			"'name' is the string used to identify the lease. Please make sure to group by name.")
+	if len(leases) > 0 {
+		family(master, "gauge",
+			"Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
+				"'name' is the string used to identify the lease. Please make sure to group by name.")
+	}
 	leads := map[string]float64{} // by name alone
 	for _, s := range leases {
 		leads[s.Name] = max(leads[s.Name], truth(s.Leading))
@@ -40,7 +40,6 @@ func metrics(leases []leasehold.LeaseStatus, groups []leasehold.GroupStatus) []b
 	for _, name := range slices.Sorted(maps.Keys(leads)) {
 		sample(master, leads[name], "name", name)
 	}
-	leases = slices.Clone(leases)
 	slices.SortFunc(leases, func(a, b leasehold.LeaseStatus) int { // as Prometheus's library orders the labels
 		return strings.Compare(a.Name+"\x00"+a.Namespace, b.Name+"\x00"+b.Namespace)
 	})

@@ -60,9 +60,9 @@ func TestGroupMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := string(metrics([]leasehold.LeaseStatus{{}}, []leasehold.GroupStatus{{Namespace: "default", Name: "workers",
-		Keys: 3, Owned: 2, Unowned: 1, Moving: 4, Overdue: []string{"a"}, Sessions: 5,
-		Ended: map[string]uint64{"moved": 6, "lost": 7}}}))
+	got := string(metrics([]leasehold.LeaseStatus{{Name: "workers-m-0123456789ab", Group: "workers"}},
+		[]leasehold.GroupStatus{{Namespace: "default", Name: "workers", Keys: 3, Owned: 2, Unowned: 1, Moving: 4,
+			Overdue: []string{"a"}, Sessions: 5, Ended: map[string]uint64{"moved": 6, "lost": 7}}}))
 	for _, sample := range []string{
 		`keys{name="workers",namespace="default"} 3`, `keys_owned{name="workers",namespace="default"} 2`,
 		`keys_unowned{name="workers",namespace="default"} 1`, `keys_moving{name="workers",namespace="default"} 4`,
@@ -74,6 +74,9 @@ func TestGroupMetrics(t *testing.T) {
 		if !strings.Contains(got, "\nleasehold_"+sample+"\n") {
 			t.Errorf("no %s in\n%s", sample, got)
 		}
+	}
+	if strings.Contains("\n"+got, "\nleasehold_leading") || strings.Contains(got, "workers-m-") {
+		t.Errorf("the member's own Lease has metrics:\n%s", got)
 	}
 	for _, m := range groupMetrics {
 		if !strings.Contains(string(source), `desc("`+m.name+`", "`+m.help+`"`) {
