@@ -3,6 +3,7 @@ package leasehold
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -25,8 +26,9 @@ import (
 var groupWorlds = seeds.New("group", "sessions of keys", "virtual hours")
 
 // TestGroups plays groups with all kinds of faults. fleet judges that no key has two live sessions, and that tokens
-// increase (S6, G1, G7); after the last fault every key is owned, within one of each other (S2, S4). A seed that fails
-// is replayed by
+// increase (S6, G1, G7); after the last fault every key is owned, within one of each other by weight (S2). Then one
+// member crashes and another joins: all is owned again in time, and no more moves and is written than has to be (S3, S4,
+// S5). A seed that fails is replayed by
 //
 //	go test -v -run TestGroups -group.seed=N .
 //
@@ -67,23 +69,81 @@ type groupWorld struct {
 	saved   []*coordinationv1.Lease // tables of earlier
 	slow    bool                    // bodies ignore their contexts for a while
 	errs    bool                    // work fails now and then
+	most    int                     // members at once
+	wide    *groupWidth             // nil where members are alike, few, and have few keys
 	over    atomic.Bool             // no more faults
+	slowest float64                 // the rate of the slowest clock
+
+	writes atomic.Int64 // of tables, and fences
+}
+
+// A groupWidth is what differs between the members of a world, and between such worlds.
+type groupWidth struct {
+	chance  *rand.Rand
+	ring    bool // Join, not Spread
+	weights bool
+	clocks  bool // they run at different rates, and machines are suspended
+	moves   int  // of WithMoves; 0 for none
 }
 
 type groupMember struct {
-	*runner
 	name   string
+	stop   func()
+	quit   func()
+	weight int
 	keys   chan []string
 	client *leasetest.Client
+	slept  atomic.Int64 // for how long its machine was suspended
+	before atomic.Int64 // how long requests take to the server, and replies from it
+	after  atomic.Int64
 	gone   atomic.Bool
 	wedged atomic.Bool // it writes its own Lease alone
 }
 
+// A machineClock is that of a machine that can be suspended, with a rate of its own.
+type machineClock struct {
+	rateClock
+	slept *atomic.Int64
+}
+
+func (c machineClock) now() instant {
+	now := c.rateClock.now()
+	now.boot += time.Duration(c.slept.Load())
+	return now
+}
+
 func newGroupWorld(f *fleet, seed uint64) *groupWorld {
-	g := &groupWorld{fleet: f, chance: rand.New(rand.NewPCG(seed, 11))}
+	g := &groupWorld{fleet: f, chance: rand.New(rand.NewPCG(seed, 11)), most: 6, slowest: 1}
 	g.keys = numbered(1 + g.chance.IntN(40))
 	g.slow, g.errs = g.chance.IntN(3) == 0, g.chance.IntN(3) == 0
+	if seed%2 == 0 {
+		g.widen(rand.New(rand.NewPCG(seed, 12)))
+	}
+	f.srv.OnCommit(func(c leasetest.Change) {
+		freed := strings.HasPrefix(c.New.Name, name+"-m-") && c.New.Spec.HolderIdentity == nil
+		if c.New.Name == name || freed && c.Type == watch.Modified {
+			g.writes.Add(1)
+		}
+	})
 	return g
+}
+
+// widen makes a world of more members and keys, which are more different.
+func (g *groupWorld) widen(chance *rand.Rand) {
+	g.most = 8
+	g.wide = &groupWidth{
+		chance: chance, ring: chance.IntN(3) == 0, weights: chance.IntN(2) == 0, clocks: chance.IntN(2) == 0,
+	}
+	if chance.IntN(3) == 0 {
+		g.wide.moves = 5 + chance.IntN(20)
+	}
+	g.keys = numbered(1 + chance.IntN(200))
+	if g.wide.ring {
+		g.keys = numbersOf(len(g.keys))
+	}
+	for range 1 + chance.IntN(4) {
+		g.join()
+	}
 }
 
 func (g *groupWorld) up(d time.Duration) time.Duration {
@@ -127,17 +187,70 @@ func (g *groupWorld) work(seed uint64) func(s Session, key string) error {
 }
 
 func (g *groupWorld) join() {
-	if g.count() >= 6 {
+	if g.count() >= g.most {
 		return
 	}
 	g.names++
-	m := &groupMember{name: fmt.Sprintf("m%d", g.names), keys: make(chan []string, 1)}
+	m := &groupMember{name: fmt.Sprintf("m%d", g.names), keys: make(chan []string, 1), weight: 1}
 	m.know(g.keys)
 	m.client = g.srv.Client(m.name)
 	m.client.OnRequest(g.requestFault(m))
 	seed := g.chance.Uint64()
-	m.runner = g.spreadWork(m.name, m.keys, g.work(seed))
+	opts := g.wideOptions(m)
+	if g.wide != nil && g.wide.ring {
+		x := g.fleet.join(m.name, len(g.keys), opts...)
+		go g.enterNowAndThen(x, seed)
+		m.stop, m.quit = x.stop, func() { x.quit() }
+	} else {
+		r := g.spreadWork(m.name, m.keys, g.work(seed), opts...)
+		m.stop, m.quit = r.stop, r.quit
+	}
 	g.members = append(g.members, m)
+}
+
+// wideOptions are the options of a member of a world of members that differ.
+func (g *groupWorld) wideOptions(m *groupMember) (opts []Option) {
+	if g.wide == nil {
+		return nil
+	}
+	if g.wide.weights {
+		m.weight = 1 + g.wide.chance.IntN(3)
+		opts = append(opts, WithWeight(m.weight))
+	}
+	if g.wide.moves > 0 {
+		opts = append(opts, WithMoves(g.wide.moves))
+	}
+	if g.wide.clocks {
+		const bound = 0.99 * float64(D) / float64(R) // the rates of two differ by less than D/R
+		rate := math.Pow(bound, g.wide.chance.Float64()-0.5)
+		g.slowest = min(g.slowest, rate)
+		opts = append(opts, withClock(machineClock{rateClock{time.Now(), rate}, &m.slept}))
+	}
+	return opts
+}
+
+// enterNowAndThen works on buckets of a ring, until it has left.
+func (g *groupWorld) enterNowAndThen(x *ringer, seed uint64) {
+	chance := rand.New(rand.NewPCG(seed, 13))
+	for {
+		select {
+		case <-time.After(time.Duration(chance.Int64N(int64(time.Second)))):
+		case <-x.done:
+			return
+		}
+		s, leave, ok := x.Enter(fmt.Sprint("object-", chance.IntN(1000)))
+		if !ok {
+			continue
+		}
+		select {
+		case <-time.After(time.Duration(chance.Int64N(int64(time.Second)))):
+		case <-s.Done():
+			if g.slow && !g.over.Load() {
+				time.Sleep(time.Duration(chance.Int64N(int64(5 * time.Second))))
+			}
+		}
+		leave()
+	}
 }
 
 // know gives the member other keys.
@@ -172,8 +285,8 @@ func (g *groupWorld) requestFault(m *groupMember) func(leasetest.Request) leaset
 			return leasetest.Fault{Before: time.Millisecond, After: time.Millisecond}
 		}
 		f := leasetest.Fault{
-			Before: time.Duration(chance.Int64N(int64(5 * time.Millisecond))),
-			After:  time.Duration(chance.Int64N(int64(5 * time.Millisecond))),
+			Before: time.Duration(chance.Int64N(int64(5*time.Millisecond)) + m.before.Load()),
+			After:  time.Duration(chance.Int64N(int64(5*time.Millisecond)) + m.after.Load()),
 		}
 		switch r.Verb {
 		case "get", "list", "watch":
@@ -221,6 +334,10 @@ func (g *groupWorld) fault() {
 	m := g.any()
 	if m == nil || g.chance.IntN(5) == 0 {
 		g.join()
+		return
+	}
+	if g.wide != nil && g.wide.chance.IntN(5) == 0 {
+		g.wideFault(m)
 		return
 	}
 	switch g.chance.IntN(15) {
@@ -314,6 +431,33 @@ func (g *groupWorld) fault() {
 	}
 }
 
+// wideFault is a fault of a world of members that differ.
+func (g *groupWorld) wideFault(m *groupMember) {
+	chance := g.wide.chance
+	if g.wide.clocks && chance.IntN(3) == 0 { // its machine is suspended, and nothing else happens meanwhile
+		m.slept.Add(chance.Int64N(int64(2 * D)))
+		return
+	}
+	// Its link is a bad one, perhaps in one direction.
+	long := 10 * time.Millisecond
+	if chance.IntN(2) == 0 {
+		long = 2 * time.Second
+	}
+	if chance.IntN(3) > 0 {
+		m.before.Store(chance.Int64N(int64(long)))
+	}
+	if chance.IntN(3) > 0 {
+		late := chance.Int64N(int64(long))
+		m.after.Store(late)
+		m.client.OnEvent(func(watch.Event) time.Duration { return time.Duration(late) })
+	}
+	time.AfterFunc(time.Duration(chance.Int64N(int64(4*D))), func() {
+		m.before.Store(0)
+		m.after.Store(0)
+		m.client.OnEvent(nil)
+	})
+}
+
 // leases returns the names of the members' Leases.
 func (g *groupWorld) leases() (names []string) {
 	list, err := g.srv.Client("operator").Leases(ns).List(g.Context(), metav1.ListOptions{})
@@ -345,28 +489,93 @@ func (g *groupWorld) calm() {
 		g.join()
 	}
 	g.sleep(30 * time.Second) // delayed requests, and slow bodies
-	g.sleep(3*D + 10*time.Second)
-	owners := g.owners()
-	owned, least, most := 0, len(g.keys), 0
-	for _, m := range g.members {
-		if n := len(owners[m.name]); !m.gone.Load() {
-			owned, least, most = owned+n, min(least, n), max(most, n)
-		} else if n > 0 {
-			g.Errorf("%v: %s is gone and owns %d keys", time.Now(), m.name, n)
-		}
-	}
-	if owned != len(g.keys) {
-		g.Errorf("%v: %d of %d keys are owned: %v", time.Now(), owned, len(g.keys), owners)
-		g.describe()
-	}
-	if most-least > 1 {
-		g.Errorf("%v: members own from %d to %d keys: %v", time.Now(), least, most, owners)
+	g.sleep(g.byClocks(3*D + 10*time.Second))
+	g.checkShared()
+	if !g.Failed() {
+		g.crashOne()
+		g.joinOne()
 	}
 	for _, m := range g.members {
 		m.client.Partition(false)
 		m.quit()
 	}
 	synctest.Wait()
+}
+
+// byClocks returns how long it takes until d has passed by all clocks.
+func (g *groupWorld) byClocks(d time.Duration) time.Duration {
+	return time.Duration(float64(d) / g.slowest)
+}
+
+// checkShared checks that all keys are owned, by members that are there, within one of each other by weight (S2).
+func (g *groupWorld) checkShared() {
+	owners := g.owners()
+	owned := 0
+	for _, m := range g.members {
+		n := len(owners[m.name])
+		if m.gone.Load() {
+			if n > 0 {
+				g.Errorf("%v: %s is gone and owns %d keys", time.Now(), m.name, n)
+			}
+			continue
+		}
+		owned += n
+		for _, other := range g.members {
+			if n2 := len(owners[other.name]); !other.gone.Load() && (2*n-1)*other.weight > (2*n2+1)*m.weight {
+				g.Errorf("%v: %s of weight %d owns %d keys, %s of weight %d owns %d", time.Now(),
+					m.name, m.weight, n, other.name, other.weight, n2)
+			}
+		}
+	}
+	if owned != len(g.keys) {
+		g.Errorf("%v: %d of %d keys are owned: %v", time.Now(), owned, len(g.keys), owners)
+		g.describe()
+	}
+}
+
+// sessions returns how many sessions of keys there were.
+func (g *groupWorld) sessions() (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, starts := range g.starts {
+		n += starts
+	}
+	return n
+}
+
+// crashOne has a member crash. Its keys are owned again within D and a second, whoever it is, nothing else moves (S3,
+// S4), and that takes a fence and a write or two of the table (S5).
+func (g *groupWorld) crashOne() {
+	m := g.any()
+	if g.count() == 1 {
+		return
+	}
+	lost, sessions, writes := len(g.owners()[m.name]), g.sessions(), g.writes.Load()
+	m.gone.Store(true)
+	m.client.Partition(true)
+	g.sleep(g.byClocks(D + time.Second))
+	g.checkShared()
+	if n := g.sessions() - sessions; n != lost {
+		g.Errorf("%v: %s crashed with %d keys, and %d sessions began", time.Now(), m.name, lost, n)
+	}
+	if n := g.writes.Load() - writes; n > 4 {
+		g.Errorf("%v: %d writes of the table and fences after a crash, want at most 4", time.Now(), n)
+	}
+}
+
+// joinOne has a member join. Only what it is to have moves to it (S3).
+func (g *groupWorld) joinOne() {
+	if g.count() >= g.most {
+		return
+	}
+	sessions := g.sessions()
+	g.join()
+	g.sleep(g.byClocks(3 * D))
+	g.checkShared()
+	m := g.members[len(g.members)-1]
+	if n, has := g.sessions()-sessions, len(g.owners()[m.name]); n != has {
+		g.Errorf("%v: %s joined and has %d keys, and %d sessions began", time.Now(), m.name, has, n)
+	}
 }
 
 // describe logs the table, and what the members report.
