@@ -78,6 +78,26 @@ func TestGroupLabelRemoved(t *testing.T) {
 	})
 }
 
+// A table whose annotations and labels are all removed is still the group's, for its members and for those that join.
+func TestGroupTableStripped(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(I)
+		f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations, l.Labels = nil, nil })
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(2*D + I)
+		f.wantShape("a b[2 2]")
+		if got := f.srv.Lease(ns, name).Labels[groupLabel]; got != name {
+			f.Errorf("the table has the label %q, want %q", got, name)
+		}
+		a.quit()
+		b.quit()
+		if b.err != context.Canceled {
+			f.Errorf("the member that joined ended with %v", b.err)
+		}
+	})
+}
+
 // The Lease of a member that has crashed is fenced also if it has lost the group's label, so that no list has it, and
 // members list more often than its duration because they may not watch.
 func TestGroupUnlabelledIsFenced(t *testing.T) {

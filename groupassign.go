@@ -326,7 +326,7 @@ func (a *assigner) write(ctx context.Context, v view, next *shards.Table, names 
 			ObjectMeta: objectMeta(g.client.group, tableAnnotation, text),
 			// No candidate takes it for a lease that is free.
 			Spec: coordinationv1.LeaseSpec{
-				HolderIdentity:       new("leasehold group " + g.client.group),
+				HolderIdentity:       new(g.client.tableHolder()),
 				LeaseDurationSeconds: new(int32(maxTransitions)),
 				AcquireTime:          &now, RenewTime: &now, LeaseTransitions: new(int32(0)),
 			},

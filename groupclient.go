@@ -104,6 +104,9 @@ func (g *groupClient) listBy(ctx context.Context, selector string) ([]*coordinat
 	return leases, version, nil
 }
 
+// tableHolder returns who holds the Lease that has the table: no candidate.
+func (g *groupClient) tableHolder() string { return "leasehold group " + g.group }
+
 func (g *groupClient) selector() string { return labels.Set{groupLabel: g.group}.String() }
 
 // create makes a Lease of the group.

@@ -41,7 +41,7 @@ func (g *group) tableOf(lease *coordinationv1.Lease) (tableView, error) {
 		return tableView{}, err
 	}
 	text := lease.Annotations[tableAnnotation]
-	foreign := lease.Labels[groupLabel] != g.client.group && text == ""
+	foreign := lease.Labels[groupLabel] != g.client.group && text == "" && r.identity != g.client.tableHolder()
 	return tableView{known: true, exists: true, foreign: foreign, record: r, text: text}, nil
 }
 
