@@ -589,8 +589,8 @@ func TestGroupTableDamagedAgain(t *testing.T) {
 	})
 }
 
-// S4: the Lease of the next in line is deleted, and it joins again. Until its former term is certainly over the table has
-// both, and the member after it is the next in line.
+// S4: the Lease of the next in line is deleted, and it joins again. Until its former term is certainly over the table
+// has both, and the member after it is the next in line.
 func TestGroupNextJoinsAgain_S4(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		runners := f.spreadThree()

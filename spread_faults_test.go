@@ -27,8 +27,8 @@ var groupWorlds = seeds.New("group", "sessions of keys", "virtual hours")
 
 // TestGroups plays groups with all kinds of faults. fleet judges that no key has two live sessions, and that tokens
 // increase (S6, G1, G7); after the last fault every key is owned, within one of each other by weight (S2). Then one
-// member crashes and another joins: all is owned again in time, and no more moves and is written than has to be (S3, S4,
-// S5). A seed that fails is replayed by
+// member crashes and another joins: all is owned again in time, and no more moves and is written than has to be (S3,
+// S4, S5). A seed that fails is replayed by
 //
 //	go test -v -run TestGroups -group.seed=N .
 //

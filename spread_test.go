@@ -663,7 +663,8 @@ func TestSpreadRelease(t *testing.T) {
 						return nil
 					}
 					for range 2 { // again does nothing
-						if err := c.release(s); err != nil || s.Context().Err() == nil || !errors.Is(s.Err(), ErrReleased) {
+						err := c.release(s)
+						if err != nil || s.Context().Err() == nil || !errors.Is(s.Err(), ErrReleased) {
 							f.Errorf("error %v; the session: %v", err, s.Err())
 						}
 					}

@@ -149,8 +149,9 @@ func TestSeriesOfGroupsAreBounded(t *testing.T) {
 				}
 				cancel()
 				return nil
-			}, leasehold.WithLease("workers"), leasehold.WithNamespace("default"), leasehold.WithClient(srv.Client("a")),
-				leasehold.WithMonitor(&monitor), leasehold.WithLogger(slog.New(slog.DiscardHandler)))
+			}, leasehold.WithLease("workers"), leasehold.WithNamespace("default"),
+				leasehold.WithClient(srv.Client("a")), leasehold.WithMonitor(&monitor),
+				leasehold.WithLogger(slog.New(slog.DiscardHandler)))
 			if n, err := testutil.GatherAndCount(registry); err != nil || n != 0 {
 				t.Errorf("%d series of a group that the process has left, %v", n, err)
 			}

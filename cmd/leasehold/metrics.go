@@ -28,10 +28,10 @@ func metrics(leases []leasehold.LeaseStatus, groups []leasehold.GroupStatus) []b
 	}
 
 	const master = "leader_election_master_status"
+	const help = "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates " +
+		"master. 'name' is the string used to identify the lease. Please make sure to group by name."
 	if len(leases) > 0 {
-		family(master, "gauge",
-			"Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates master. "+
-				"'name' is the string used to identify the lease. Please make sure to group by name.")
+		family(master, "gauge", help)
 	}
 	leads := map[string]float64{} // by name alone
 	for _, s := range leases {
