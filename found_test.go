@@ -814,6 +814,33 @@ func TestBreakInBlackHole(t *testing.T) {
 	}
 }
 
+// A claim that hung cannot take effect any more once another has written to the Lease: the end of the campaign warns of
+// nothing.
+func TestEndOfOvertakenClaim(t *testing.T) {
+	for _, overtaken := range []bool{false, true} {
+		inWorld(t, func(w *world) {
+			if _, err := w.srv.Client("b").Leases(ns).Create(w.Context(),
+				&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			c := idleCampaign(w)
+			r, err := c.reflector.read(w.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.claims.recordOutcome(c.claims.begin(r, "a", c.clock.now().mono), context.DeadlineExceeded, false)
+			if overtaken {
+				w.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Labels = map[string]string{"x": "y"} })
+			}
+			c.resolveDoubt()
+			w.sleep(0)
+			if warned := w.logged(`msg="lease perhaps not released`) == 1; warned == overtaken {
+				t.Errorf("overtaken: %v, warned: %v", overtaken, warned)
+			}
+		})
+	}
+}
+
 // A candidate whose claim hangs when ctx ends: the claim has its time, and the read that looks for it as much.
 func TestEndOfHangingClaim(t *testing.T) {
 	inWorld(t, func(w *world) {

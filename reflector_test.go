@@ -587,11 +587,14 @@ func (w hostileWatch) Stop()                        { w.stop() }
 // the campaign, and the end of the campaign waits for what it does.
 func TestStopOfWatch_G13(t *testing.T) {
 	const timeout = time.Second
-	for _, opens := range []time.Duration{0, timeout + answerGrace/2, timeout + 2*answerGrace} {
+	for _, opens := range []time.Duration{
+		0, timeout + answerGrace/2, timeout + answerGrace, timeout + 2*answerGrace,
+	} {
 		for _, what := range append(misdeeds, misdeed{"returns", func(<-chan struct{}) {}}) {
 			t.Run(fmt.Sprintf("opens after %v, %s", opens, what.name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var aborted atomic.Bool
+					var stops atomic.Int64
 					until := make(chan struct{})
 					user := &userCode{clock: systemClock{}, abort: func(*userPanic) { aborted.Store(true) }}
 					ctx, cancel := context.WithCancel(t.Context())
@@ -600,7 +603,10 @@ func TestStopOfWatch_G13(t *testing.T) {
 					events, err := openWatch(ctx, user, user.clock, timeout,
 						func(context.Context) (watch.Interface, error) {
 							time.Sleep(opens)
-							return hostileWatch{func() { what.do(until) }}, nil
+							return hostileWatch{func() {
+								stops.Add(1)
+								what.do(until)
+							}}, nil
 						})
 					if (err == nil) != (opens == 0) || time.Since(began) > opens+userCodeGrace {
 						t.Fatalf("%v after %v", err, time.Since(began))
@@ -612,8 +618,8 @@ func TestStopOfWatch_G13(t *testing.T) {
 					if took := time.Since(began); what.name == "returns" && took != opens+answerGrace {
 						t.Errorf("over after %v", took)
 					}
-					if aborted.Load() != (what.name == "panics") {
-						t.Errorf("aborted: %v", aborted.Load())
+					if aborted.Load() != (what.name == "panics") || stops.Load() != 1 {
+						t.Errorf("aborted: %v; stopped %d times", aborted.Load(), stops.Load())
 					}
 					close(until)
 					time.Sleep(2 * answerGrace)
