@@ -212,6 +212,8 @@ func TestRunExpired(t *testing.T) {
 	crashed("job")
 	crashed("claimed")
 	crashed("again")
+	crashed("some-0")
+	crashed("some-1")
 	// Written by hand: who wrote this will never renew it.
 	patched := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "patched"},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: new("hand")}}
@@ -233,6 +235,10 @@ func TestRunExpired(t *testing.T) {
 		{"no wait, a code of its own", []string{"run", "job", "--no-wait", "--held-exit-code=75"}, 75, expired},
 		{"no wait, no failure", []string{"run", "job", "--no-wait", "-E", "0"}, 0,
 			strings.TrimPrefix(expired, "error: ")},
+		{"no wait for slots", []string{"run", "some", "--slots=2", "--no-wait"}, 124,
+			`error: leasehold: lease held: all 2 slots, by "dead", "dead"; some-0 held by "dead", ` +
+				"not renewed for 24s; free in at most 2s with --wait 3s\n"},
+		{"a short wait for slots", []string{"run", "some", "--slots=2", "--wait=300ms"}, 0, ""},
 		{"a short wait for a holder that is alive", []string{"run", "held", "--wait=300ms"}, 124,
 			`error: the lease was not acquired within 300ms: held by "alive", renewed `},
 		{"the same, a code of its own", []string{"run", "held", "--wait=300ms", "--held-exit-code=3"}, 3, "error: "},

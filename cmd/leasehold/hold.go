@@ -306,13 +306,18 @@ func (h *holding) notAcquired(err error) error {
 	case errors.As(err, &asked):
 		return asked.exit()
 	case errors.Is(err, leasehold.ErrHeld):
-		if who := h.heldBy(); who != "" && !h.slotted() {
+		l := h.read(context.Background())
+		switch who := h.heldBy(l); {
+		case who == "":
+		case !h.slotted():
 			err = fmt.Errorf("leasehold: lease %s", who)
+		case h.expired(l.Spec, time.Now()):
+			err = fmt.Errorf("%w; %s", err, who)
 		}
 		return exitWith(h.heldExitCode, err)
 	case errors.Is(err, errNotInTime):
 		err = fmt.Errorf("the lease was not acquired within %v", h.wait)
-		who := h.heldBy()
+		who := h.heldBy(h.read(context.Background()))
 		if who == "" {
 			return exitWith(exitNotAcquired, err)
 		}
@@ -321,9 +326,8 @@ func (h *holding) notAcquired(err error) error {
 	return err
 }
 
-// heldBy returns a sentence about the holder of the lease and when the lease can be acquired; "" if it has none.
-func (h *holding) heldBy() string {
-	l := h.read(context.Background())
+// heldBy returns a sentence about the holder of l and when the lease can be acquired; "" if it has none. l may be nil.
+func (h *holding) heldBy(l *coordinationv1.Lease) string {
 	if l == nil || holderOf(l.Spec) == "" {
 		return ""
 	}
