@@ -59,6 +59,8 @@ type assigner struct {
 	impatient  bool                 // the assigner renews its Lease, and is to be replaced
 	unused     map[string]time.Time // since when a Lease of the group is of no use
 	setbacks   map[string]setback   // by the name of a Lease, or the digest of keys
+	unowned    map[string]time.Time // since when nobody has owned a key; zero once that was logged
+	unownedAt  uint64               // the version of the table that says so
 }
 
 func newAssigner(m *membership) *assigner {

@@ -59,7 +59,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		a.planned = p
 	}
 	again := earlier(e.until, a.nextRest(v.now))
-	return min(s.wait, again.Sub(v.now)), a.tidy(ctx, v)
+	return min(s.wait, again.Sub(v.now), a.reportUnowned(v)), a.tidy(ctx, v)
 }
 
 // An inspection is what the Leases of the members say that comes before the plan.

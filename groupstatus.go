@@ -128,6 +128,43 @@ func (g *group) reportOverdue() time.Duration {
 	return next
 }
 
+// reportUnowned logs, once for each time, that nobody has owned a key for the duration, although it does not rest. It
+// returns after which time to look again.
+func (a *assigner) reportUnowned(v view) time.Duration {
+	c := a.group.campaign
+	if version := v.table.record.version; a.unownedAt != version {
+		before := a.unowned
+		a.unownedAt, a.unowned = version, map[string]time.Time{}
+		for i, e := range v.table.table.Entries {
+			if key := v.table.names[i]; e.Owner < 0 {
+				a.unowned[key] = v.now
+				if since, ok := before[key]; ok {
+					a.unowned[key] = since
+				}
+			}
+		}
+	}
+	var late []string
+	next := maxDuration
+	for key, since := range a.unowned {
+		if since.IsZero() {
+			continue
+		}
+		if left := later(since.Add(c.options.duration), a.rests[key].until).Sub(v.now); left > 0 {
+			next = min(next, left)
+			continue
+		}
+		a.unowned[key] = time.Time{}
+		late = append(late, key)
+	}
+	if late != nil {
+		slices.Sort(late)
+		c.log.warn("keys of the group have no owner",
+			"group", a.group.client.group, "keys", late[:min(len(late), maxNamed)], "count", len(late))
+	}
+	return next
+}
+
 // check returns what is wrong that only a restart of the process will mend.
 func (g *group) check() error {
 	g.mu.Lock()

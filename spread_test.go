@@ -764,6 +764,10 @@ func TestSpreadStuckWork(t *testing.T) {
 			g.Sessions != 9 || !maps.Equal(g.Ended, map[string]uint64{"lost": 4}) {
 			f.Errorf("status %+v", g)
 		}
+		f.sleep(3 * D)
+		if f.logged("keys of the group have no owner") != 1 || f.logged("keys=[key-0002] count=1") != 2 {
+			f.Error("the log does not name the key that nobody owns, once")
+		}
 		close(stuck)
 		f.sleep(I)
 		f.wantShape("a[5]")
