@@ -159,7 +159,8 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 }
 
 // release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field, no
-// matter who manages it; the number of transitions stays. Others leave the lease for a moment to the successor or, if
+// matter who manages it; the number of transitions stays. Where coordinated leader election takes part, the holder is
+// "". Others leave the lease for a moment to the successor or, if
 // that is "", to the best standby.
 func (l *leaseClient) release(ctx context.Context, r record, successor string) (record, error) {
 	change := r.notes().Removal()
@@ -169,7 +170,11 @@ func (l *leaseClient) release(ctx context.Context, r record, successor string) (
 		}
 		change[annotation.Successor] = new(annotation.FormatSuccessor(r.transitions, next))
 	}
-	return l.patch(ctx, r, change, freeSpec{})
+	var free freeSpec
+	if r.strategy || r.preferred != "" {
+		free.HolderIdentity = new("") // kube-apiserver 1.36 crashes without it, at its own election
+	}
+	return l.patch(ctx, r, change, free)
 }
 
 // A renewedSpec is what a renewal changes.
@@ -178,7 +183,7 @@ type renewedSpec struct {
 	LeaseDurationSeconds int32  `json:"leaseDurationSeconds,omitempty"`
 }
 
-// A freeSpec is what a release changes: it has a null for each field.
+// A freeSpec is what a release changes. It has a null for each field that is nil.
 type freeSpec struct {
 	HolderIdentity       *string `json:"holderIdentity"`
 	LeaseDurationSeconds *int32  `json:"leaseDurationSeconds"`

@@ -322,6 +322,10 @@ func TestAskedToHandOver(t *testing.T) {
 				}
 				w.sleep(time.Minute)
 				w.wantLeader(next)
+				// A controller of coordinated leader election needs the field.
+				if holder := w.lease().Spec.HolderIdentity; holder == nil || next == "" && *holder != "" {
+					t.Errorf("held by %v", holder)
+				}
 			})
 		})
 	}
