@@ -3,8 +3,12 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // A tree of processes: the tool (100) with a credential plugin, its watchdog and the command, under a parent (1) that
@@ -81,5 +85,29 @@ func TestSurvivors(t *testing.T) {
 				t.Errorf("killed %s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// A command that has just started is killed too, if the tool was stopped before it could tell its group.
+func TestWatchdogWhileStarting(t *testing.T) {
+	d, err := startWatchdog()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	if err := d.guard(0, clock()+100*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sleep", "30")
+	cmd.Env = append(os.Environ(), d.mark)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if st := cmd.ProcessState.Sys().(syscall.WaitStatus); st.Signal() != syscall.SIGKILL {
+		t.Errorf("it ended with %v", cmd.ProcessState)
+	}
+	if err := d.idle(); err != nil {
+		t.Error(err)
 	}
 }

@@ -25,7 +25,13 @@ import (
 	"github.com/leasehold-go/leasehold/internal/annotation"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if isWatchdog() {
+		watchdogMain()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var update = flag.Bool("update", false, "write the golden files")
 

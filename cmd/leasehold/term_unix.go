@@ -68,6 +68,7 @@ func (r *runner) supervise(s tenure, env []string, token uint64) (end outcome) {
 	}
 	group, err := r.host.start(r.path, r.argv, env)
 	if err != nil {
+		r.host.watchdog.idle()
 		return outcome{code: exitNotRunnable, err: err}
 	}
 	sv.group = group
@@ -182,10 +183,11 @@ func (sv *supervisor) makeWay() {
 
 // guard tells the watchdog how long the command may run.
 func (sv *supervisor) guard() {
-	if sv.group == nil {
-		return
+	group := 0
+	if sv.group != nil {
+		group = sv.group.id
 	}
-	if err := sv.host.watchdog.guard(sv.group.id, sv.trusted+sv.stopTimeout); err != nil && !sv.watchdogLost {
+	if err := sv.host.watchdog.guard(group, sv.trusted+sv.stopTimeout); err != nil && !sv.watchdogLost {
 		sv.watchdogLost = true
 		sv.tool.log.Error("the watchdog is gone: nothing stops the command if this process cannot", "error", err)
 	}

@@ -20,8 +20,10 @@ import (
 type watchdog struct {
 	cmd  *exec.Cmd
 	pipe *os.File
-	mark string        // an environment variable, NAME=VALUE, that the command and its descendants inherit
-	last time.Duration // the UNTIL that was sent last
+	mark string // an environment variable, NAME=VALUE, that the command and its descendants inherit
+
+	group int           // that was sent last
+	until time.Duration // the same
 }
 
 const (
@@ -63,12 +65,13 @@ func (d *watchdog) pid() int {
 	return d.cmd.Process.Pid
 }
 
-// guard tells the watchdog to kill group at until. An error means that there is no watchdog any more.
+// guard tells the watchdog to kill group at until. While the command starts, group is 0: then it is found by its mark,
+// on Linux. An error means that there is no watchdog any more.
 func (d *watchdog) guard(group int, until time.Duration) error {
-	if moved := until - d.last; moved > -time.Millisecond && moved < time.Millisecond {
+	if moved := until - d.until; group == d.group && moved > -time.Millisecond && moved < time.Millisecond {
 		return nil
 	}
-	d.last = until
+	d.group, d.until = group, until
 	_, err := fmt.Fprintf(d.pipe, "%d %d\n", group, until)
 	return err
 }
@@ -109,7 +112,7 @@ func watchdogMain() {
 	var now line
 	for {
 		var late <-chan time.Time
-		if now.group != 0 {
+		if now.until != 0 {
 			late = time.After(max(again, min(look, now.until-clock())))
 		}
 		select {
