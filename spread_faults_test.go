@@ -36,7 +36,7 @@ var groupWorlds = seeds.New("group", "sessions of keys", "virtual hours")
 //
 //	go test -v -run TestGroups -group.for=1h -group.from=100000 -timeout 0 .
 func TestGroups(t *testing.T) {
-	seeds := uint64(300)
+	seeds := uint64(150)
 	if testing.Short() {
 		seeds = 30
 	}
