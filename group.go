@@ -44,23 +44,24 @@ type group struct {
 	buckets  int      // 0 where keys have names
 	numbers  []string // the buckets, as keys
 
-	mu       sync.Mutex             // protects following; no other is taken with it held
-	keys     []string               // those with names that the member knows, sorted
-	digest   string                 // of keys, once they are published
-	sets     map[string][]string    // sets of keys by digest
-	partly   map[string][]string    // the pages of sets that were not read to the end, by digest
-	past     shards.Past            // for all terms
-	sessions map[string]*keySession // by key: those of the newest term whose work has not returned
-	earlier  map[string]*keySession // by key: those of earlier terms whose work has not returned
-	stopping map[*keySession]bool   // those of both that were stopped
-	present  *membership            // of the present term; nil between terms
-	fatal    error                  // why the member ends
-	ended    map[string]uint64      // sessions of keys that ended, by why
-	begun    uint64                 // sessions of keys that began
-	warned   map[string]bool        // what was logged, and need not be again
-	leaving  chan struct{}          // closed when the member leaves
-	left     sync.Once              // closes leaving
-	sawTable bool                   // there was a table of the group
+	mu        sync.Mutex             // protects following; no other is taken with it held
+	keys      []string               // those with names that the member knows, sorted
+	published []string               // the set of them that others can read
+	digest    string                 // of that set; "" before there is one
+	sets      map[string][]string    // sets of keys by digest
+	partly    map[string][]string    // the pages of sets that were not read to the end, by digest
+	past      shards.Past            // for all terms
+	sessions  map[string]*keySession // by key: those of the newest term whose work has not returned
+	earlier   map[string]*keySession // by key: those of earlier terms whose work has not returned
+	stopping  map[*keySession]bool   // those of both that were stopped
+	present   *membership            // of the present term; nil between terms
+	fatal     error                  // why the member ends
+	ended     map[string]uint64      // sessions of keys that ended, by why
+	begun     uint64                 // sessions of keys that began
+	warned    map[string]bool        // what was logged, and need not be again
+	leaving   chan struct{}          // closed when the member leaves
+	left      sync.Once              // closes leaving
+	sawTable  bool                   // there was a table of the group
 }
 
 // groupDelays are the pauses after failures in a row, by what failed. All are made when the group begins, on the

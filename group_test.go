@@ -147,6 +147,38 @@ func TestGroupUnlabelledIsFenced(t *testing.T) {
 	}
 }
 
+// While a new set of keys cannot be published, the one before, which members go by, is left as it is.
+func TestSpreadKeysNotPublished(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		sets := make(chan []string, 1)
+		sets <- numbered(4)
+		a := f.spread("a", sets)
+		f.sleep(I)
+		page := name + "-k-" + shards.Digest(numbered(4)) + "-0"
+		before := f.srv.Lease(ns, page).Annotations[keysAnnotation]
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "create" && strings.HasPrefix(r.Name, name+"-k-") && r.Name != page {
+				fault.Err = leasetest.ServiceUnavailable()
+			}
+			return fault
+		})
+		sets <- numbered(6)
+		f.sleep(I)
+		f.srv.Client("a").Partition(true) // it begins another term, in which it publishes its keys again
+		f.sleep(R + time.Second)
+		f.srv.Client("a").Partition(false)
+		f.sleep(D)
+		if got := f.srv.Lease(ns, page).Annotations[keysAnnotation]; got != before {
+			f.Errorf("the page has %q, want %q", got, before)
+		}
+		f.wantShape("a[4]")
+		f.srv.Client("a").OnRequest(nil)
+		f.sleep(2 * D)
+		f.wantShape("a[6]")
+		a.quit()
+	})
+}
+
 // Keys that somebody has edited do not keep the members from sharing theirs out.
 func TestGroupKeysEdited(t *testing.T) {
 	inFleet(t, func(f *fleet) {

@@ -34,7 +34,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 		return err
 	}
 	g.mu.Lock()
-	g.digest = digest
+	g.published, g.digest = keys, digest
 	m := g.present
 	if m != nil {
 		m.owner.Know(digest)
@@ -49,7 +49,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 // republish publishes the keys again.
 func (g *group) republish(ctx context.Context) {
 	g.mu.Lock()
-	digest, keys := g.digest, g.keys
+	digest, keys := g.digest, g.published
 	g.mu.Unlock()
 	if digest != "" {
 		g.publish(ctx, digest, keys) // logs its own failure
