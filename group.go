@@ -46,7 +46,7 @@ type group struct {
 
 	mu        sync.Mutex             // protects following; no other is taken with it held
 	keys      []string               // those with names that the member knows, sorted
-	published []string               // the set of them that others can read
+	published []string               // the last set that others can read
 	digest    string                 // of that set; "" before there is one
 	sets      map[string][]string    // sets of keys by digest
 	partly    map[string][]string    // the pages of sets that were not read to the end, by digest
