@@ -168,7 +168,8 @@ inline send(what) {
 	m[i].used = true; m[i].kind = what; m[i].at = lease[i].version; m[i].age = 0;
 	if
 	:: what == renew ->
-		m[i].report.term = m[i].term; m[i].report.gen = (m[i].goes -> GEN(m[i].view) : 0); m[i].report.returned = m[i].returned;
+		m[i].report.term = m[i].term; m[i].report.gen = (m[i].goes -> GEN(m[i].view) : 0);
+		m[i].report.returned = m[i].returned;
 #ifdef CANCELLED
 		m[i].report.running = false
 #else
@@ -403,7 +404,8 @@ active proctype world() {
 		if
 		:: a[i].sees[j].lease.version != lease[j].version -> sight()
 		/* A member that was silent for its duration is fenced. */
-		:: a[i].sees[j].lease.term != 0 && a[i].sees[j].since >= WAIT && a[i].sees[j].lease.version == lease[j].version &&
+		:: a[i].sees[j].lease.term != 0 && a[i].sees[j].since >= WAIT &&
+		   a[i].sees[j].lease.version == lease[j].version &&
 		   writes < WRITES ->
 			lease[j].version++; lease[j].term = 0; writes++;
 			sight()
@@ -413,7 +415,8 @@ active proctype world() {
 			if
 			:: free ->
 				begin();
-				table[gen].owner = j; table[gen].uid = a[i].sees[j].lease.uid; table[gen].term = a[i].sees[j].lease.term;
+				table[gen].owner = j; table[gen].uid = a[i].sees[j].lease.uid;
+				table[gen].term = a[i].sees[j].lease.term;
 				table[gen].seen = a[i].sees[j].lease.version; table[gen].given = GEN(gen); table[gen].asked = 0
 			:: else
 			fi;
