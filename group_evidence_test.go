@@ -70,6 +70,44 @@ func TestGroupEnded(t *testing.T) {
 	}
 }
 
+// What an assigner forgets when it is told of all Leases that it follows: the others, but for how long a held one
+// without the label was silent.
+func TestAssignerForgets(t *testing.T) {
+	free, held := record{uid: "u", version: 5}, record{uid: "u", version: 5, identity: "x", duration: D}
+	for _, c := range []struct {
+		name       string
+		selected   string // the Lease that is followed; "" for all
+		record     record
+		unlabelled bool
+		listed     uint64
+		kept       bool
+	}{
+		{"labelled", "", held, false, 9, false},
+		{"labelled, seen since", "", held, false, 4, true},
+		{"without the label, held", "", held, true, 9, true},
+		{"without the label, free", "", free, true, 9, false},
+		{"followed alone, and gone", "g-m-x", held, false, 0, false},
+		{"not followed", "g-m-y", held, false, 0, true},
+	} {
+		a := &assigner{
+			group:    &group{campaign: &campaign{options: &options{duration: D}}},
+			clock:    virtualClock{},
+			selected: c.selected,
+			members: map[string]*memberView{
+				"g-m-x": {seen: observation{record: c.record, known: true}, unlabelled: c.unlabelled},
+			},
+			news: newWakeup(),
+		}
+		a.replace(nil, c.listed)
+		if kept := a.members["g-m-x"] != nil; kept != c.kept {
+			t.Errorf("%s: kept: %v, want %v", c.name, kept, c.kept)
+		}
+		if ghost := !a.ghosts.IsZero(); ghost != (!c.kept && c.record.held()) {
+			t.Errorf("%s: its holder may live: %v", c.name, ghost)
+		}
+	}
+}
+
 // A report counts in the term that wrote it only.
 func TestGroupReportOfAnEarlierTerm(t *testing.T) {
 	a, v := &assigner{}, view{}
@@ -308,8 +346,8 @@ func TestGroupListUnlabelled(t *testing.T) {
 			{name + "-k-digest-0", name, ""},
 			{name + "-m-0123456789ac", "", ""}, // somebody's lease
 			{name + "-m-leader", "", "x"},
-			{name + "-m-x" + member, "", "x"}, // of a group whose name begins like this one's
-			{name + "-m-0123456789ad", "other", "x"},
+			{name + "-m-x" + member, "", "x"},        // of a group whose name begins like this one's
+			{name + "-m-0123456789ad", "other", "x"}, // somebody changed its label
 			{"other" + member, "", "x"},
 		} {
 			f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: l.name,
@@ -325,11 +363,31 @@ func TestGroupListUnlabelled(t *testing.T) {
 			}
 		}
 		slices.Sort(got)
-		want := []string{name + "-k-digest-0", name + member, name + "-m-labelled"}
+		want := []string{name + "-k-digest-0", name + member, name + "-m-0123456789ad", name + "-m-labelled"}
 		if err != nil || version == 0 || !slices.Equal(got, want) {
 			f.Errorf("%v as of %d, %v; want %v", got, version, err, want)
 		}
 		a.quit()
+	})
+}
+
+// A process that knows nothing of a group, whose table was deleted, finds a member whose Lease has lost the label too,
+// before it gives a key.
+func TestGroupUnlabelledBeforeTheFirstTable_G1(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(2 * I)
+		f.wantShape("a[4]")
+		f.srv.Client("a").Partition(true)
+		f.srv.Edit(ns, f.leaseOf("a"), func(l *coordinationv1.Lease) { delete(l.Labels, groupLabel) })
+		f.srv.Delete(ns, name)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(4 * time.Second)
+		f.wantShape("a[4]")
+		f.sleep(3 * D)
+		f.wantShape("b[4]")
+		a.quit()
+		b.quit()
 	})
 }
 

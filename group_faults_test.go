@@ -3,6 +3,7 @@ package leasehold
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -559,6 +560,28 @@ func TestGroupSlowPages(t *testing.T) {
 		for _, r := range runners {
 			r.quit()
 		}
+	})
+}
+
+// Pages that were read before a request failed are read again if they do not fit the others any more.
+func TestGroupPagesChanged(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		var monitor Monitor
+		a := f.spread("a", Keys(numbered(2)...), WithMonitor(&monitor))
+		f.sleep(time.Second)
+		g, keys := monitor.allGroups()[0], numbered(5)
+		digest := shards.Digest(keys)
+		if err := g.publish(f.Context(), digest, keys); err != nil {
+			f.Fatal(err)
+		}
+		g.keepPages(digest, []string{"damaged"})
+		if _, err := g.names(f.Context(), digest); err == nil || errors.Is(err, errKeysMissing) {
+			f.Errorf("at first: %v", err)
+		}
+		if got, err := g.names(f.Context(), digest); err != nil || !slices.Equal(got, keys) {
+			f.Errorf("then: %v, %v", got, err)
+		}
+		a.quit()
 	})
 }
 

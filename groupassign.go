@@ -123,7 +123,7 @@ func (a *assigner) untilOpen(ctx context.Context, v view, ready bool) (time.Dura
 		a.counted = false
 		return left, nil
 	}
-	if !a.counted && a.begun != t.Epoch {
+	if !a.counted {
 		err := a.listAll(ctx)
 		a.counted = err == nil
 		return 0, err

@@ -70,14 +70,13 @@ func (g *groupClient) list(ctx context.Context) ([]*coordinationv1.Lease, uint64
 	return g.listBy(ctx, g.selector())
 }
 
-// listUnlabelled returns the Leases of the group and, of all Leases of the namespace, those of members that somebody
-// has taken the label from.
+// listUnlabelled returns the Leases of the group and, of all Leases of the namespace, those of members whose label
+// somebody has removed or changed.
 func (g *groupClient) listUnlabelled(ctx context.Context) ([]*coordinationv1.Lease, uint64, error) {
 	leases, version, err := g.listBy(ctx, "")
 	return slices.DeleteFunc(leases, func(l *coordinationv1.Lease) bool {
-		label := l.Labels[groupLabel]
-		unlabelled := label == "" && isMemberName(l.Name, g.group) && l.Annotations[memberAnnotation] != ""
-		return label != g.group && !unlabelled
+		member := isMemberName(l.Name, g.group) && l.Annotations[memberAnnotation] != ""
+		return l.Labels[groupLabel] != g.group && !member
 	}), version, err
 }
 

@@ -102,6 +102,7 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	if !shards.IsDigest(digest) {
 		return nil, errKeysMissing
 	}
+	had := len(pages)
 	var failed error // of a request
 	keys, err := shards.ReadPages(digest, func(page int) (string, error) {
 		if page < len(pages) {
@@ -120,6 +121,9 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	}
 	if err != nil {
 		g.keepPages(digest, nil)
+		if had > 0 {
+			return nil, fmt.Errorf("pages of keys have changed: %w", err) // the next try reads all of them
+		}
 		g.campaign.log.debug("a set of keys cannot be read", "digest", digest, "error", err)
 		return nil, errKeysMissing
 	}

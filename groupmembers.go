@@ -105,6 +105,8 @@ func (a *assigner) replace(leases []*coordinationv1.Lease, version uint64) {
 	defer a.mu.Unlock()
 	if a.selected == "" {
 		a.keepLocked(leases, version)
+	} else if len(leases) == 0 && a.members[a.selected] != nil {
+		a.forgetLocked(a.selected)
 	}
 	for _, l := range leases {
 		a.setLocked(l)
@@ -136,14 +138,14 @@ func (a *assigner) update(lease *coordinationv1.Lease, deleted bool) {
 }
 
 // keepLocked forgets the Leases that are not among those that were listed as of version, which has all that have the
-// group's label. The caller holds mu.
+// group's label. Of a held Lease without it, it is remembered for how long that was silent. The caller holds mu.
 func (a *assigner) keepLocked(listed []*coordinationv1.Lease, version uint64) {
 	present := map[string]bool{}
 	for _, l := range listed {
 		present[l.Name] = true
 	}
 	for name, v := range a.members {
-		if !present[name] && v.seen.version <= version && !v.unlabelled {
+		if !present[name] && v.seen.version <= version && !(v.unlabelled && v.seen.held()) {
 			a.forgetLocked(name)
 		}
 	}
