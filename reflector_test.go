@@ -571,6 +571,9 @@ func TestReflectorWaitsByClock(t *testing.T) {
 	}
 }
 
+// errNeither makes a client return neither a watch nor an error.
+var errNeither = errors.New("neither")
+
 // A silentWatch never closes its channel, even when it is stopped.
 type silentWatch struct{ stopped bool }
 
@@ -650,6 +653,7 @@ func TestOpenWatch(t *testing.T) {
 		{"opens, and does not end", 0, nil, true, "<nil>", 0, answerGrace / 2},
 		{"opens in time", timeout/2 - ms, nil, false, "<nil>", timeout/2 - ms, 0},
 		{"fails", 0, errors.New("broken"), false, "broken", 0, 0},
+		{"neither opens nor fails", 0, errNeither, false, "the client returned neither a watch nor an error", 0, 0},
 		{"opens too late", timeout/2 + 10*ms, nil, true, "opening a watch took longer than 1s",
 			timeout/2 + 10*ms + answerGrace/2, 0},
 	} {
@@ -670,6 +674,8 @@ func TestOpenWatch(t *testing.T) {
 						request = ctx
 						time.Sleep(tt.opens)
 						switch {
+						case tt.fails == errNeither:
+							return nil, nil
 						case tt.fails != nil:
 							return nil, tt.fails
 						case tt.silent:

@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -26,7 +27,13 @@ func openWatch(
 		cancel() // also if Stop has not returned
 	}
 	timer := time.AfterFunc(c.wait(timeout), cancel)
-	w, err := ask(ctx, user, "watch", timeout, open, stop)
+	w, err := ask(ctx, user, "watch", timeout, func(ctx context.Context) (watch.Interface, error) {
+		w, err := open(ctx)
+		if w == nil && err == nil {
+			err = errors.New("the client returned neither a watch nor an error")
+		}
+		return w, err
+	}, stop)
 	if !timer.Stop() {
 		if err == nil {
 			stop(w)
