@@ -118,7 +118,7 @@ func startServer(ctx context.Context, screen *screen) (*controlplane.Server, err
 	}
 	started := make(chan result, 1)
 	go func() {
-		server, err := controlplane.Start(ctx, controlplane.Options{})
+		server, err := controlplane.Start(ctx, controlplane.Options{NoFsync: true})
 		started <- result{server, err}
 	}()
 	every := time.Second
