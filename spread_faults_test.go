@@ -543,8 +543,9 @@ func (g *groupWorld) sessions() (n int) {
 	return n
 }
 
-// crashOne has a member crash. Its keys are owned again within D and a second, whoever it is, nothing else moves (S3,
-// S4), and that takes a fence and a write or two of the table (S5).
+// crashOne has a member crash. Its keys are owned again, whoever it is, nothing else moves (S3), and that takes a fence
+// and a write or two of the table (S5). D and a second is enough (S4) where the watch of each member brings the table;
+// one that does not is noticed a renew interval and a second after another member has reported that table.
 func (g *groupWorld) crashOne() {
 	m := g.any()
 	if g.count() == 1 {
@@ -553,7 +554,7 @@ func (g *groupWorld) crashOne() {
 	lost, sessions, writes := len(g.owners()[m.name]), g.sessions(), g.writes.Load()
 	m.gone.Store(true)
 	m.client.Partition(true)
-	g.sleep(g.byClocks(D + time.Second))
+	g.sleep(g.byClocks(D + time.Second + I + time.Second))
 	g.checkShared()
 	if n := g.sessions() - sessions; n != lost {
 		g.Errorf("%v: %s crashed with %d keys, and %d sessions began", time.Now(), m.name, lost, n)
