@@ -123,11 +123,7 @@ func TestGroupReportOfAnEarlierTerm(t *testing.T) {
 // While a member renews but does not see a new table, its keys go to nobody.
 func TestGroupLagging_G1(t *testing.T) {
 	inFleet(t, func(f *fleet) {
-		a := f.spread("a", Keys(numbered(4)...))
-		f.sleep(3 * time.Second)
-		b := f.spread("b", Keys(numbered(4)...))
-		f.sleep(3 * I)
-		f.wantShape("a b[2 2]")
+		a, b := f.spreadTwo()
 		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
 			if r.Verb == "patch" && r.Name == name {
 				fault.Before = eps // so that others see a table that gives too much before it is replaced
@@ -150,11 +146,7 @@ func TestGroupLagging_G1(t *testing.T) {
 // of the group.
 func TestGroupTrace_G1(t *testing.T) {
 	inFleet(t, func(f *fleet) {
-		a := f.spread("a", Keys(numbered(4)...))
-		f.sleep(3 * time.Second)
-		b := f.spread("b", Keys(numbered(4)...))
-		f.sleep(3 * I)
-		f.wantShape("a b[2 2]")
+		a, b := f.spreadTwo()
 		f.srv.Client("b").Partition(true)
 		a.quit()
 		for _, l := range f.memberLeases() {
@@ -274,11 +266,7 @@ func TestGroupFenceRefused_G1(t *testing.T) {
 // nearly ended and is not seen by the assigner's watch, is waited for before a new epoch gives its keys.
 func TestGroupUnlabelledBeforeAnEpoch_G1(t *testing.T) {
 	inFleet(t, func(f *fleet) {
-		a := f.spread("a", Keys(numbered(4)...))
-		f.sleep(3 * time.Second)
-		b := f.spread("b", Keys(numbered(4)...))
-		f.sleep(3 * I)
-		f.wantShape("a b[2 2]")
+		a, b := f.spreadTwo()
 		lease := f.sessionsOf("b")[0].Holder().Name
 		for time.Since(f.srv.Lease(ns, lease).Spec.RenewTime.Time) > eps {
 			f.sleep(eps / 2)

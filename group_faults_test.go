@@ -128,6 +128,16 @@ func (f *fleet) tableWrites() func() int {
 	}
 }
 
+// spreadTwo runs members a and b, which share 4 keys.
+func (f *fleet) spreadTwo() (a, b *runner) {
+	a = f.spread("a", Keys(numbered(4)...))
+	f.sleep(3 * time.Second)
+	b = f.spread("b", Keys(numbered(4)...))
+	f.sleep(3 * I)
+	f.wantShape("a b[2 2]")
+	return a, b
+}
+
 // spreadThree runs members a, b and c, which share 12 keys. When it returns, a assigns, and b is the next in line.
 func (f *fleet) spreadThree() (runners []*runner) {
 	for _, member := range []string{"a", "b", "c"} {

@@ -201,7 +201,7 @@ func (a *assigner) sharers(ctx context.Context, v view) (members []shards.Member
 	}
 	seen := map[shards.Term]bool{}
 	used := map[string]bool{t.Keys: true}
-	// We give ourselves keys only once our Lease stores a report of the epoch: who begins another must see it.
+	// We give ourselves keys only once our Lease reports the epoch: a member that begins another must see it.
 	if stored := v.members[v.me.Lease].report; stored.Acquired != v.me.Acquired || stored.Epoch != t.Epoch {
 		delete(all, v.me.Lease)
 	}

@@ -543,9 +543,10 @@ func (g *groupWorld) sessions() (n int) {
 	return n
 }
 
-// crashOne has a member crash. Its keys are owned again, whoever it is, nothing else moves (S3), and that takes a fence
-// and a write or two of the table (S5). D and a second is enough (S4) where the watch of each member brings the table;
-// one that does not is noticed a renew interval and a second after another member has reported that table.
+// crashOne crashes a member, be it the assigner or not. Its keys are owned again, nothing else moves (S3), and that
+// takes a fence and a write or two of the table (S5). D and a second is enough (S4) where the watch of each member
+// brings the table; one that does not is noticed a renew interval and a second after another member has reported that
+// table.
 func (g *groupWorld) crashOne() {
 	m := g.any()
 	if g.count() == 1 {

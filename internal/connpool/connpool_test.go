@@ -651,7 +651,7 @@ func TestHostileDialler(t *testing.T) {
 		name  string
 		spoil func(transport *http.Transport, dial dialFunc, do func())
 		open  bool // the connection is open by then
-		exits bool // it may exit its goroutine: net/http waits for a read or a write for ever
+		exits bool // it may exit its goroutine; net/http would never stop waiting for a read or a write
 	}{
 		{"dial", func(transport *http.Transport, dial dialFunc, do func()) {
 			transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
