@@ -10,6 +10,7 @@
 //	watch       Follow who holds leases
 //	claim       Take a lease and hold it until interrupted
 //	release     Release a lease that another process left behind
+//	handover    Ask the holder of a lease to hand it over
 //	create      Create a Lease that nobody holds
 //	shares      Show who owns the keys of a group
 //	explain     Explain the times of a lease
@@ -18,17 +19,16 @@
 //
 // # Exit codes
 //
-//	0    done
-//	1    failed
-//	2    wrong usage
-//	123  the lease was lost (run, claim)
-//	124  the lease was not acquired in time (run, claim); --held-exit-code replaces it if another holds the lease
+//	0      done
+//	1      failed
+//	2      wrong usage
+//	123    the lease was lost or handed over (run, claim)
+//	124    the lease was not acquired in time (run, claim); --held-exit-code replaces it if another holds the lease
+//	125    leasehold failed, or wrong usage (run, spread: in place of 1 and 2)
+//	126    the command cannot be executed (run, spread)
+//	127    the command was not found (run, spread)
+//	128+n  signal n ended the command of run, or run, claim or handover while it waited
+//	other  that of the command of run
 //
-// run and spread also have those of timeout(1) and of shells:
-//
-//	125       leasehold itself failed, wrong usage included
-//	126       the command cannot be executed
-//	127       the command was not found
-//	128+n     signal n ended the command, or leasehold while it waited
-//	any other that of the command
+// Those from 124 are the codes of timeout(1) and of shells.
 package main

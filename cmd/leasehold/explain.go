@@ -121,9 +121,9 @@ func (e explanation) print(w io.Writer) error {
 	var rows [][]string
 	row := func(name, value, why string) { rows = append(rows, []string{name, value, why}) }
 	row("Duration", seconds(e.DurationSeconds),
-		"others wait as long before they acquire a lease that is not renewed")
+		"how long others wait before they acquire a lease that is not renewed")
 	row("Renew deadline", seconds(e.RenewDeadlineSeconds),
-		"a holder trusts its lease so long after it sent its last successful renewal")
+		"how long a holder trusts its lease after sending its last successful renewal")
 	row("Renew interval", seconds(e.RenewIntervalSeconds),
 		"from one renewal to the next; a request times out after "+
 			seconds(e.LongestRequestBeforeRetrySeconds)+" and is retried")

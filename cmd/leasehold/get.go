@@ -31,7 +31,7 @@ func getCommand() *command {
 SINCE and RENEWED are how long ago the holder wrote that it acquired and last renewed the lease. The status is expired
 when the holder has not renewed the lease for its duration. All three compare the holder's clock with this machine's.
 With --watch each change is shown too: another holder, none, or an expiry; "leasehold watch" explains them. Renewals
-are none. A lease may also be named as lease/NAME.
+are not shown. A lease may also be named as lease/NAME.
 
 -o wide adds when the lease expires, the age of the Lease, the field manager that wrote its holder, the address that
 the holder advertises, its priority, and who is to hold the lease next, if a standby has a priority or a release names

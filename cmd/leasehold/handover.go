@@ -27,9 +27,10 @@ It asks the holder to end its work and to release the lease, and waits until ano
 names, else the standby with the highest priority, else any. The holder ends its work in its own time and leads until
 then. If the candidate does not come within half of a renew interval, at most a second, any other may have the lease.
 
-Holders with this library heed the request, also those of "leasehold run", whose command gets SIGTERM and
---grace-period. Others, such as client-go's, do not. If nobody has taken over after --timeout, the request is withdrawn,
-and the exit code is 1.`,
+Holders that use this library honour the request. So does "leasehold run", which sends its command SIGTERM, and SIGKILL
+after --grace-period. Others, such as client-go's, do not. If nobody has taken over after --timeout, the request is
+withdrawn, and the exit code is 1. The exit code is also 1 if a candidate other than that of --to acquires the lease, or
+the former holder does again.`,
 		examples: `
 # Move leadership away from a node before it is drained
 leasehold handover reconciler

@@ -26,8 +26,11 @@ leasehold run reconciler --restart -- ./reconciler
 leasehold get -A`), `
 
 Exit codes:
-  0 done, 1 failed, 2 wrong usage, 123 the lease was lost, 124 it was not acquired in time;
-  run: the command's own, 125 leasehold failed, 126 cannot execute, 127 not found, 128+n ended by signal n.
+  0 done, 1 failed, 2 wrong usage
+  run, claim: 123 the lease was lost or handed over, 124 it was not acquired in time
+  run, spread: 125 leasehold failed or wrong usage, 126 the command cannot be executed, 127 it was not found
+  128+n signal n ended the command of run, or run, claim or handover while it waited
+  other: that of the command of run
 `)
 }
 

@@ -95,7 +95,7 @@ func (h *holding) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&h.advertise, "advertise", "",
 		"the address to publish while holding the lease, as $POD_IP:8080; get -o wide shows it")
 	flags.IntVar(&h.priority, "priority", 0,
-		"the standby with the highest priority holds a lease next that is released (default none)")
+		"a released lease goes to the standby with the highest priority (default none)")
 	flags.BoolVar(&h.yield, "yield", false, "make way when a candidate of higher priority stands by")
 	flags.StringVar(&h.listen, "listen", "",
 		"address of an HTTP server with /healthz for a liveness probe, /metrics for Prometheus, and /leases for JSON")

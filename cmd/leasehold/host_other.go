@@ -12,13 +12,13 @@ import (
 	"github.com/leasehold-go/leasehold"
 )
 
-// run needs process groups. Without them it is refused; all other commands work.
+// run and spread need process groups. Without them both are refused; the other commands work.
 
 type host struct{}
 
 func newHost(*slog.Logger) (*host, error) {
-	return nil, errors.New("run needs process groups, which " + runtime.GOOS +
-		" does not have; Linux and macOS have them")
+	return nil, errors.New("run and spread need process groups, which " + runtime.GOOS +
+		" does not have; Linux, macOS and BSD have them")
 }
 
 func (*host) close()                                       {}

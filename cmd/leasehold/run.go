@@ -45,7 +45,7 @@ On Linux this covers all descendants of the command, also those that left its pr
 timeout(1) or setsid; elsewhere it covers the process group. A second process, the watchdog, kills them if the tool is
 killed, or is stopped until the lease expires. It cannot kill processes of another user. If the tool was killed by
 SIGKILL, it cannot find a daemon whose environment lacks LEASEHOLD_RUN_ID. Nothing acts if the tool and its watchdog
-are both killed or stopped. Work that the command leaves to a service, as systemd-run and docker run do, is no
+are both killed or stopped. Work that the command leaves to a service, as systemd-run and docker run do, is not a
 descendant.
 
 The environment of the command has LEASEHOLD_LEASE, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY, and
@@ -53,13 +53,13 @@ LEASEHOLD_FENCING_TOKEN: a number that grows with every new holder, by which a s
 --slots it has LEASEHOLD_SLOT, from 0: no two commands that run have the same. With --beat-file it has
 LEASEHOLD_BEAT_FILE.
 
-With --no-wait the tool skips the command if the lease has a holder, also one that crashed: a new process has to see a
+With --no-wait the tool skips the command if the lease has a holder, even one that crashed: a new process has to see a
 lease unchanged for its duration before it may acquire it. With --wait it waits for the given time and, if the holder
 stopped renewing the lease, until the lease expires. A cron job should use --wait.
 
-Exit codes: that of the command, 128+n if signal n ended it; 123 the lease was lost or handed over; 124 it was not
-acquired, or --held-exit-code if another holds it; 125 leasehold failed; 126 the command cannot be executed; 127 it
-was not found.`,
+Exit codes: that of the command, 128+n if signal n ended it, or the tool while it waited; 123 the lease was lost or
+handed over; 124 it was not acquired, or --held-exit-code if another holds it; 125 leasehold failed or wrong
+usage; 126 the command cannot be executed; 127 it was not found.`,
 		examples: `
 # In a Deployment: one of the replicas runs the program, the others stand by
 leasehold run reconciler --restart -- ./reconciler --verbose

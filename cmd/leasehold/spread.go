@@ -29,15 +29,15 @@ When a key is to move, the processes of its command receive SIGTERM, and SIGKILL
 on when all of them have ended. If the member's Lease is not renewed in time they receive SIGKILL before another can own
 the key, and at once if it is lost otherwise. A command that ends gives its key back, which is given out again after a
 pause, longer each time that the command fails. SIGTERM or SIGINT asks the tool to stop: all commands receive SIGTERM,
-as for a move. What "leasehold run" says of descendants and of the watchdog holds here for each command; standard input
-is empty, and other signals are not passed on.
+as for a move. The rules of "leasehold run" about descendants and the watchdog apply to each command; standard input is
+empty, and other signals are not passed on.
 
 The environment of a command has LEASEHOLD_KEY, LEASEHOLD_GROUP, LEASEHOLD_NAMESPACE, LEASEHOLD_IDENTITY,
 LEASEHOLD_LEASE (that of this member), and LEASEHOLD_FENCING_TOKEN: a number that grows with every new owner of the
 key, by which a store can refuse late writes.
 
-Exit codes: 0 asked to stop, and all keys were given back; 125 leasehold failed; 126 the command cannot be executed; 127
-it was not found.`,
+Exit codes: 0 asked to stop, and all keys were given back; 125 leasehold failed or wrong usage; 126 the command cannot
+be executed; 127 it was not found.`,
 		examples: `
 # Each tenant has one importer, on one of the replicas
 leasehold spread importers --keys acme,globex,initech -- sh -c './import --tenant "$LEASEHOLD_KEY"'
