@@ -27,7 +27,7 @@ import (
 //	leasehold_transitions                   gauge      how often any candidate has acquired the lease
 //	leasehold_changes_total                 counter    changes of the Lease that were seen, including renewals
 //	leasehold_sessions_total                counter    sessions of this process
-//	leasehold_losses_total{reason}          counter    sessions that ended because the lease was lost
+//	leasehold_losses_total{reason}          counter    sessions whose lease was lost, or that made way (yielded)
 //	leasehold_renewals_total                counter    successful renewals
 //	leasehold_failures_total                counter    failed requests
 //	leasehold_renewal_latency_seconds       histogram  duration of successful renewals
@@ -69,7 +69,8 @@ var (
 		"How often any candidate has acquired the lease, by the count in the Lease; only while it is held.")
 	changes  = desc("changes_total", "Changes of the Lease that were seen, including renewals.")
 	sessions = desc("sessions_total", "Sessions of this process.")
-	losses   = desc("losses_total", "Sessions that ended because the lease was lost.", "reason")
+	losses   = desc("losses_total",
+		"Sessions whose lease was lost, or that made way for another candidate (reason yielded).", "reason")
 	renewals = desc("renewals_total", "Successful renewals.")
 	failures = desc("failures_total", "Failed requests, other than conflicts with another writer.")
 	latency  = desc("renewal_latency_seconds", "Duration of successful renewals.")
