@@ -13,8 +13,8 @@ import (
 // session was lost, and has nothing running that needs the lease then. When ctx ends, the session's
 // context is cancelled, and the lease is still renewed until Release.
 //
-// The error is context.Cause(ctx), or what made it impossible: invalid options, no usable client
-// configuration, ErrExists or ErrNotFound.
+// The error is context.Cause(ctx), or the reason why the campaign could not run: invalid options, no usable
+// client configuration, ErrExists or ErrNotFound.
 func Acquire(ctx context.Context, opts ...Option) (Session, error) {
 	return acquire(ctx, opts, func(cs campaigns) (*session, error) {
 		cs.start()
@@ -22,12 +22,12 @@ func Acquire(ctx context.Context, opts ...Option) (Session, error) {
 	})
 }
 
-// TryAcquire acquires the lease only if that can be done at once. Else the error is ErrHeld, whose
-// text names the holder, or what kept the API server from answering.
+// TryAcquire acquires the lease only if that is possible at once. Otherwise it returns ErrHeld, whose text names the
+// holder, or the error of the failed request.
 //
-// A lease is acquired whose holder is not seen to renew it for its duration. Within a process TryAcquire remembers
-// what it saw of the last 1,000 leases, so that a program that calls it from time to time takes over from a holder
-// that crashed. A program that calls it once needs Acquire for that.
+// It also acquires a lease whose holder has not been seen to renew it for its duration. Within a process TryAcquire
+// remembers what it saw of the last 1,000 leases, so that a program that calls it from time to time takes over from a
+// holder that crashed. A program that calls it once needs Acquire for that.
 func TryAcquire(ctx context.Context, opts ...Option) (Session, error) {
 	return acquire(ctx, opts, func(cs campaigns) (*session, error) { return newCandidates(cs).try(cs.ctx()) })
 }
@@ -155,7 +155,7 @@ func orCause(ctx context.Context, err error) error {
 	return err
 }
 
-// Do waits for the lease, calls fn once with the session's context, gives the lease back, and returns
+// Do waits for the lease, calls fn once with the session's context, releases the lease, and returns
 // what fn returned. If the lease was lost while fn ran, the error matches ErrLost as well as fn's own.
 // Other errors are those of Acquire; fn has not been called then.
 func Do[T any](ctx context.Context, fn func(context.Context) (T, error), opts ...Option) (T, error) {

@@ -4,8 +4,8 @@ import "time"
 
 // WithBeat loses the session if its work does not call Beat for d: a process that still renews its lease while its
 // work is stuck keeps every other candidate from doing it. The loss has the reason "stalled", and the lease is not
-// renewed any more, nor released, because the work may go on: others acquire it when it expires. It comes after d,
-// and d and a quarter at the latest. The first d begins when the session does. There is no default.
+// renewed any more, nor released, because the work may go on: others acquire it when it expires. The session is
+// lost between d and 1.25 d after the last call. The first d begins when the session does. There is no default.
 func WithBeat(d time.Duration) Option {
 	return func(o *options) {
 		o.beat = d
@@ -15,8 +15,8 @@ func WithBeat(d time.Duration) Option {
 	}
 }
 
-// Beat says that the work of the session goes on, for WithBeat. It costs a few nanoseconds, so that a loop may call
-// it every time. Of a session without WithBeat, or one that has ended, it does nothing.
+// Beat reports progress of the session's work, for WithBeat. It costs a few nanoseconds, so that a loop may call it
+// every time. For a session without WithBeat, or one that has ended, it does nothing.
 func (s Session) Beat() {
 	if s.state != nil {
 		s.state.beat()

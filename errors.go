@@ -13,23 +13,22 @@ import (
 
 // Errors to compare with errors.Is.
 var (
-	// ErrLost is how a session ends that did not end itself. The text says why: the renew deadline
-	// passed, another holder took the lease (it is named), the Lease was deleted, its content was
-	// changed by hand, the machine slept, or the work was stuck (WithBeat).
+	// ErrLost ends a session whose lease was lost. The text says why: the renew deadline passed, another
+	// holder took the lease (it is named), the Lease was deleted, its content was changed by hand, the
+	// machine slept, or the work was stuck (WithBeat).
 	ErrLost = errors.New("lease lost")
-	// ErrReleased is how a session ends whose work is done: the loop body returned, or Release was
-	// called.
+	// ErrReleased ends a session whose work is done: the loop body returned, or Release was called.
 	ErrReleased = errors.New("lease released")
-	// ErrYielded is how a session ends that is to make way for another candidate (WithYield). The text says for which,
-	// or who asked for that.
+	// ErrYielded ends a session that makes way for another candidate (WithYield). The text names the candidate or the
+	// request.
 	ErrYielded = errors.New("lease yielded")
-	// ErrMoved is how the session of a group's key ends that is to be another member's.
+	// ErrMoved ends the session of a key of a group that moves to another member, or that this process no longer knows.
 	ErrMoved = errors.New("key moved")
-	// ErrHeld is why TryAcquire failed. The text names the holder.
+	// ErrHeld is returned by TryAcquire when the lease is held. The text names the holder.
 	ErrHeld = errors.New("lease held")
-	// ErrExists is how a campaign with CreateNew ends when the Lease exists.
+	// ErrExists ends a campaign with CreateNew if the Lease exists.
 	ErrExists = errors.New("lease exists")
-	// ErrNotFound is how a campaign with UseExisting ends when the Lease does not exist.
+	// ErrNotFound ends a campaign with UseExisting if the Lease does not exist.
 	ErrNotFound = errors.New("lease not found")
 )
 

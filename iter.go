@@ -7,12 +7,12 @@ import (
 )
 
 // Sessions campaigns for a lease: it waits until this process holds it, yields a Session, keeps the
-// lease until the loop body returns, gives it back, and campaigns again. It ends only when ctx ends,
+// lease until the loop body returns, releases it, and campaigns again. It ends only when ctx ends,
 // the loop is left, or it cannot begin (see WithError). It panics if the options are invalid, unless there is a
 // WithError.
 //
 // The body runs on the caller's goroutine and is the critical section: however it ends, by return,
-// break, panic or runtime.Goexit, the lease is given back only then. When ctx ends, the session's
+// break, panic or runtime.Goexit, the lease is released only then. When ctx ends, the session's
 // context is cancelled and the lease is still renewed until the body returns. When the lease is
 // lost, the session's context is cancelled, nothing is written any more, and the next session is
 // yielded only after the body has returned.
@@ -82,7 +82,7 @@ func sequence[T any](
 // A value that has a method Done() <-chan struct{}, as a Session, is held until Done closes before the
 // next one is asked for. For a Session that means that its receiver must call Release when its work is
 // done, and that the work must have stopped by the time the session's context ends for another reason,
-// because the lease is given back then. Where that is too soon, range over Sessions or use Acquire.
+// because the lease is released then. Where that is too soon, range over Sessions or use Acquire.
 //
 // Give ctx to the sequence too: the goroutine ends only when the sequence does.
 func Chan[T any](ctx context.Context, seq iter.Seq[T]) <-chan T {

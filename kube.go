@@ -17,7 +17,8 @@ import (
 )
 
 // Leases are the Leases of a namespace, as a client for WithClient gives access to them. The methods are those of a
-// typed client of client-go. Patch applies patches of the types types.MergePatchType and types.ApplyPatchType.
+// typed client of client-go. Patch applies patches of the types types.MergePatchType and types.ApplyPatchType. In a
+// group (Spread, Join) the client also needs the method List of client-go: without it a member never assigns keys.
 type Leases interface {
 	Get(ctx context.Context, name string, opts metav1.GetOptions) (*coordinationv1.Lease, error)
 	Create(ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error)

@@ -57,7 +57,7 @@ type LeaseStatus struct {
 	Leading         bool      `json:"leading"`
 	WindingDown     bool      `json:"windingDown"` // it leads, but its work was told to end
 	Since           time.Time `json:"since,omitzero"`
-	ValidForSeconds float64   `json:"validForSeconds"`        // as long leadership is certain without a renewal
+	ValidForSeconds float64   `json:"validForSeconds"`        // how long leadership is certain without another renewal
 	FencingToken    uint64    `json:"fencingToken,omitempty"` // of the session that leads
 	Overrun         bool      `json:"overrun"`                // work goes on without the lease
 
@@ -69,7 +69,7 @@ type LeaseStatus struct {
 
 	Sessions uint64 `json:"sessions"`
 	Renewals uint64 `json:"renewals"`
-	Failures uint64 `json:"failures"` // requests that failed, other than by meeting somebody else's write
+	Failures uint64 `json:"failures"` // failed requests, conflicts with other writers excluded
 	// Losses are counted by reason: expired, slept, taken, deleted, emptied, edited, stalled; beside them yielded.
 	Losses map[string]uint64 `json:"losses"`
 
@@ -80,7 +80,7 @@ type LeaseStatus struct {
 	RenewalLatency     Histogram `json:"renewalLatency"`
 }
 
-// A HolderStatus is who holds a lease.
+// A HolderStatus describes the holder of a lease.
 type HolderStatus struct {
 	Identity    string    `json:"identity"`
 	AcquireTime time.Time `json:"acquireTime,omitzero"` // by the holder's clock

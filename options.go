@@ -84,6 +84,8 @@ func WithNamespace(namespace string) Option {
 // to replace a connection that has gone dead, which is longer than the default duration. One client for all campaigns
 // of a process lets those with the same renew interval share a watch.
 //
+// In a group (Spread, Join) the client also needs the method List of client-go: without it a member never assigns keys.
+//
 // A client of client-go sends at most 5 requests a second unless its configuration says otherwise (QPS), and each
 // leader sends one about every fifth of the lease's duration: 5.3 a second at a duration of 1 s. Set QPS to -1, or to
 // what all leases of the client need.
@@ -126,13 +128,13 @@ func WithIdentity(identity string) Option {
 
 // WithDuration says how long others leave the lease to a holder that does not renew it: whole
 // seconds, at least one; 15 s by default. The renew deadline and interval follow from it unless they are
-// given too. Where client-go's electors compete for the same Lease it should be 5 s at least, because
-// they tell one renewal from the next only by the second.
+// given too. Where client-go's electors compete for the same Lease it should be 10 s at least, because they
+// tell one renewal from the next only by the second: at 5 s no clock may run faster than another.
 func WithDuration(d time.Duration) Option { return func(o *options) { o.duration = d } }
 
 // WithRenewDeadline says how long a holder trusts its lease after the start of the last write that
-// succeeded: 0.8 of the duration by default, at most 0.9 of it. The rest of the duration is what
-// clocks may differ, and for the work to stop.
+// succeeded: 0.8 of the duration by default, at most 0.9 of it. The rest of the duration is a margin for
+// clocks that run at different rates, and for the work to stop.
 func WithRenewDeadline(d time.Duration) Option { return func(o *options) { o.renewDeadline = d } }
 
 // WithRenewInterval says how long after the start of a renewal the next one begins: a fifth of the
@@ -156,7 +158,7 @@ const (
 // WithCreateMode says what to do about a Lease that does or does not exist.
 func WithCreateMode(mode CreateMode) Option { return func(o *options) { o.createMode = mode } }
 
-// WithFieldManager says under which name the API server keeps track of our changes: "leasehold" by
+// WithFieldManager sets the field manager under which the API server tracks our changes: "leasehold" by
 // default, at most 128 printable characters. One name for all candidates keeps the Lease small.
 func WithFieldManager(name string) Option { return func(o *options) { o.fieldManager = name } }
 
@@ -177,8 +179,8 @@ func WithOwner(owner metav1.OwnerReference) Option {
 // deleted when it was lost. Fencing tokens keep growing. It needs the right to delete the Lease.
 func WithDeleteOnRelease() Option { return func(o *options) { o.deleteOnRelease = true } }
 
-// WithReclaim takes a lease at once that is held by our identity, instead of waiting for it to expire as
-// for anybody else's. It is for identities that are unique by construction, as the name of a
+// WithReclaim acquires at once a lease that is held by our identity, instead of waiting until it
+// expires. It is for identities that are unique by construction, as the name of a
 // StatefulSet's pod: no other process that has the identity may be running, not even for as long as it
 // takes to stop. It needs WithIdentity.
 func WithReclaim() Option { return func(o *options) { o.reclaim = true } }
@@ -216,8 +218,8 @@ func WithOverrun(f func(Session)) Option {
 	}
 }
 
-// WithBackOff makes the delays between tries that fail, one policy for each goroutine that makes
-// requests. The default starts at 50 ms and doubles up to 650 ms, with jitter. A policy that returns
+// WithBackOff sets the delays between failed attempts; each goroutine that makes requests has a policy
+// of its own. The default starts at 50 ms and doubles up to 650 ms, with jitter. A policy that returns
 // backoff.Stop starts over: only the context ends a campaign. Delays of less than 10 ms are
 // lengthened to that.
 func WithBackOff(newBackOff func() backoff.BackOff) Option {
@@ -240,10 +242,10 @@ func WithLogger(logger *slog.Logger) Option {
 }
 
 // WithError stores in *err why the loop ended, on the goroutine of the loop and before it is left:
-// nil after break and return, context.Cause(ctx) if ctx ended it, else what made it impossible: invalid
-// options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid options panic,
-// because a loop that silently runs zero times is an outage nobody sees, and the other errors are
-// logged.
+// nil after break and return, context.Cause(ctx) if ctx ended it, or the reason why the campaign could not
+// run: invalid options, no usable client configuration, ErrExists or ErrNotFound. Without it, invalid
+// options panic, because a loop that silently runs zero times is an outage nobody sees, and the other
+// errors are logged.
 //
 // Let err be a variable of its own, not a named result of the function that has the loop: a return
 // within the loop sets the result first, and then leaves the loop, which sets it to nil.
@@ -265,7 +267,8 @@ func newOptions(ctx context.Context, opts []Option) (*options, error) {
 	return newOptionsOf(ctx, opts, groupOptions{})
 }
 
-// newOptionsOf is newOptions, with what the options of groups are if none is given.
+// newOptionsOf returns the options with their defaults, which for those of a group are those of group, and all that is
+// wrong with them.
 func newOptionsOf(ctx context.Context, opts []Option, group groupOptions) (*options, error) {
 	o := &options{
 		group:        group,

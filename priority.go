@@ -10,7 +10,7 @@ import (
 )
 
 // WithPriority makes this candidate the next to hold the lease, before all that have a lower priority or none, if it
-// stands by when the lease is released. It never takes a lease that is held. The number may be any; without
+// stands by when the lease is released. It never takes a lease that is held. Any int is valid; without
 // WithPriority a holder has 0, and a standby is not preferred to others.
 //
 // A standby registers on the Lease, in one write, unless a better one, or one that is as good, has registered since the
@@ -31,7 +31,8 @@ func WithPriority(p int) Option {
 func WithYield() Option { return func(o *options) { o.yield = true } }
 
 // HandOver releases the lease, for the candidate with that identity: others leave it the lease for half of the renew
-// interval, at most a second. If it does not stand by, any of them acquires the lease then.
+// interval, at most a second. If it does not stand by, any of them acquires the lease then. For a key of a group it
+// does what Release does.
 func (s Session) HandOver(identity string) error {
 	one, ok := s.state.(*session)
 	if !ok {

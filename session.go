@@ -31,9 +31,8 @@ type sessionState interface {
 // Context returns a context that is cancelled when leadership ends; context.Cause says why, as Err
 // does. It is a child of the campaign's context and is to be given to all that the leader does.
 //
-// Its Err method is judged by the clock when it is called, so that it tells the truth even if the
-// process was stopped and no timer has fired yet. Contexts derived from it learn of the end when
-// Done is closed.
+// Its Err method is judged by the clock when it is called, so it is correct even if the process was
+// stopped and no timer has fired yet. Contexts derived from it learn of the end when Done is closed.
 func (s Session) Context() context.Context {
 	if s.state == nil {
 		return endedContext
@@ -75,6 +74,9 @@ func (s Session) ValidFor() time.Duration {
 // store that remembers the greatest token it has seen, and refuses writes with a smaller one, is
 // safe from a leader that was stopped between looking at Err and writing.
 //
+// With WithSlots it grows within each slot; tokens of different slots do not tell which session is valid. For a key of
+// a group it is the version of the group's table in which this process first saw the key as its own.
+//
 // Kubernetes promises since version 1.35 that the resourceVersions of an object can be compared
 // (KEP-5504). Restoring etcd from a backup can set them back.
 func (s Session) FencingToken() uint64 {
@@ -84,7 +86,8 @@ func (s Session) FencingToken() uint64 {
 	return s.state.fencingToken()
 }
 
-// Holder returns what the Lease said when this session acquired it.
+// Holder returns what the Lease said when this session acquired it. For a key of a group it is the Lease of this
+// process as a member.
 func (s Session) Holder() Holder {
 	if s.state == nil {
 		return Holder{}
@@ -92,10 +95,13 @@ func (s Session) Holder() Holder {
 	return s.state.firstHolder()
 }
 
-// Release ends the session: it cancels the context, stops renewing, and gives the lease back.
+// Release ends the session: it cancels the context, stops renewing, and releases the lease.
 // Nothing that needs the lease may be running any more. It returns nil once the lease is free, ErrLost
-// if it had been lost before, or what kept the API server from being told; then it may be called
-// again. Within a loop over Sessions there is no need to call it.
+// if it had been lost before, or the error of the release, after which it may be called again. Within a
+// loop over Sessions there is no need to call it.
+//
+// In the work of Spread it ends the session, and the key is given back once the work has returned. For a session of a
+// Ring it returns an error: call leave.
 func (s Session) Release() error {
 	if s.state == nil {
 		return nil
@@ -137,7 +143,8 @@ func (s Session) invalid() error {
 	return s.state.invalid()
 }
 
-// A Holder is who holds a lease, as the holder wrote it. The zero Holder is nobody.
+// A Holder describes the process that holds a lease, as it wrote it into the Lease. The zero Holder means that nobody
+// holds it.
 type Holder struct {
 	Namespace, Name, Identity string
 

@@ -8,7 +8,7 @@ import "strconv"
 // candidates compete. Session.Slot is the number.
 //
 // Candidates that disagree about n, as during a rollout, share the slots that all of them know; there can be as many
-// sessions as the largest n. WithSlots excludes CreateNew and WithReclaim.
+// sessions as the largest n. WithSlots excludes CreateNew, WithReclaim and WithPriority.
 func WithSlots(n int) Option {
 	return func(o *options) {
 		o.slots = n
