@@ -29,8 +29,8 @@ func withGroupLabel(labels map[string]string, group string) map[string]string {
 
 // A worker does the work of keys. Its methods are called without locks.
 type worker interface {
-	// begin begins the work of a session. The worker calls group.returned when that has ended.
-	begin(s *keySession)
+	// start begins the work of a session. The worker calls group.returned when that has ended.
+	start(s *keySession)
 	// stop is called when the session's context has ended, however that came.
 	stop(s *keySession)
 }
@@ -44,24 +44,20 @@ type group struct {
 	buckets  int      // 0 where keys have names
 	numbers  []string // the buckets, as keys
 
-	mu        sync.Mutex             // protects following; no other is taken with it held
-	keys      []string               // those with names that the member knows, sorted
-	published []string               // the last set that others can read
-	digest    string                 // of that set; "" before there is one
-	sets      map[string][]string    // sets of keys by digest
-	partly    map[string][]string    // the pages of sets that were not read to the end, by digest
-	past      shards.Past            // for all terms
-	sessions  map[string]*keySession // by key: those of the newest term whose work has not returned
-	earlier   map[string]*keySession // by key: those of earlier terms whose work has not returned
-	stopping  map[*keySession]bool   // those of both that were stopped
-	present   *membership            // of the present term; nil between terms
-	fatal     error                  // why the member ends
-	ended     map[string]uint64      // sessions of keys that ended, by why
-	begun     uint64                 // sessions of keys that began
-	warned    map[string]bool        // what was logged, and need not be again
-	leaving   chan struct{}          // closed when the member leaves
-	left      sync.Once              // closes leaving
-	sawTable  bool                   // there was a table of the group
+	mu       sync.Mutex             // protects following; no other is taken with it held
+	sets     keySets                // of keys that have names
+	past     shards.Past            // for all terms
+	sessions map[string]*keySession // by key: those of the newest term whose work has not returned
+	earlier  map[string]*keySession // by key: those of earlier terms whose work has not returned
+	stopping map[*keySession]bool   // those of both that were stopped
+	present  *membership            // of the present term; nil between terms
+	fatal    error                  // why the member ends
+	ended    map[string]uint64      // sessions of keys that ended, by why
+	started  uint64                 // sessions of keys that began
+	warned   map[string]bool        // what was logged, and need not be again
+	leaving  chan struct{}          // closed when the member leaves
+	left     sync.Once              // closes leaving
+	sawTable bool                   // there was a table of the group
 }
 
 // groupDelays are the pauses after failures in a row, by what failed. All are made when the group begins, on the
@@ -76,8 +72,7 @@ func newGroup(c *campaign, name string, buckets int) *group {
 		delays:   groupDelays{newDelays(), newDelays(), newDelays(), newDelays(), newDelays()},
 		buckets:  buckets,
 		numbers:  numbersOf(buckets),
-		sets:     map[string][]string{},
-		partly:   map[string][]string{},
+		sets:     keySets{byDigest: map[string][]string{}, pages: map[string][]string{}},
 		sessions: map[string]*keySession{},
 		earlier:  map[string]*keySession{},
 		stopping: map[*keySession]bool{},
@@ -162,6 +157,13 @@ func (g *group) fail(err error) {
 	g.leave()
 }
 
+// hasSeenTable reports whether this process has seen a table of the group, also one that it cannot read or go by.
+func (g *group) hasSeenTable() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.sawTable
+}
+
 // retry makes a request again and again, by delays, until it succeeds. The error is the cause of the end of ctx.
 func (g *group) retry(ctx context.Context, delays *delays, request func() error) error {
 	delays.reset()
@@ -185,7 +187,7 @@ func (g *group) acceptsLocked(key string) bool {
 	if g.buckets > 0 {
 		return true
 	}
-	_, known := slices.BinarySearch(g.keys, key)
+	_, known := slices.BinarySearch(g.sets.known, key)
 	return known
 }
 

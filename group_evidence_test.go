@@ -52,27 +52,27 @@ func TestGroupEnded(t *testing.T) {
 		{"missing for its duration", nil, 200, D, true, false},
 		{"another Lease of its name", with(func(r *record) { r.uid = "w" }), 200, 0, false, true},
 	} {
-		a := &assigner{
-			group:   &group{campaign: &campaign{options: &options{duration: D}}},
-			missing: map[shards.Term]time.Time{},
+		m := &missingTerms{
+			group: &group{campaign: &campaign{options: &options{duration: D}}},
+			since: map[shards.Term]time.Time{},
 		}
 		v := view{now: now, listed: c.listed, members: map[string]memberView{}}
 		if c.lease != nil {
 			v.members[row.Lease] = memberView{seen: observation{record: *c.lease, known: true}}
 		}
 		if c.missing > 0 {
-			a.missing[row.Term] = now.Add(-c.missing)
+			m.since[row.Term] = now.Add(-c.missing)
 		}
-		got, _ := a.ended(v, row)
-		if got != c.want || (len(a.unsure) > 0) != c.unsure {
-			t.Errorf("%s: ended %v, unsure %v; want %v, %v", c.name, got, a.unsure, c.want, c.unsure)
+		got, _ := m.ended(v, row)
+		if got != c.want || (len(m.unsure) > 0) != c.unsure {
+			t.Errorf("%s: ended %v, unsure %v; want %v, %v", c.name, got, m.unsure, c.want, c.unsure)
 		}
 	}
 }
 
-// What an assigner forgets when it is told of all Leases that it follows: the others, but for how long a held one
+// What a roster forgets when it is told of all Leases that it follows: the others, but for how long a held one
 // without the label was silent.
-func TestAssignerForgets(t *testing.T) {
+func TestGroupRosterForgets(t *testing.T) {
 	free, held := record{uid: "u", version: 5}, record{uid: "u", version: 5, identity: "x", duration: D}
 	for _, c := range []struct {
 		name       string
@@ -89,7 +89,7 @@ func TestAssignerForgets(t *testing.T) {
 		{"followed alone, and gone", "g-m-x", held, false, 0, false},
 		{"not followed", "g-m-y", held, false, 0, true},
 	} {
-		a := &assigner{
+		r := &roster{
 			group:    &group{campaign: &campaign{options: &options{duration: D}}},
 			clock:    virtualClock{},
 			selected: c.selected,
@@ -98,24 +98,24 @@ func TestAssignerForgets(t *testing.T) {
 			},
 			news: newWakeup(),
 		}
-		a.replace(nil, c.listed)
-		if kept := a.members["g-m-x"] != nil; kept != c.kept {
+		r.setAll(nil, c.listed)
+		if kept := r.members["g-m-x"] != nil; kept != c.kept {
 			t.Errorf("%s: kept: %v, want %v", c.name, kept, c.kept)
 		}
-		if ghost := !a.ghosts.IsZero(); ghost != (!c.kept && c.record.held()) {
-			t.Errorf("%s: its holder may live: %v", c.name, ghost)
+		if lives := !r.deletedHolderUntil.IsZero(); lives != (!c.kept && c.record.held()) {
+			t.Errorf("%s: its holder may live: %v", c.name, lives)
 		}
 	}
 }
 
 // A report counts in the term that wrote it only.
 func TestGroupReportOfAnEarlierTerm(t *testing.T) {
-	a, v := &assigner{}, view{}
+	v := view{}
 	m := memberView{report: shards.Report{Acquired: 5, Epoch: 7, Gen: 3}}
-	if r := a.reportOf(v, shards.Term{Lease: "g-m-b", UID: "u", Acquired: 5}, m); r.Epoch != 7 {
+	if r := v.reportOf(shards.Term{Lease: "g-m-b", UID: "u", Acquired: 5}, m); r.Epoch != 7 {
 		t.Errorf("in its term: %+v", r)
 	}
-	if r := a.reportOf(v, shards.Term{Lease: "g-m-b", UID: "u", Acquired: 9}, m); r.Epoch != 0 {
+	if r := v.reportOf(shards.Term{Lease: "g-m-b", UID: "u", Acquired: 9}, m); r.Epoch != 0 {
 		t.Errorf("in a later term: %+v", r)
 	}
 }

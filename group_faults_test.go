@@ -374,7 +374,7 @@ func TestGroupKeysDeleted(t *testing.T) {
 			f.srv.Delete(ns, name+"-k-"+digest+"-0")
 			for _, g := range monitor.allGroups() { // as if b had begun just now
 				g.mu.Lock()
-				delete(g.sets, digest)
+				delete(g.sets.byDigest, digest)
 				g.mu.Unlock()
 			}
 			f.srv.Client("a").Partition(true)

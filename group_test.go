@@ -28,7 +28,7 @@ func deafen(c *leasetest.Client) {
 
 // A member that has not heard of a new epoch may live for R after its Lease was deleted, however long ago the epoch
 // began.
-func TestGroupGhostOfAnEpoch(t *testing.T) {
+func TestGroupDeletedHolderOfAnEpoch(t *testing.T) {
 	inFleet(t, func(f *fleet) {
 		a := f.spread("a", Keys(numbered(4)...))
 		b := f.spread("b", Keys(numbered(4)...))

@@ -145,8 +145,8 @@ func (g *groupClient) delete(ctx context.Context, kind, name string, r record) e
 
 // An audience is told what the Leases of a selection are. Its methods are called by one goroutine.
 type audience interface {
-	// replace says that the selection has exactly these Leases as of version; 0 if that is not known.
-	replace(leases []*coordinationv1.Lease, version uint64)
+	// setAll says that the selection has exactly these Leases as of version; 0 if that is not known.
+	setAll(leases []*coordinationv1.Lease, version uint64)
 	// update says what one of them is now, or, if deleted, what it was at the end.
 	update(lease *coordinationv1.Lease, deleted bool)
 }
@@ -186,7 +186,7 @@ func (g *groupClient) read(ctx context.Context, kind, name string, a audience, g
 		if err != nil {
 			return err
 		}
-		a.replace(leases, version)
+		a.setAll(leases, version)
 		return goOn(version)
 	}
 	lease, err := g.get(ctx, kind, name)
@@ -194,14 +194,14 @@ func (g *groupClient) read(ctx context.Context, kind, name string, a audience, g
 		return err
 	}
 	if lease == nil {
-		a.replace(nil, 0)
+		a.setAll(nil, 0)
 		return goOn(0)
 	}
 	r, err := readRecord(lease)
 	if err != nil {
 		return err
 	}
-	a.replace([]*coordinationv1.Lease{lease}, r.version)
+	a.setAll([]*coordinationv1.Lease{lease}, r.version)
 	// The server may not know any more what happened since the Lease changed: the watch begins with what it is.
 	return goOn(0)
 }

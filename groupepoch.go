@@ -9,63 +9,124 @@ import (
 	"github.com/leasehold-go/leasehold/internal/shards"
 )
 
-// beginAnew writes a table that gives nothing, because there is none, or none that can be read.
-func (a *assigner) beginAnew(ctx context.Context, v view) (time.Duration, error) {
-	g := a.group
+// epochs begins an epoch where the table cannot be relied on, and finds out when one may give keys.
+type epochs struct {
+	group   *group
+	clock   clock
+	roster  *roster
+	missing *missingTerms
+	fences  *fences
+	writer  *tableWriter
+
+	// About the epoch of the table that this member assigns by:
+	epoch   uint64
+	since   time.Time // since when that epoch, and all members, are known
+	counted bool      // so were members without the group's label, when it could have given keys
+
+	// About the epoch that this member began last:
+	untraced uint64    // that epoch, if there was no trace of an earlier table; else 0
+	hold     time.Time // until when it gives nothing, for others to join
+	nextAt   time.Time // when another may begin, because there is no table; zero while there is
+}
+
+// observe finds that v has a table that can be read.
+func (e *epochs) observe(v view) {
+	if !v.now.Before(e.nextAt) {
+		e.nextAt = time.Time{}
+	}
+	if e.untraced != v.table.table.Epoch {
+		e.foundTrace() // should it be written late yet, there is a trace
+	}
+}
+
+// foundTrace finds that there was an earlier table.
+func (e *epochs) foundTrace() { e.untraced = 0 }
+
+// enter finds that all members are known as of t. If its epoch is new, the wait until that opens begins.
+func (e *epochs) enter(t *shards.Table) {
+	if t.Epoch != e.epoch {
+		e.epoch, e.since = t.Epoch, e.clock.now().mono // not the view's, which may be before the list that it has
+	}
+}
+
+// opens is the wait of a table that may open.
+const opens = time.Duration(-1)
+
+// untilOpen returns how long to wait before the table's epoch may give keys, or opens. The wait is 0 when more is known
+// now.
+func (e *epochs) untilOpen(ctx context.Context, v view, ready bool) (time.Duration, error) {
+	t := v.table.table
+	if !ready {
+		e.counted = false
+		return maxDuration, nil
+	}
+	// Members may live whose Leases were deleted: before they could be listed, or since.
+	until := v.deletedHolderUntil
+	if e.untraced != t.Epoch {
+		until = later(until, e.since.Add(e.group.campaign.options.duration))
+	}
+	if left := until.Sub(v.now); left > 0 {
+		e.counted = false
+		return left, nil
+	}
+	if !e.counted {
+		err := e.roster.listAll(ctx)
+		e.counted = err == nil
+		return 0, err
+	}
+	return opens, nil
+}
+
+// beginFirst begins an epoch because there is no table, or none that can be read.
+func (e *epochs) beginFirst(ctx context.Context, v view) (time.Duration, error) {
+	g := e.group
 	if v.report.Weight == 0 {
 		return maxDuration, nil
 	}
 	if g.buckets == 0 && v.report.Own == "" {
 		return maxDuration, nil // until its keys are published
 	}
-	if a.beginAt.IsZero() { // not all at once
-		a.beginAt = v.now.Add(g.campaign.options.between(0, gathering(g.campaign.options)))
+	if e.nextAt.IsZero() { // not all at once
+		e.nextAt = v.now.Add(g.campaign.options.between(0, gathering(g.campaign.options)))
 	}
-	if wait := a.beginAt.Sub(v.now); wait > 0 {
+	if wait := e.nextAt.Sub(v.now); wait > 0 {
 		return wait, nil
 	}
-	err := a.writeNew(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
+	err := e.begin(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
 	if err == nil {
-		a.beginAt = v.now.Add(g.campaign.options.renewInterval) // not sooner again, if this one is damaged too
+		e.nextAt = v.now.Add(g.campaign.options.renewInterval) // not sooner again, if this one is damaged too
 	}
 	return gathering(g.campaign.options), err
 }
 
-// writeNew writes the first table of a new epoch, and says why where there was a table.
-func (a *assigner) writeNew(ctx context.Context, v view, old *shards.Table, why string, attributes ...any) error {
-	g := a.group
-	next := shards.NewTable(old, rand.Uint64()|1, rand.Uint64(), v.me, g.buckets)
-	a.begun = 0
-	if !v.table.exists && !a.sawEpoch(v) {
-		a.begun = next.Epoch
+// begin writes the first table of an epoch, and logs why where there was a table.
+func (e *epochs) begin(ctx context.Context, v view, old *shards.Table, why string, attributes ...any) error {
+	g := e.group
+	first := shards.NewTable(old, rand.Uint64()|1, rand.Uint64(), v.me, g.buckets)
+	e.untraced = 0
+	if !v.table.exists && !e.hasTrace(v) {
+		e.untraced = first.Epoch
 	}
-	a.hold = v.now.Add(min(g.campaign.options.renewInterval, time.Second))
-	written, err := a.write(ctx, v, next, nil)
+	e.hold = v.now.Add(min(g.campaign.options.renewInterval, time.Second))
+	written, err := e.writer.write(ctx, v, first, nil)
 	if written && v.table.exists {
 		g.campaign.log.warn(why, append([]any{"group", g.client.group}, attributes...)...)
 	}
 	return err
 }
 
-// sawEpoch reports whether there is a trace of an earlier table.
-func (a *assigner) sawEpoch(v view) bool {
-	saw := a.sawTable()
+// hasTrace reports whether there is a trace of an earlier table.
+func (e *epochs) hasTrace(v view) bool {
+	trace := e.group.hasSeenTable()
 	for _, m := range v.members {
-		saw = saw || m.report.Epoch != 0 || m.garbled
+		trace = trace || m.report.Epoch != 0 || m.garbled
 	}
-	return saw
-}
-
-// sawTable reports whether this process has seen a table of the group, also one that it cannot read or go by.
-func (a *assigner) sawTable() bool {
-	a.group.mu.Lock()
-	defer a.group.mu.Unlock()
-	return a.group.sawTable
+	return trace
 }
 
 // awaitOtherKeys waits until the members that share out other keys, in another number of buckets, are gone.
-func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, error) {
-	g, t := a.group, v.table.table
+func (e *epochs) awaitOtherKeys(ctx context.Context, v view) (time.Duration, error) {
+	g, t := e.group, v.table.table
 	what := fmt.Sprintf("%d buckets", t.Buckets)
 	if t.Buckets == 0 {
 		what = "keys with names"
@@ -76,40 +137,40 @@ func (a *assigner) awaitOtherKeys(ctx context.Context, v view) (time.Duration, e
 			"group", g.client.group, "buckets", g.buckets)
 	}
 	if v.surveyed < v.table.record.version {
-		return a.survey(ctx, v)
+		return e.roster.survey(ctx, v)
 	}
 	wait := maxDuration
 	for _, r := range t.Rows {
 		m, ok := v.members[r.Lease]
 		if term, held := termOf(r.Lease, m.seen.record); ok && held && term == r.Term {
-			left := a.untilFence(v, r.Lease, m)
+			left := e.fences.untilFence(v, r.Lease, m)
 			if left <= 0 {
-				a.fence(ctx, v, r.Lease, m)
+				e.fences.fence(ctx, v, r.Lease, m)
 				return shortestDelay, nil
 			}
 			wait = min(wait, left)
 			continue
 		}
-		if ended, at := a.ended(v, r); !ended {
+		if ended, at := e.missing.ended(v, r); !ended {
 			wait = min(wait, max(at.Sub(v.now), shortestDelay))
 		}
 	}
 	if wait < maxDuration {
 		return wait, nil
 	}
-	return gathering(g.campaign.options), a.writeNew(ctx, v, t,
+	return gathering(g.campaign.options), e.begin(ctx, v, t,
 		"the members that shared out other keys are gone; beginning a new table")
 }
 
 // awaitOtherVersion waits until no member is live that can read the table, which another version of the program wrote:
 // such a member's report has the table's format. A member that has not reported in its term may be one.
-func (a *assigner) awaitOtherVersion(ctx context.Context, v view) (time.Duration, error) {
-	g := a.group
+func (e *epochs) awaitOtherVersion(ctx context.Context, v view) (time.Duration, error) {
+	g := e.group
 	if v.surveyed < v.table.record.version {
 		if v.listed == 0 {
 			return maxDuration, nil // its members are about to be listed
 		}
-		return a.survey(ctx, v)
+		return e.roster.survey(ctx, v)
 	}
 	wait := maxDuration
 	for name, m := range v.members {
@@ -117,15 +178,15 @@ func (a *assigner) awaitOtherVersion(ctx context.Context, v view) (time.Duration
 		if !g.isMember(name) || name == v.me.Lease || !held || m.report.Acquired == term.Acquired {
 			continue
 		}
-		left := a.untilFence(v, name, m)
+		left := e.fences.untilFence(v, name, m)
 		if left <= 0 {
-			a.fence(ctx, v, name, m)
+			e.fences.fence(ctx, v, name, m)
 			return shortestDelay, nil
 		}
 		wait = min(wait, left)
 	}
 	if wait == maxDuration {
-		return a.beginAnew(ctx, v)
+		return e.beginFirst(ctx, v)
 	}
 	if g.once(v.table.err.Error()) {
 		g.campaign.log.error("this member does not join: another version of the program shares out the keys; "+

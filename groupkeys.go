@@ -11,12 +11,21 @@ import (
 	"github.com/leasehold-go/leasehold/internal/shards"
 )
 
+// keySets are the sets of keys with names that a member needs. The group's mu protects them.
+type keySets struct {
+	known     []string            // the keys that the member knows, sorted
+	published []string            // the last set of these that others can read
+	digest    string              // of the published set; "" before there is one
+	byDigest  map[string][]string // sets of any member
+	pages     map[string][]string // the first pages of sets that were not read to the end, by digest
+}
+
 // know says which keys the member knows, sorted, and publishes them for the others.
 func (g *group) know(ctx context.Context, keys []string) error {
 	digest := shards.Digest(keys)
 	g.mu.Lock()
-	keys = g.addSetLocked(digest, keys)
-	g.keys = keys
+	keys = g.sets.addLocked(digest, keys)
+	g.sets.known = keys
 	var gone []*keySession
 	for _, sessions := range []map[string]*keySession{g.sessions, g.earlier} {
 		for key, s := range sessions {
@@ -34,7 +43,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 		return err
 	}
 	g.mu.Lock()
-	g.published, g.digest = keys, digest
+	g.sets.published, g.sets.digest = keys, digest
 	m := g.present
 	if m != nil {
 		m.owner.Know(digest)
@@ -49,7 +58,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 // republish publishes the keys again.
 func (g *group) republish(ctx context.Context) {
 	g.mu.Lock()
-	digest, keys := g.digest, g.published
+	digest, keys := g.sets.digest, g.sets.published
 	g.mu.Unlock()
 	if digest != "" {
 		g.publish(ctx, digest, keys) // logs its own failure
@@ -93,8 +102,8 @@ func (g *group) pageName(digest string, page int) string {
 // names returns the keys with a digest. Pages that were read before a request failed are not read again.
 func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	g.mu.Lock()
-	keys, ok := g.sets[digest]
-	pages := slices.Clip(g.partly[digest])
+	keys, ok := g.sets.byDigest[digest]
+	pages := slices.Clip(g.sets.pages[digest])
 	g.mu.Unlock()
 	if ok || digest == shards.Digest(nil) {
 		return keys, nil
@@ -129,27 +138,27 @@ func (g *group) names(ctx context.Context, digest string) ([]string, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.partly, digest)
-	return g.addSetLocked(digest, keys), nil
+	delete(g.sets.pages, digest)
+	return g.sets.addLocked(digest, keys), nil
 }
 
 // keepPages remembers the first pages of a set for the next time that it is read.
 func (g *group) keepPages(digest string, pages []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.partly) >= maxSets {
-		clear(g.partly)
+	if len(g.sets.pages) >= maxSets {
+		clear(g.sets.pages)
 	}
-	g.partly[digest] = pages
+	g.sets.pages[digest] = pages
 }
 
-// addSetLocked remembers a set of keys. It returns the one slice that is remembered for each digest. The caller holds
-// mu.
-func (g *group) addSetLocked(digest string, keys []string) []string {
-	if known, ok := g.sets[digest]; ok {
+// addLocked remembers a set of keys. It returns the one slice that is remembered for each digest. The caller holds the
+// group's mu.
+func (s *keySets) addLocked(digest string, keys []string) []string {
+	if known, ok := s.byDigest[digest]; ok {
 		return known
 	}
-	g.sets[digest] = keys
+	s.byDigest[digest] = keys
 	return keys
 }
 
@@ -162,24 +171,12 @@ const maxSets = 32
 func (g *group) forgetSets(used map[string]bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.sets) <= maxSets {
+	if len(g.sets.byDigest) <= maxSets {
 		return
 	}
-	for digest := range g.sets {
-		if !used[digest] && digest != shards.Digest(g.keys) {
-			delete(g.sets, digest)
+	for digest := range g.sets.byDigest {
+		if !used[digest] && digest != shards.Digest(g.sets.known) {
+			delete(g.sets.byDigest, digest)
 		}
 	}
-}
-
-// lacksLocked reports whether the table lacks keys that the member knows. The caller holds the group's mu.
-func (m *membership) lacksLocked() bool {
-	g, t := m.group, m.table.table
-	if t == nil || !t.Open || t.Buckets > 0 || t.Keys == g.digest || g.digest == "" || g.isLeaving() {
-		return false
-	}
-	return slices.ContainsFunc(g.keys, func(key string) bool {
-		_, there := slices.BinarySearch(m.table.names, key)
-		return !there
-	})
 }

@@ -64,7 +64,7 @@ func (g *group) status() GroupStatus {
 	s := GroupStatus{
 		Namespace: c.lease.namespace, Name: g.client.group, Identity: c.lease.identity, Lease: c.lease.name,
 		Owned:    len(g.sessions) + len(g.earlier) - len(g.stopping),
-		Sessions: g.begun, Ended: maps.Clone(g.ended), Overdue: g.overdueLocked(),
+		Sessions: g.started, Ended: maps.Clone(g.ended), Overdue: g.overdueLocked(),
 	}
 	m := g.present
 	if m == nil || m.table.table == nil || m.table.table.Buckets != g.buckets {
@@ -100,7 +100,7 @@ func (g *group) overdueLocked() (keys []string) {
 }
 
 // reportOverdue logs, once for each session, that work goes on although its session ended the duration ago. It returns
-// after which time to look again; 0 if no work is to end.
+// after which time to be called again; 0 if no work is to end.
 func (g *group) reportOverdue() time.Duration {
 	c := g.campaign
 	now := c.clock.now().mono
@@ -124,43 +124,6 @@ func (g *group) reportOverdue() time.Duration {
 		c.log.error(
 			"work goes on although its session ended; its keys are not given on until it returns, or are another's",
 			"group", g.client.group, "keys", late[:min(len(late), maxNamed)], "count", len(late))
-	}
-	return next
-}
-
-// reportUnowned logs, once for each time, that nobody has owned a key for the duration, although it does not rest. It
-// returns after which time to look again.
-func (a *assigner) reportUnowned(v view) time.Duration {
-	c := a.group.campaign
-	if version := v.table.record.version; a.unownedAt != version {
-		before := a.unowned
-		a.unownedAt, a.unowned = version, map[string]time.Time{}
-		for i, e := range v.table.table.Entries {
-			if key := v.table.names[i]; e.Owner < 0 {
-				a.unowned[key] = v.now
-				if since, ok := before[key]; ok {
-					a.unowned[key] = since
-				}
-			}
-		}
-	}
-	var late []string
-	next := maxDuration
-	for key, since := range a.unowned {
-		if since.IsZero() {
-			continue
-		}
-		if left := later(since.Add(c.options.duration), a.rests[key].until).Sub(v.now); left > 0 {
-			next = min(next, left)
-			continue
-		}
-		a.unowned[key] = time.Time{}
-		late = append(late, key)
-	}
-	if late != nil {
-		slices.Sort(late)
-		c.log.warn("keys of the group have no owner",
-			"group", a.group.client.group, "keys", late[:min(len(late), maxNamed)], "count", len(late))
 	}
 	return next
 }

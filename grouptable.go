@@ -3,6 +3,7 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -20,6 +21,39 @@ type tableView struct {
 	table   *shards.Table // nil if it cannot be read
 	names   []string
 	err     error // why it cannot be read
+}
+
+// selection returns the name of the Lease that the member of term me is to follow, "" for all: the assigner and the
+// next in line follow all members, and the others follow the assigner. The member shares out a number of buckets.
+func (v tableView) selection(me shards.Term, buckets int) string {
+	t := v.table
+	if t == nil || t.Buckets != buckets || !t.Lists(t.Assigner) || v.rank(me) <= 1 {
+		return ""
+	}
+	return t.Assigner.Lease
+}
+
+// rank returns how many members come before that of term me: 0 for the assigner, 1 for the next in line. A term whose
+// Lease has a later one in the table is over, and does not count. The table can be read.
+func (v tableView) rank(me shards.Term) int {
+	t := v.table
+	if t.Assigner == me {
+		return 0
+	}
+	latest := make(map[string]shards.Term, len(t.Rows))
+	for _, r := range t.Rows {
+		latest[r.Lease] = r.Term
+	}
+	rank := 1
+	for _, r := range t.Rows {
+		switch {
+		case r.Term == me:
+			return rank
+		case r.Term != t.Assigner && r.Weight > 0 && latest[r.Lease] == r.Term:
+			rank++
+		}
+	}
+	return rank
 }
 
 // numbersOf returns the numbers of buckets, as keys.
@@ -85,6 +119,16 @@ func (m *membership) followTable(ctx context.Context) {
 	}
 }
 
+// readTableAfresh reads the table afresh, and watches it again.
+func (m *membership) readTableAfresh() {
+	m.group.mu.Lock()
+	reread := m.reread
+	m.group.mu.Unlock()
+	if reread != nil {
+		reread()
+	}
+}
+
 // setTable records the table as lease has it, unless what is known is newer.
 func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) error {
 	v, err := m.group.tableOf(lease)
@@ -110,8 +154,34 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 	m.table = v
 	m.group.mu.Unlock()
 	m.news.signal()
-	m.assigner.tableChanged()
+	m.roster.tableChanged()
 	return nil
+}
+
+// removeTable records that the table was deleted, when it was as last.
+func (m *membership) removeTable(last *coordinationv1.Lease) {
+	r, err := readRecord(last)
+	if err != nil {
+		return
+	}
+	m.group.mu.Lock()
+	if r.version >= m.table.record.version {
+		m.table = tableView{known: true, record: record{version: r.version}}
+	}
+	m.group.mu.Unlock()
+	m.roster.tableChanged()
+}
+
+// lacksLocked reports whether the table lacks keys that the member knows. The caller holds the group's mu.
+func (m *membership) lacksLocked() bool {
+	s, t := &m.group.sets, m.table.table
+	if t == nil || !t.Open || t.Buckets > 0 || t.Keys == s.digest || s.digest == "" || m.group.isLeaving() {
+		return false
+	}
+	return slices.ContainsFunc(s.known, func(key string) bool {
+		_, there := slices.BinarySearch(m.table.names, key)
+		return !there
+	})
 }
 
 func (m *membership) newer(v tableView) bool {
@@ -134,23 +204,23 @@ func (m *membership) newerLocked(v tableView) bool {
 	return v.record.version > m.table.record.version
 }
 
-// A tableAudience records what the table is.
+// A tableAudience records what the table is, until ctx ends.
 type tableAudience struct {
-	*membership
-	ctx context.Context
+	membership *membership
+	ctx        context.Context
 }
 
-func (a *tableAudience) replace(leases []*coordinationv1.Lease, _ uint64) {
-	var lease *coordinationv1.Lease
+func (a *tableAudience) setAll(leases []*coordinationv1.Lease, _ uint64) {
 	if len(leases) > 0 {
-		lease = leases[0]
+		a.set(leases[0])
+		return
 	}
-	a.set(lease)
+	a.set(nil)
 }
 
 func (a *tableAudience) update(lease *coordinationv1.Lease, deleted bool) {
 	if deleted {
-		a.removed(lease)
+		a.membership.removeTable(lease)
 		return
 	}
 	a.set(lease)
@@ -158,19 +228,6 @@ func (a *tableAudience) update(lease *coordinationv1.Lease, deleted bool) {
 
 // set records the table. Keys that cannot be read now are tried again, because without them the table says nothing.
 func (a *tableAudience) set(lease *coordinationv1.Lease) {
-	a.group.retry(a.ctx, a.group.delays.keys, func() error { return a.setTable(a.ctx, lease) })
-}
-
-// removed records that the table was deleted when it was as last.
-func (a *tableAudience) removed(last *coordinationv1.Lease) {
-	r, err := readRecord(last)
-	if err != nil {
-		return
-	}
-	a.group.mu.Lock()
-	if r.version >= a.table.record.version {
-		a.table = tableView{known: true, record: record{version: r.version}}
-	}
-	a.group.mu.Unlock()
-	a.assigner.tableChanged()
+	g := a.membership.group
+	g.retry(a.ctx, g.delays.keys, func() error { return a.membership.setTable(a.ctx, lease) })
 }

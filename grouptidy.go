@@ -3,11 +3,19 @@ package leasehold
 import (
 	"context"
 	"strings"
+	"time"
 )
 
+// unusedLeases are Leases of the group that are of no use. They are deleted after a while.
+type unusedLeases struct {
+	group  *group
+	roster *roster
+	since  map[string]time.Time // since when a Lease is of no use
+}
+
 // tidy deletes one Lease of the group that has been of no use for a while.
-func (a *assigner) tidy(ctx context.Context, v view) error {
-	g, t := a.group, v.table.table
+func (u *unusedLeases) tidy(ctx context.Context, v view) error {
+	g, t := u.group, v.table.table
 	used := map[string]bool{}
 	for _, r := range t.Rows {
 		used[r.Lease] = true
@@ -20,23 +28,23 @@ func (a *assigner) tidy(ctx context.Context, v view) error {
 		rest, page := strings.CutPrefix(name, g.client.group+"-k-")
 		digest, _, _ := strings.Cut(rest, "-")
 		if used[name] || !page && m.seen.held() || page && digests[digest] {
-			delete(a.unused, name)
+			delete(u.since, name)
 			continue
 		}
-		since, ok := a.unused[name]
+		since, ok := u.since[name]
 		if !ok {
-			a.unused[name] = v.now
+			u.since[name] = v.now
 			continue
 		}
 		if v.now.Sub(since) < 2*g.campaign.options.duration {
 			continue
 		}
-		delete(a.unused, name)
+		delete(u.since, name)
 		if err := g.client.delete(ctx, "delete", name, m.seen.record); err != nil && !conflicts(err) {
 			g.campaign.log.debug("a Lease of the group that is of no use was not deleted", "name", name, "error", err)
 			continue
 		}
-		a.forgetUnlabelled(name) // no watch says that it is gone
+		u.roster.forgetUnlabelled(name) // no watch says that it is gone
 	}
 	return nil
 }

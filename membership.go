@@ -19,6 +19,7 @@ import (
 type membership struct {
 	group    *group
 	session  *session
+	roster   *roster
 	assigner *assigner
 	news     wakeup // the table has changed, or work has returned
 	unread   wakeup // others seem not to know the member's keys
@@ -36,6 +37,7 @@ type membership struct {
 
 func newMembership(g *group, s *session) *membership {
 	m := &membership{group: g, session: s, news: newWakeup(), unread: newWakeup()}
+	m.roster = newRoster(g, m.selection)
 	m.assigner = newAssigner(m)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -45,7 +47,7 @@ func newMembership(g *group, s *session) *membership {
 	}
 	maps.Copy(g.earlier, g.sessions)
 	clear(g.sessions)
-	m.owner = shards.NewOwner(m.term(), weight, g.digest, g.buckets, &g.past, g.acceptsLocked)
+	m.owner = shards.NewOwner(m.term(), weight, g.sets.digest, g.buckets, &g.past, g.acceptsLocked)
 	return m
 }
 
@@ -64,9 +66,16 @@ func (m *membership) row() shards.Row {
 	}
 }
 
+// selection returns the name of the Lease that the roster is to follow, "" for all.
+func (m *membership) selection() string {
+	m.group.mu.Lock()
+	defer m.group.mu.Unlock()
+	return m.table.selection(m.term(), m.group.buckets)
+}
+
 // tell lets the others know soon what has changed for the member.
 func (m *membership) tell() {
-	m.assigner.wake()
+	m.roster.wake()
 	m.session.renewSoon()
 }
 
@@ -125,7 +134,7 @@ func (m *membership) run() {
 	defer m.workers.Wait()
 	defer cancel()
 	m.workers.Go(func() error { m.followTable(ctx); return nil })
-	m.workers.Go(func() error { m.assigner.followMembers(ctx); return nil })
+	m.workers.Go(func() error { m.roster.follow(ctx); return nil })
 	m.workers.Go(func() error { m.assigner.run(ctx); return nil })
 	if m.group.buckets == 0 {
 		m.workers.Go(func() error { m.keepPublished(ctx); return nil })
@@ -187,21 +196,6 @@ func (m *membership) keepPublished(ctx context.Context) {
 	}
 }
 
-// readAfresh reads everything afresh, and opens each watch again, because they left something out.
-func (m *membership) readAfresh() {
-	m.group.mu.Lock()
-	reread := m.reread
-	m.group.mu.Unlock()
-	if reread != nil {
-		reread()
-	}
-	m.assigner.mu.Lock()
-	defer m.assigner.mu.Unlock()
-	if m.assigner.reselect != nil {
-		m.assigner.reselect()
-	}
-}
-
 // orReleased returns why a member leaves: err or, if that is nil, that it wanted to.
 func orReleased(err error) error {
 	if err == nil {
@@ -230,15 +224,39 @@ func (m *membership) apply() time.Duration {
 	}
 	g.mu.Lock()
 	t := m.table
-	if t.foreign && !g.sawTable {
+	foreign := t.foreign && !g.sawTable
+	if foreign || t.table == nil || m.version == t.record.version && !m.owner.Ending() {
 		g.mu.Unlock()
-		g.fail(fmt.Errorf("leasehold: lease %s/%s: %w", g.campaign.lease.namespace, g.client.group, errForeignTable))
+		if foreign {
+			g.fail(fmt.Errorf("leasehold: lease %s/%s: %w",
+				g.campaign.lease.namespace, g.client.group, errForeignTable))
+		}
 		return 0
 	}
-	if t.table == nil || m.version == t.record.version && !m.owner.Ending() {
-		g.mu.Unlock()
+	next := m.compareLocked(t)
+	g.mu.Unlock()
+	if next.lost {
+		m.session.lose(errTableReplaced)
 		return 0
 	}
+	m.act(next)
+	return next.again
+}
+
+// A tableChange is what a table changes for the member.
+type tableChange struct {
+	start []*keySession // whose work is to begin
+	stop  []*keySession // whose keys are asked back
+	end   bool          // all work is to end, because its table is gone
+	lost  bool          // the work of a table that is gone has not returned for the duration: the term ends
+	tell  bool          // there is something to report that waits for no work
+	again time.Duration // after which time to compare again; 0 if only news matters
+}
+
+// compareLocked tells the owner of table t, and makes the sessions of the keys that the table gives. The caller holds
+// the group's mu.
+func (m *membership) compareLocked(t tableView) tableChange {
+	g := m.group
 	var change shards.Change
 	others := t.table.Buckets != g.buckets // the table shares out other keys
 	if others {
@@ -246,45 +264,45 @@ func (m *membership) apply() time.Duration {
 	} else {
 		change = m.owner.Apply(t.table, t.names)
 	}
-	wait := time.Duration(0)
+	next := tableChange{end: change.End, tell: change.Tell}
 	if m.owner.Ending() {
-		if wait = m.untilGivenUpLocked(); wait <= 0 {
-			g.mu.Unlock()
-			m.session.lose(errTableReplaced)
-			return 0
+		if next.again = m.untilGivenUpLocked(); next.again <= 0 {
+			return tableChange{lost: true}
 		}
 	} else if m.ending = (time.Time{}); !others {
 		m.version, m.applied = t.record.version, t.names
 	}
-	var begin, stop []*keySession
 	for _, key := range change.Start {
 		s := newKeySession(m, key, t.record.version)
 		g.sessions[key] = s
-		g.begun++
-		begin = append(begin, s)
+		g.started++
+		next.start = append(next.start, s)
 	}
 	for _, key := range change.Stop {
 		if s := g.sessions[key]; s != nil {
-			stop = append(stop, s)
+			next.stop = append(next.stop, s)
 		}
 	}
 	if len(change.Stop) > 0 && !m.owner.Keeps() || m.lacksLocked() {
 		m.unread.signal()
 	}
-	g.mu.Unlock()
-	if change.End {
+	return next
+}
+
+// act tells the worker and the others what a table has changed.
+func (m *membership) act(c tableChange) {
+	if c.end {
 		m.endAll()
 	}
-	for _, s := range stop {
-		g.stop(s, ErrMoved)
+	for _, s := range c.stop {
+		m.group.stop(s, ErrMoved)
 	}
-	for _, s := range begin {
-		g.worker.begin(s)
+	for _, s := range c.start {
+		m.group.worker.start(s)
 	}
-	if change.Tell {
+	if c.tell {
 		m.tell()
 	}
-	return wait
 }
 
 // endAll ends all sessions because their table is gone.

@@ -53,7 +53,7 @@ func Join(ctx context.Context, buckets int, opts ...Option) (*Ring, error) {
 		draining: map[*keySession]bool{}, changes: map[*ringChanges]bool{},
 		err: errors.New("leasehold: Join: the program's code exited its goroutine"), // unless another follows
 	}
-	begun := make(chan struct{})
+	joined := make(chan struct{})
 	go func() {
 		defer close(r.ended)
 		defer r.end()
@@ -62,13 +62,13 @@ func Join(ctx context.Context, buckets int, opts ...Option) (*Ring, error) {
 			g := newGroup(c, name, buckets)
 			g.worker, r.group = r, g
 			defer c.options.monitor.openGroup(g)()
-			close(begun)
+			close(joined)
 			c.start()
 			return g.run()
 		})
 	}()
 	select {
-	case <-begun:
+	case <-joined:
 	case <-r.ended:
 		if r.group == nil {
 			return nil, r.Wait()
@@ -132,7 +132,7 @@ func (r *Ring) leave(s *keySession) {
 	}
 }
 
-func (r *Ring) begin(s *keySession) {
+func (r *Ring) start(s *keySession) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.owned[s.bucket()] = s

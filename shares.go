@@ -82,7 +82,7 @@ func (w *shareWatch) latest() Share {
 	return w.share
 }
 
-func (w *shareWatch) replace(leases []*coordinationv1.Lease, _ uint64) {
+func (w *shareWatch) setAll(leases []*coordinationv1.Lease, _ uint64) {
 	if len(leases) > 0 {
 		w.update(leases[0], false)
 		return

@@ -144,7 +144,7 @@ type spreading struct {
 	running sync.WaitGroup
 }
 
-func (w *spreading) begin(s *keySession) {
+func (w *spreading) start(s *keySession) {
 	w.running.Go(func() {
 		err := errExited
 		defer func() {
@@ -160,7 +160,7 @@ func (w *spreading) begin(s *keySession) {
 
 var errExited = errors.New("the work panicked or exited its goroutine")
 
-func (*spreading) stop(*keySession) {} // the work looks at its context
+func (*spreading) stop(*keySession) {} // the work sees that its context has ended
 
 // ended says that the work of s returned err.
 func (w *spreading) ended(s *keySession, err error) {

@@ -15,7 +15,7 @@ const Unlimited = math.MaxInt
 // A sharer is a member to whom keys can be assigned.
 type sharer struct {
 	weight int  // at least 1
-	takes  bool // keys that others own may move to it; false while it settles
+	takes  bool // keys that others own may move to it; false while it is new
 }
 
 // A division is what assign is asked to divide: keys are 0, 1, 2, …, and a member is its index in sharers.

@@ -113,7 +113,7 @@ func (o *Owner) enter(epoch uint64) {
 	clear(o.reportable)
 }
 
-// object reports t, which is not a table that can follow what the owner went by.
+// object reports t, which cannot come after the table that the owner went by.
 func (o *Owner) object(t *Table) Change {
 	c := Change{Tell: o.bad != t.Epoch}
 	o.bad = t.Epoch

@@ -10,9 +10,9 @@ import (
 // A Member is a term that is live as far as its Lease was seen, with what it reports.
 type Member struct {
 	Row
-	Report   Report   // of this term; the zero Report until there is one
-	Knows    []string // the keys with names that it knows, sorted
-	Settling bool     // no keys move to it yet
+	Report Report   // of this term; the zero Report until there is one
+	Knows  []string // the keys with names that it knows, sorted
+	New    bool     // no keys move to it yet
 }
 
 // A Plan is what the next table is made of. It decides by evidence that stays true: what members reported, and that
@@ -71,7 +71,8 @@ func (t *Table) Contradicts(r Report) bool {
 	return contradicts
 }
 
-// NewTable returns the first table of an epoch, which follows old if that is not nil. It gives nothing until Open.
+// NewTable returns the first table of an epoch, whose generation comes after that of old if that is not nil. It gives
+// nothing until Open.
 func NewTable(old *Table, epoch, mark uint64, assigner Row, buckets int) *Table {
 	t := &Table{
 		Epoch: epoch, Gen: 1, Marks: []uint64{mark}, Assigner: assigner.Term, Buckets: buckets, Rows: []Row{assigner},
@@ -127,14 +128,14 @@ func (p *Plan) member(term Term) int {
 // of them were freed.
 func (p *Plan) keep(next *Table) (names []string, entries []Entry, freed map[string]bool) {
 	old := p.Table
-	judge := p.newJudge(next)
+	change := p.newTransition(next)
 	kept := make([]Entry, len(old.Entries))
 	for i, e := range old.Entries {
-		kept[i] = judge.entry(i, e)
+		kept[i] = change.entry(i, e)
 	}
 	known := p.known()
 	if old.Buckets > 0 || same(known, p.Names) {
-		return p.Names, kept, judge.freed
+		return p.Names, kept, change.freed
 	}
 	var owned []string
 	for i, e := range kept {
@@ -153,7 +154,7 @@ func (p *Plan) keep(next *Table) (names []string, entries []Entry, freed map[str
 			entries[i] = kept[had]
 		}
 	}
-	return names, entries, judge.freed
+	return names, entries, change.freed
 }
 
 // known returns the keys that members know, sorted.
@@ -192,8 +193,8 @@ func union(a, b []string) []string {
 	return append(append(all, a...), b...)
 }
 
-// A judge decides what becomes of an entry by what is known of its owner.
-type judge struct {
+// A transition decides what becomes of the entries of a table in the next one, by what is known of their owners.
+type transition struct {
 	plan   *Plan
 	next   *Table
 	owners []ownerState    // by row of the old table
@@ -212,10 +213,10 @@ type ownerState struct {
 	acked    uint64 // what was asked back up to this generation is over, but for running
 }
 
-func (p *Plan) newJudge(next *Table) *judge {
-	j := &judge{p, next, make([]ownerState, len(p.Table.Rows)), map[string]bool{}}
+func (p *Plan) newTransition(next *Table) *transition {
+	tr := &transition{p, next, make([]ownerState, len(p.Table.Rows)), map[string]bool{}}
 	for i, r := range p.Table.Rows {
-		s := &j.owners[i]
+		s := &tr.owners[i]
 		s.row, s.heir = next.row(r.Term), nobody
 		s.ended = p.Ended[i]
 		if s.ended {
@@ -231,7 +232,7 @@ func (p *Plan) newJudge(next *Table) *judge {
 		}
 		report := p.Members[m].Report
 		s.leaving = report.Weight == 0
-		if follows, _ := p.Table.marked(report.Gen, report.Mark); !follows ||
+		if confirms, _ := p.Table.marked(report.Gen, report.Mark); !confirms ||
 			report.Epoch != p.Table.Epoch || report.Keys != p.Table.Keys {
 			continue // it says nothing of this table
 		}
@@ -245,20 +246,20 @@ func (p *Plan) newJudge(next *Table) *judge {
 			s.returned[r.Key] = r
 		}
 	}
-	return j
+	return tr
 }
 
 // entry returns what becomes of entry e, the one with index i.
-func (j *judge) entry(i int, e Entry) Entry {
+func (tr *transition) entry(i int, e Entry) Entry {
 	free := Entry{Owner: nobody}
 	if e.Owner == nobody {
 		return free
 	}
-	s := j.owners[e.Owner]
+	s := tr.owners[e.Owner]
 	kept := Entry{s.row, e.Given, e.Asked}
 	switch {
 	case s.ended && s.heir != nobody && e.Asked == 0:
-		return Entry{Owner: s.heir, Given: j.next.Gen}
+		return Entry{Owner: s.heir, Given: tr.next.Gen}
 	case s.ended && s.resumes:
 		return kept
 	case s.ended:
@@ -268,7 +269,7 @@ func (j *judge) entry(i int, e Entry) Entry {
 	case e.Asked == 0:
 		if r, ok := s.returned[i]; ok && r.Given == e.Given {
 			if !s.leaving {
-				j.freed[nameOf(j.plan.Names, i)] = r.Failed
+				tr.freed[nameOf(tr.plan.Names, i)] = r.Failed
 			}
 			return free
 		}
@@ -306,7 +307,7 @@ func (p *Plan) share(next *Table, names []string, freed map[string]bool) (change
 		if m.Weight > 0 {
 			row := next.row(m.Term)
 			bySharer[row] = len(sharers)
-			sharers = append(sharers, sharer{m.Weight, !m.Settling})
+			sharers = append(sharers, sharer{m.Weight, !m.New})
 			members, rows = append(members, i), append(rows, row)
 		}
 	}

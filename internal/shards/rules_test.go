@@ -329,7 +329,7 @@ func TestPlanSame(t *testing.T) {
 		{"a weight", func(p *Plan) { p.Members[1].Weight = 2 }, false},
 		{"a term", func(p *Plan) { p.Members[1].Acquired = 9 }, false},
 		{"what a member knows", func(p *Plan) { p.Members[1].Knows = []string{"a"} }, false},
-		{"a member settles", func(p *Plan) { p.Members[1].Settling = true }, false},
+		{"a member is new", func(p *Plan) { p.Members[1].New = true }, false},
 		{"a generation that was acknowledged", func(p *Plan) { p.Members[1].Report.Gen = 39 }, false},
 		{"work goes on", func(p *Plan) { p.Members[1].Report.Running = []int{1} }, false},
 		{"a key was returned", func(p *Plan) { p.Members[1].Report.Returned = []Return{{1, 30, false}} }, false},

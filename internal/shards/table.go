@@ -63,14 +63,15 @@ type Table struct {
 // Mark returns the mark of the table's generation.
 func (t *Table) Mark() uint64 { return t.Marks[len(t.Marks)-1] }
 
-// marked reports whether the table is known to follow generation gen with mark, and whether it is known not to.
-func (t *Table) marked(gen, mark uint64) (follows, contradicts bool) {
+// marked reports whether the table is known to come after generation gen with mark, or to be it, and whether it is
+// known not to.
+func (t *Table) marked(gen, mark uint64) (confirms, contradicts bool) {
 	switch age := t.Gen - gen; {
 	case gen > t.Gen:
 		return false, true
 	case age < uint64(len(t.Marks)):
-		follows = t.Marks[len(t.Marks)-1-int(age)] == mark
-		return follows, !follows
+		confirms = t.Marks[len(t.Marks)-1-int(age)] == mark
+		return confirms, !confirms
 	}
 	return false, false
 }

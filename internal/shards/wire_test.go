@@ -185,7 +185,7 @@ func FuzzDecodeTable(f *testing.F) {
 	})
 }
 
-// FuzzDecodeReport shows that whatever a report says is an error or can be judged.
+// FuzzDecodeReport shows that whatever a report says is an error or can be planned by.
 func FuzzDecodeReport(f *testing.F) {
 	f.Add(`{"v":1,"t":1,"e":7,"g":40,"m":1040,"r":[[0,2]],"u":[[2,1,3,1]],"f":[[3,1]],"w":1}`)
 	f.Add("zlib:eJw")
