@@ -22,51 +22,44 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/internal/shards"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
-// A fleet is a group in virtual time. It watches over the exclusion of each key, and over the order of tokens, in every
-// test.
+// A fleet is a group in virtual time. In every test a judge watches over the exclusion of each key, and over the order
+// of tokens.
 type fleet struct {
 	*world
-	mu     sync.Mutex
-	live   map[string]map[Session]string // by key: the sessions whose context has not ended, and who has them
-	tokens map[string]uint64
+	judge *oracle.Keys[Session]
+	began time.Time
+
+	mu     sync.Mutex // protects following
 	starts map[string]int
 }
 
 func inFleet(t *testing.T, test func(f *fleet)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
-		f := &fleet{world: w, live: map[string]map[Session]string{}, tokens: map[string]uint64{},
-			starts: map[string]int{}}
+		f := &fleet{world: w, began: time.Now(), starts: map[string]int{}}
+		f.judge = oracle.NewKeys(func(_ *oracle.Work[Session], fault string) { f.Errorf("%v: %s", time.Now(), fault) })
 		w.srv.OnCommit(func(leasetest.Change) {})
 		test(f)
 	})
 }
 
-// enterKey notes a session of key that begins at a member.
-func (f *fleet) enterKey(s Session, key, member string) {
+// enterKey says that a session of key begins at a member; leave that its work has returned. While the member's lease is
+// trusted it may write, even if the session's context has ended.
+func (f *fleet) enterKey(s Session, key, member string) (leave func()) {
+	w := &oracle.Work[Session]{
+		Key: key, Worker: member, Session: s, Token: s.FencingToken(), Since: time.Since(f.began),
+		Live: func() bool { return s.Err() == nil || s.ValidFor() > 0 },
+	}
+	f.judge.Begin(w)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for other, who := range f.live[key] {
-		if other.Err() == nil {
-			f.Errorf("%v: %s begins %s while %s has a live session of it", time.Now(), member, key, who)
-		} else if other.ValidFor() > 0 {
-			f.Errorf("%v: %s begins %s while %s works on it, and may write", time.Now(), member, key, who)
-		}
-	}
-	if s.FencingToken() <= f.tokens[key] {
-		f.Errorf("%v: %s begins %s with token %d, not above %d", time.Now(), member, key, s.FencingToken(),
-			f.tokens[key])
-	}
-	f.tokens[key] = s.FencingToken()
-	if f.live[key] == nil {
-		f.live[key] = map[Session]string{}
-	}
-	f.live[key][s] = member
 	f.starts[key]++
+	return func() { f.judge.End(w) }
 }
 
 // begun returns how many sessions of key there were.
@@ -76,22 +69,12 @@ func (f *fleet) begun(key string) int {
 	return f.starts[key]
 }
 
-func (f *fleet) leaveKey(s Session, key string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.live[key], s)
-}
-
-// owners returns who has a live session of which keys.
+// owners returns who has a session of which keys whose context has not ended.
 func (f *fleet) owners() map[string][]string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	owners := map[string][]string{}
-	for key, sessions := range f.live {
-		for s, who := range sessions {
-			if s.Err() == nil {
-				owners[who] = append(owners[who], key)
-			}
+	for _, w := range f.judge.Live() {
+		if w.Session.Err() == nil {
+			owners[w.Worker] = append(owners[w.Worker], w.Key)
 		}
 	}
 	for _, keys := range owners {
@@ -100,15 +83,11 @@ func (f *fleet) owners() map[string][]string {
 	return owners
 }
 
-// sessionsOf returns the live sessions of a member.
+// sessionsOf returns the sessions of a member whose context has not ended.
 func (f *fleet) sessionsOf(member string) (of []Session) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, sessions := range f.live {
-		for s, who := range sessions {
-			if who == member && s.Err() == nil {
-				of = append(of, s)
-			}
+	for _, w := range f.judge.Live() {
+		if w.Worker == member && w.Session.Err() == nil {
+			of = append(of, w.Session)
 		}
 	}
 	return of
@@ -146,8 +125,7 @@ func (f *fleet) spreadWork(
 			if _, busy := working.LoadOrStore(key, true); busy {
 				f.Errorf("%v: %s begins %s beside its own work of earlier", time.Now(), member, key)
 			}
-			f.enterKey(s, key, member)
-			defer f.leaveKey(s, key)
+			defer f.enterKey(s, key, member)()
 			defer working.Delete(key)
 			return work(s, key)
 		}, f.options(member, opts...)...)

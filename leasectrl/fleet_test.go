@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/leasectrl"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
@@ -29,17 +30,17 @@ const (
 )
 
 // A fleet is replicas of a controller in virtual time, the objects that they reconcile, and the API server of their
-// Leases. It watches over the exclusion of each object.
+// Leases. A judge watches over the exclusion of each object.
 type fleet struct {
 	*testing.T
-	api *leasetest.Server
+	api   *leasetest.Server
+	judge *oracle.Keys[leasehold.Session]
+	began time.Time
 
 	mu       sync.Mutex
 	objects  map[reconcile.Request]int // their generations
 	seen     map[reconcile.Request]int // the generation that was reconciled last
-	atWork   map[reconcile.Request]string
-	tokens   map[reconcile.Request]uint64
-	by       map[string]int // reconciles by replica
+	by       map[string]int            // reconciles by replica
 	replicas map[*replica]bool
 }
 
@@ -60,10 +61,12 @@ func inFleet(t *testing.T, test func(f *fleet)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		f := &fleet{
-			T: t, api: leasetest.NewServer(), objects: map[reconcile.Request]int{}, seen: map[reconcile.Request]int{},
-			atWork: map[reconcile.Request]string{}, tokens: map[reconcile.Request]uint64{}, by: map[string]int{},
-			replicas: map[*replica]bool{},
+			T: t, api: leasetest.NewServer(), began: time.Now(), objects: map[reconcile.Request]int{},
+			seen: map[reconcile.Request]int{}, by: map[string]int{}, replicas: map[*replica]bool{},
 		}
+		f.judge = oracle.NewKeys(func(_ *oracle.Work[leasehold.Session], fault string) {
+			f.Errorf("%v: %s", time.Now(), fault)
+		})
 		defer func() {
 			for r := range f.replicas {
 				r.quit()
@@ -172,25 +175,17 @@ func (f *fleet) change(n int) {
 func (f *fleet) work(replica string, d time.Duration) reconcile.Func {
 	return func(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 		s, ok := leasehold.FromContext(ctx)
-		f.fleetLock()
 		if !ok {
 			f.Errorf("%s: %v: the context has no session", replica, req)
 		}
-		if other := f.atWork[req]; other != "" {
-			f.Errorf("%v: %s begins %v, on which %s is at work", time.Now(), replica, req, other)
+		w := &oracle.Work[leasehold.Session]{
+			Key: req.String(), Worker: replica, Session: s, Token: s.FencingToken(), Since: time.Since(f.began),
 		}
-		if s.FencingToken() < f.tokens[req] {
-			f.Errorf("%s: %v: token %d after %d", replica, req, s.FencingToken(), f.tokens[req])
-		}
-		f.tokens[req] = s.FencingToken()
-		f.atWork[req] = replica
+		f.judge.Begin(w)
+		defer f.judge.End(w)
+		f.fleetLock()
 		generation := f.objects[req]
 		f.fleetUnlock()
-		defer func() {
-			f.fleetLock()
-			defer f.fleetUnlock()
-			delete(f.atWork, req)
-		}()
 		select {
 		case <-time.After(d):
 		case <-ctx.Done():

@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/leasetest"
 )
 
@@ -254,11 +255,12 @@ type sharded struct {
 	api    *leasetest.Server
 	server *objectServer
 	field  string
+	judge  *oracle.Keys[leasehold.Session]
+	began  time.Time
 
 	mu       sync.Mutex
 	seen     map[types.NamespacedName]string // versions that were reconciled
 	gone     map[types.NamespacedName]int    // how often a deleted object was
-	atWork   map[types.NamespacedName]string
 	logged   []string
 	replicas []*cached
 }
@@ -277,8 +279,11 @@ type cached struct {
 
 func newSharded(t *testing.T, server *objectServer, field string) *sharded {
 	return &sharded{
-		T: t, api: leasetest.NewServer(), server: server, field: field, seen: map[types.NamespacedName]string{},
-		gone: map[types.NamespacedName]int{}, atWork: map[types.NamespacedName]string{},
+		T: t, api: leasetest.NewServer(), server: server, field: field, began: time.Now(),
+		judge: oracle.NewKeys(func(_ *oracle.Work[leasehold.Session], fault string) {
+			t.Errorf("%v: %s", time.Now(), fault)
+		}),
+		seen: map[types.NamespacedName]string{}, gone: map[types.NamespacedName]int{},
 	}
 }
 
@@ -377,17 +382,12 @@ func (c *cached) get(id types.NamespacedName) *corev1.ConfigMap {
 
 // reconcile looks at an object twice. While it lasts, the object is missing only if it was deleted.
 func (c *cached) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	c.mu.Lock()
-	if other := c.atWork[req.NamespacedName]; other != "" {
-		c.Errorf("%v: %s begins %v, on which %s is at work", time.Now(), c.name, req, other)
+	s, _ := leasehold.FromContext(ctx)
+	w := &oracle.Work[leasehold.Session]{
+		Key: req.String(), Worker: c.name, Session: s, Token: s.FencingToken(), Since: time.Since(c.began),
 	}
-	c.atWork[req.NamespacedName] = c.name
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.atWork, req.NamespacedName)
-	}()
+	c.judge.Begin(w)
+	defer c.judge.End(w)
 	before, first := c.server.get(req.NamespacedName), c.get(req.NamespacedName)
 	select {
 	case <-time.After(10 * time.Millisecond):

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -22,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/leasehold-go/leasehold"
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 	"github.com/leasehold-go/leasehold/testbed/internal/proxy"
 )
@@ -32,58 +32,40 @@ const (
 	groupTable = "leasehold-go.github.io/table"
 )
 
-// A keyFleet is the members of a group on the real API server. It watches over the exclusion of each key, and over the
-// order of its tokens.
+// A keyFleet is the members of a group on the real API server. A judge watches over the exclusion of each key, and over
+// the order of its tokens.
 type keyFleet struct {
 	*fleet
-	keysMu sync.Mutex
-	live   map[string]map[leasehold.Session]string // by key: sessions, and whose they are
-	tokens map[string]uint64
+	judge  *oracle.Keys[leasehold.Session]
+	began  time.Time
 	starts atomic.Int64
 }
 
 func newKeyFleet(f *fleet) *keyFleet {
-	return &keyFleet{fleet: f, live: map[string]map[leasehold.Session]string{}, tokens: map[string]uint64{}}
+	return &keyFleet{
+		fleet: f, began: time.Now(),
+		judge: oracle.NewKeys(func(_ *oracle.Work[leasehold.Session], fault string) { f.Error(fault) }),
+	}
 }
 
-// begin notes that a member has s, a session of key.
+// begin says that a member has s, a session of key.
 func (f *keyFleet) begin(s leasehold.Session, key, member string) {
-	f.keysMu.Lock()
-	defer f.keysMu.Unlock()
-	if _, known := f.live[key][s]; known {
-		return
-	}
-	for other, who := range f.live[key] {
-		// In this order: both were live when the second was looked at.
-		if other.Err() == nil && s.Err() == nil {
-			f.Errorf("key %s: %s has a live session, and %s too", key, member, who)
-		}
-	}
-	if s.Err() == nil && s.FencingToken() <= f.tokens[key] {
-		f.Errorf("key %s: token %d after %d", key, s.FencingToken(), f.tokens[key])
-	}
-	f.tokens[key] = max(f.tokens[key], s.FencingToken())
-	if f.live[key] == nil {
-		f.live[key] = map[leasehold.Session]string{}
-	}
-	f.live[key][s] = member
-	maps.DeleteFunc(f.live[key], func(s leasehold.Session, _ string) bool { return s.Err() != nil })
+	f.judge.Begin(&oracle.Work[leasehold.Session]{
+		Key: key, Worker: member, Session: s, Token: s.FencingToken(), Since: time.Since(f.began),
+		Live: func() bool { return s.ValidFor() > 0 },
+	})
 	f.starts.Add(1)
 }
 
 // shape says how many keys each member has.
 func (f *keyFleet) shape() string {
-	f.keysMu.Lock()
-	defer f.keysMu.Unlock()
-	keys := map[string]int{}
-	for _, sessions := range f.live {
-		for s, who := range sessions {
-			if s.Err() == nil {
-				keys[who]++
-			}
+	owned := map[string]int{}
+	for _, w := range f.judge.Live() {
+		if w.Session.Err() == nil {
+			owned[w.Worker]++
 		}
 	}
-	return fmt.Sprint(keys)
+	return fmt.Sprint(owned)
 }
 
 func (f *keyFleet) awaitShape(want string) {

@@ -27,6 +27,7 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/leasehold-go/leasehold/internal/oracle"
 	"github.com/leasehold-go/leasehold/testbed/controlplane"
 	"github.com/leasehold-go/leasehold/testbed/internal/child"
 )
@@ -329,7 +330,14 @@ func (f *sharded) awaitBalance() {
 	}
 }
 
-// judge reads what the replicas noted: no object was reconciled by two at a time.
+// A tenure is a session of a bucket: several reconciles of an object have the same.
+type tenure struct {
+	replica string
+	token   uint64
+}
+
+// judge reads what the replicas noted: no object was reconciled by two at a time, nor with a token older than one
+// before.
 func (f *sharded) judge() {
 	f.Helper()
 	by := map[string][]reconciling{}
@@ -361,27 +369,29 @@ func (f *sharded) judge() {
 		}
 		file.Close()
 	}
-	overlaps := 0
+	faults := 0
+	judge := oracle.NewKeys(func(next *oracle.Work[tenure], fault string) {
+		if faults++; faults <= 10 {
+			f.Error(fault)
+		}
+	})
 	for object, all := range by {
 		slices.SortFunc(all, func(a, b reconciling) int { return cmp.Compare(a.From, b.From) })
-		last := all[0]
-		for _, r := range all[1:] {
-			if r.From < last.To {
-				if overlaps++; overlaps <= 10 {
-					f.Errorf("%s: reconciled by %s until %v, and by %s from %v on", object, last.Replica, last.To,
-						r.Replica, r.From)
-				}
-			}
-			if r.To > last.To {
-				last = r
-			}
+		var now time.Duration
+		for _, r := range all {
+			now = r.From
+			judge.Begin(&oracle.Work[tenure]{
+				Key: object, Worker: r.Replica, Session: tenure{r.Replica, r.Token}, Token: r.Token, Since: r.From,
+				Live: func() bool { return now < r.To },
+			})
 		}
 	}
 	if missing > 0 {
 		f.Errorf("%d reconciles mistook an object for deleted", missing)
 	}
-	f.Logf("%d replicas: %d reconciles, %d of them wrote and %d had nothing to do; by two at a time: %d; mistaken for "+
-		"deleted: %d; per replica %v", len(replicas), writes+looks+missing, writes, looks, overlaps, missing, replicas)
+	f.Logf("%d replicas: %d reconciles, %d of them wrote and %d had nothing to do; beside others or with older "+
+		"tokens: %d; mistaken for deleted: %d; per replica %v", len(replicas), writes+looks+missing, writes, looks,
+		faults, missing, replicas)
 }
 
 // startGated starts a control plane that shards lists and watches.

@@ -1,8 +1,10 @@
-// Package oracle judges who may lead. It sees each change of one Lease as a leasetest server commits it, and each
-// session as it begins, and reports two leaders, a lease taken too early, and a token that does not increase.
+// Package oracle judges who may lead, and who may work on the keys of a group.
 //
-// It knows only what the server has stored, not what a candidate believes. It does not import leasehold, so that
-// leasehold's own tests can use it.
+// An Oracle sees each change of one Lease as a leasetest server commits it, and each session as it begins, and reports
+// two leaders, a lease taken too early, and a token that does not increase. It knows only what the server has stored,
+// not what a candidate believes. Keys sees the work on the keys of a group as it begins and ends.
+//
+// The package does not import leasehold, so that leasehold's own tests can use it.
 package oracle
 
 import (

@@ -168,7 +168,8 @@ func (v *result) sort(h history) map[string][]*session {
 }
 
 // exclusion checks all pairs of sessions: one must have ended before the other began, and the first must have the
-// smaller token.
+// smaller token. The order in which sessions began is not known, as oracle.Keys has to know it: a look says that its
+// session was live at some instant between two.
 func (v *result) exclusion(h history, lease string, sessions []*session) {
 	for i, a := range sessions {
 		for _, b := range sessions[i+1:] {
