@@ -22,6 +22,9 @@ type keySets struct {
 
 // know says which keys the member knows, sorted, and publishes them for the others.
 func (g *group) know(ctx context.Context, keys []string) error {
+	if len(keys) == 0 {
+		g.campaign.log.info("this member knows no keys, and works on none", "group", g.client.group)
+	}
 	digest := shards.Digest(keys)
 	g.mu.Lock()
 	keys = g.sets.addLocked(digest, keys)

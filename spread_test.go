@@ -563,6 +563,9 @@ func TestSpreadKeysChange(t *testing.T) {
 		sets <- nil
 		f.sleep(2 * time.Second)
 		f.wantShape("[]")
+		if n := f.logged("this member knows no keys"); n != 1 {
+			f.Errorf("%d lines about the empty set, want 1", n)
+		}
 		sets <- []string{"w"}
 		close(sets)
 		f.sleep(2 * time.Second)
@@ -570,6 +573,26 @@ func TestSpreadKeysChange(t *testing.T) {
 			f.Errorf("keys %v", owners)
 		}
 		a.quit()
+	})
+}
+
+// A member without keys says so, and takes part: another that knows some has them.
+func TestSpreadNoKeys(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys[string]())
+		f.sleep(I)
+		f.wantShape("[]")
+		if n := f.logged("this member knows no keys"); n != 1 {
+			f.Errorf("%d lines about the empty set, want 1", n)
+		}
+		b := f.spread("b", Keys("x", "y"))
+		f.sleep(2 * I)
+		f.wantShape("b[2]")
+		a.quit()
+		b.quit()
+		if a.err != context.Canceled {
+			f.Errorf("error %v", a.err)
+		}
 	})
 }
 
