@@ -354,61 +354,77 @@ func TestGroupOptions(t *testing.T) {
 // What options for leases do in a group: its Leases have the labels and the field manager, but the owner, with which
 // Kubernetes deletes what it owns, and the events are the member's own.
 func TestGroupOptionsOfLeases(t *testing.T) {
-	inFleet(t, func(f *fleet) {
-		owner := metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "u"}
-		recorder := &rememberer{FakeRecorder: clientrecord.NewFakeRecorder(10)}
-		var err error
-		a := f.spread("a", Keys(numbered(4)...), WithLabels(map[string]string{"team": "storage", groupLabel: "x"}),
-			WithOwner(owner), WithEventRecorder(recorder), WithFieldManager("feeds"), WithError(&err))
-		f.sleep(2 * I)
-		own := f.leaseOf("a")
-		var names []string
-		list, listErr := f.srv.Client("operator").Leases(ns).List(f.Context(), metav1.ListOptions{})
-		if listErr != nil {
-			f.Fatal(listErr)
-		}
-		for _, l := range list.Items {
-			names = append(names, l.Name)
-			if l.Labels["team"] != "storage" || l.Labels[groupLabel] != name {
-				f.Errorf("%s has the labels %v", l.Name, l.Labels)
-			}
-			if slices.Contains(l.OwnerReferences, owner) != (l.Name == own) {
-				f.Errorf("%s has the owners %v", l.Name, l.OwnerReferences)
-			}
-			for _, m := range l.ManagedFields {
-				if m.Manager != "feeds" {
-					f.Errorf("%s was written by %q", l.Name, m.Manager)
+	for _, c := range []struct {
+		name  string
+		pages []string // of keys
+		begin func(f *fleet, opts ...Option) (quit func() error)
+	}{
+		{"Spread", []string{name + "-k-" + shards.Digest(numbered(4)) + "-0"},
+			func(f *fleet, opts ...Option) func() error {
+				a := f.spread("a", Keys(numbered(4)...), opts...)
+				return func() error {
+					a.quit()
+					return a.err
 				}
-			}
-			if len(l.ManagedFields) == 0 {
-				f.Errorf("nobody is known to have written %s", l.Name)
-			}
-		}
-		slices.Sort(names)
-		page := name + "-k-" + shards.Digest(numbered(4)) + "-0"
-		if !slices.Equal(names, []string{name, page, own}) {
-			f.Errorf("Leases %v, want the table, a page of keys, and the member's", names)
-		}
-		a.quit()
-		if a.err != context.Canceled || err != a.err {
-			f.Errorf("error %v, by WithError %v", a.err, err)
-		}
-		f.sleep(time.Second)
-		close(recorder.Events)
-		var events []string
-		for e := range recorder.Events {
-			events = append(events, e)
-		}
-		want := []string{"Normal LeaderElection a became leader", "Normal LeaderElection a stopped leading"}
-		if !slices.Equal(events, want) {
-			f.Errorf("events %q, want %q", events, want)
-		}
-		for _, object := range recorder.forget() {
-			if got := object.(*coordinationv1.Lease).Name; got != own {
-				f.Errorf("an event about %s, want %s", got, own)
-			}
-		}
-	})
+			}},
+		{"Join", nil, func(f *fleet, opts ...Option) func() error { return f.join("a", 4, opts...).quit }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				owner := metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "u"}
+				recorder := &rememberer{FakeRecorder: clientrecord.NewFakeRecorder(10)}
+				var err error
+				quit := c.begin(f, WithLabels(map[string]string{"team": "storage", groupLabel: "x"}), WithOwner(owner),
+					WithEventRecorder(recorder), WithFieldManager("feeds"), WithError(&err))
+				f.sleep(2 * I)
+				own := f.leaseOf("a")
+				var names []string
+				list, listErr := f.srv.Client("operator").Leases(ns).List(f.Context(), metav1.ListOptions{})
+				if listErr != nil {
+					f.Fatal(listErr)
+				}
+				for _, l := range list.Items {
+					names = append(names, l.Name)
+					if l.Labels["team"] != "storage" || l.Labels[groupLabel] != name {
+						f.Errorf("%s has the labels %v", l.Name, l.Labels)
+					}
+					if slices.Contains(l.OwnerReferences, owner) != (l.Name == own) {
+						f.Errorf("%s has the owners %v", l.Name, l.OwnerReferences)
+					}
+					for _, m := range l.ManagedFields {
+						if m.Manager != "feeds" {
+							f.Errorf("%s was written by %q", l.Name, m.Manager)
+						}
+					}
+					if len(l.ManagedFields) == 0 {
+						f.Errorf("nobody is known to have written %s", l.Name)
+					}
+				}
+				slices.Sort(names)
+				if want := slices.Concat([]string{name}, c.pages, []string{own}); !slices.Equal(names, want) {
+					f.Errorf("Leases %v, want %v: the table, the pages of keys, and the member's", names, want)
+				}
+				if returned := quit(); returned != context.Canceled || err != returned {
+					f.Errorf("error %v, by WithError %v", returned, err)
+				}
+				f.sleep(time.Second)
+				close(recorder.Events)
+				var events []string
+				for e := range recorder.Events {
+					events = append(events, e)
+				}
+				want := []string{"Normal LeaderElection a became leader", "Normal LeaderElection a stopped leading"}
+				if !slices.Equal(events, want) {
+					f.Errorf("events %q, want %q", events, want)
+				}
+				for _, object := range recorder.forget() {
+					if got := object.(*coordinationv1.Lease).Name; got != own {
+						f.Errorf("an event about %s, want %s", got, own)
+					}
+				}
+			})
+		})
+	}
 }
 
 func closed() <-chan []string {
