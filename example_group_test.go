@@ -2,10 +2,10 @@ package leasehold_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
+	"log"
 	"maps"
 	"math/bits"
 	"slices"
@@ -20,75 +20,54 @@ import (
 // Each replica polls its share of the feeds. When a replica joins, feeds move to it: their sessions end with ErrMoved,
 // and the new owner begins once poll has returned. When one leaves or crashes, the others have its feeds.
 func ExampleSpread() {
-	begun, moved := make(chan string), make(chan string, 8)
+	begun, ended := make(chan string), make(chan error)
 	poll := func(s leasehold.Session, feed string) error {
 		begun <- s.Holder().Identity
 		for {
 			select {
 			case <-time.After(time.Minute): // fetch feed with s.Context(), store it with s.FencingToken()
 			case <-s.Done():
-				if errors.Is(s.Err(), leasehold.ErrMoved) {
-					moved <- feed
-				}
 				return nil // gives the feed back
 			}
 		}
 	}
-	feeds := []string{"art", "news", "science", "sports"}
 	api := cluster()
-	replica := func(name string) (stop func() error) {
-		ctx, cancel := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
-		ended := make(chan error)
-		go func() {
-			ended <- leasehold.Spread(ctx, leasehold.Keys(feeds...), poll,
-				leasehold.WithLease("feeds"),
-				leasehold.WithNamespace("default"),
-				leasehold.WithIdentity(name),
-				leasehold.WithRenewInterval(100*time.Millisecond), // so that this example is quick
-				api,
-			)
-		}()
-		return func() error {
-			cancel()
-			return <-ended
-		}
+	replica := func(ctx context.Context, name string) {
+		ended <- leasehold.Spread(ctx, leasehold.Keys("art", "news", "science", "sports"), poll, api,
+			leasehold.WithLease("feeds"), leasehold.WithNamespace("default"), leasehold.WithIdentity(name),
+			leasehold.WithRenewInterval(100*time.Millisecond)) // so that this example is quick
 	}
-
-	stopFirst := replica("replica-1")
+	first, stopFirst := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
+	second, stopSecond := context.WithCancel(context.Background())
+	go replica(first, "replica-1")
 	fmt.Println(<-begun, <-begun, <-begun, <-begun)
-	stopSecond := replica("replica-2")
-	fmt.Println(<-begun, <-begun, "moved:", len(moved))
-	fmt.Println("replica-1 stops:", stopFirst())
+	go replica(second, "replica-2")
 	fmt.Println(<-begun, <-begun)
-	fmt.Println("replica-2 stops:", stopSecond())
+	stopFirst()
+	fmt.Println("replica-1 has stopped:", <-ended)
+	fmt.Println(<-begun, <-begun)
+	stopSecond()
+	fmt.Println("replica-2 has stopped:", <-ended)
 	// Output:
 	// replica-1 replica-1 replica-1 replica-1
-	// replica-2 replica-2 moved: 2
-	// replica-1 stops: context canceled
 	// replica-2 replica-2
-	// replica-2 stops: context canceled
+	// replica-1 has stopped: context canceled
+	// replica-2 replica-2
+	// replica-2 has stopped: context canceled
 }
 
 // Each replica of a controller reconciles the objects whose buckets it owns. What it gains it reconciles, and what is
 // another's it leaves out: that replica gains, or has gained, the bucket.
 func ExampleJoin() {
-	ctx, shutdown := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
-	defer shutdown()
-	ring, err := leasehold.Join(ctx, 64,
-		leasehold.WithLease("widgets"),
-		leasehold.WithNamespace("default"),
-		leasehold.WithRenewInterval(100*time.Millisecond), // so that this example is quick
-		cluster(),
-	)
+	ctx, stop := context.WithCancel(context.Background()) // in a program: signal.NotifyContext
+	ring, err := leasehold.Join(ctx, 64, cluster(), leasehold.WithLease("widgets"), leasehold.WithNamespace("default"),
+		leasehold.WithRenewInterval(100*time.Millisecond)) // so that this example is quick
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
-
 	widgets := []string{"default/bolt", "default/gear", "default/nut"} // in a controller: what its cache holds
 	queue := workqueue.NewTyped[string]()
 	go func() {
-		defer queue.ShutDown() // the ring has left
 		for c := range ring.Changes() {
 			for _, widget := range widgets {
 				if c.Gained && ring.Owns(widget) {
@@ -96,8 +75,8 @@ func ExampleJoin() {
 				}
 			}
 		}
+		queue.ShutDown() // the ring has left
 	}()
-
 	reconciled := map[string]bool{}
 	for len(reconciled) < len(widgets) {
 		widget, _ := queue.Get()
@@ -107,12 +86,9 @@ func ExampleJoin() {
 		}
 		queue.Done(widget)
 	}
-	fmt.Println("reconciled:", slices.Sorted(maps.Keys(reconciled)))
-	shutdown()
-	fmt.Println("left:", ring.Wait())
-	// Output:
-	// reconciled: [default/bolt default/gear default/nut]
-	// left: context canceled
+	stop()
+	fmt.Println(slices.Sorted(maps.Keys(reconciled)), ring.Wait())
+	// Output: [default/bolt default/gear default/nut] context canceled
 }
 
 // Shares shows who owns what, to operators and dashboards, without taking part.
