@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 )
 
 // equals returns n members of weight 1 that have settled.
@@ -268,6 +269,61 @@ func TestAssignKeepsRuns(t *testing.T) {
 		t.Logf("%d buckets, %d members, 100 restarts: at most %d runs a member", c.buckets, c.members, worst)
 		if worst > c.most {
 			t.Errorf("%d buckets, %d members: %d runs, want at most %d", c.buckets, c.members, worst, c.most)
+		}
+	}
+}
+
+// What a division costs grows with the keys, whatever is to be divided: ten times as many cost about ten times as much.
+func TestAssignCost(t *testing.T) {
+	const members, few, many, most = 100, 1000, 10_000, 40
+	sets := func(keys, sets int) division { // everything is the first member's
+		d := division{
+			sharers: equals(members), owner: make([]int, keys), class: make([]int, keys), moves: Unlimited,
+		}
+		for set := range sets {
+			row := make([]bool, members)
+			for m := range row {
+				row[m] = m == 0 || (m+set)%3 > 0
+			}
+			d.knows = append(d.knows, row)
+		}
+		for key := range d.class {
+			d.class[key] = key % sets
+		}
+		return d
+	}
+	for _, c := range []struct {
+		name string
+		make func(keys int) division
+	}{
+		{"a group begins", func(keys int) division {
+			return division{sharers: equals(members), owner: slices.Repeat([]int{nobody}, keys), moves: Unlimited}
+		}},
+		{"one owns all", func(keys int) division { return sets(keys, 1) }},
+		{"one owns all, and there are many sets of keys", func(keys int) division { return sets(keys, members) }},
+		{"keys go by way of others", func(keys int) division {
+			d := sets(keys, members)
+			for set, row := range d.knows {
+				for m := range row {
+					row[m] = m == set || m == (set+1)%members
+				}
+			}
+			return d
+		}},
+	} {
+		cost := func(keys int) time.Duration {
+			d, least := c.make(keys), time.Hour
+			for range 3 {
+				began := time.Now()
+				assign(d)
+				least = min(least, time.Since(began))
+			}
+			return least
+		}
+		one, ten := cost(few), cost(many)
+		t.Logf("%s: %d keys in %v, %d in %v", c.name, few, one, many, ten)
+		if ten > most*one {
+			t.Errorf("%s: %d keys take %v, more than %d times the %v of %d", c.name, many, ten, most, one, few)
 		}
 	}
 }
