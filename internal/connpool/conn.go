@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -161,12 +162,14 @@ func (c *conn) trustLocked() {
 	}
 }
 
-// close closes the connection. The requests on it fail.
+// close closes the connection, and waits for that, which may take as long as the program's code likes. The requests on
+// it fail.
 func (c *conn) close() {
 	if c.watchdog != nil {
 		c.watchdog.Stop()
 	}
 	c.Close()
+	<-c.link.closed
 }
 
 // replace closes a connection over which the server did not know us: one that is opened now has the client certificate
@@ -194,6 +197,8 @@ type link struct {
 	alert   atomic.Bool           // whether heard is called for what is read
 	heard   func()                // called with no lock held
 	failure atomic.Pointer[error] // why the connection was given up
+	closing sync.Once
+	closed  chan struct{} // closed when the connection is
 
 	watchdog atomic.Pointer[time.Timer] // calls the conn's check; nil before it is in the pool
 	checking atomic.Bool                // check is scheduled
@@ -226,16 +231,54 @@ func (l *link) Read(b []byte) (n int, err error) {
 	return n, err
 }
 
-func (l *link) Close() (err error) {
+// Close begins to close the connection. It does not wait, because net/http holds locks meanwhile that the pool waits
+// for.
+func (l *link) Close() error {
+	l.closing.Do(func() {
+		go func() {
+			defer close(l.closed)
+			var err error
+			defer l.pool.recoverInto(&err)
+			l.Conn.Close()
+		}()
+	})
+	return nil
+}
+
+func (l *link) SetDeadline(t time.Time) (err error) {
 	defer l.pool.recoverInto(&err)
-	return l.Conn.Close()
+	return l.Conn.SetDeadline(t)
+}
+
+func (l *link) SetReadDeadline(t time.Time) (err error) {
+	defer l.pool.recoverInto(&err)
+	return l.Conn.SetReadDeadline(t)
+}
+
+func (l *link) SetWriteDeadline(t time.Time) (err error) {
+	defer l.pool.recoverInto(&err)
+	return l.Conn.SetWriteDeadline(t)
+}
+
+func (l *link) LocalAddr() net.Addr { return l.address(func() net.Addr { return l.Conn.LocalAddr() }) }
+func (l *link) RemoteAddr() net.Addr {
+	return l.address(func() net.Addr { return l.Conn.RemoteAddr() })
+}
+
+// address returns what get returns, or an address that says nothing.
+func (l *link) address(get func() net.Addr) (address net.Addr) {
+	address = &net.TCPAddr{}
+	var err error
+	defer l.pool.recoverInto(&err)
+	return get()
 }
 
 // silence returns for how long nothing has been read.
 func (l *link) silence() time.Duration { return time.Since(l.began) - time.Duration(l.last.Load()) }
 
-// fail ends the connection. Its reads fail with why.
+// fail ends the connection, and waits for that. Its reads fail with why.
 func (l *link) fail(why error) {
 	l.failure.Store(&why)
 	l.Close()
+	<-l.closed
 }

@@ -184,7 +184,7 @@ func (p *Pool) tidyLocked(now time.Time) {
 		if idle++; idle == 1 || now.Sub(c.used) <= spareTime {
 			return false
 		}
-		c.close()
+		p.era.Go(c.close) // it is the program's code, which may block
 		return true
 	})
 }
@@ -217,7 +217,7 @@ func (p *Pool) open(e *era, d *dial, to url.URL) {
 	defer p.mu.Unlock()
 	if p.era != e { // the pool was closed meanwhile
 		if err == nil {
-			c.close()
+			e.Go(c.close)
 		}
 		return
 	}
@@ -286,7 +286,7 @@ func (p *Pool) dialOne(ctx context.Context, to url.URL) (*conn, error) {
 			return call(p, func() (*tls.Certificate, error) { return get(info) })
 		}
 	}
-	c := &conn{pool: p, to: to, link: &link{pool: p}}
+	c := &conn{pool: p, to: to, link: &link{pool: p, closed: make(chan struct{})}}
 	dial := transport.DialContext
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		nc, err := dial(ctx, network, address)
@@ -316,7 +316,7 @@ func address(u url.URL) string {
 }
 
 // Close closes the connections and ends the dials under way. The next request opens a new connection. Close waits at
-// most a second for dials that do not heed their context.
+// most a second for dials that do not heed their context, and for connections that are slow to close.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	conns, e := p.conns, p.era
@@ -327,7 +327,7 @@ func (p *Pool) Close() {
 	p.mu.Unlock()
 	e.cancel()
 	for _, c := range conns {
-		c.close()
+		e.Go(c.close)
 	}
 	ended := make(chan struct{})
 	go func() {

@@ -773,3 +773,109 @@ func TestUnheardPanic(t *testing.T) {
 		}
 	})
 }
+
+// A connection whose Close blocks holds up neither requests, nor the end of the pool for longer than a second.
+func TestCloseBlocks(t *testing.T) {
+	http1 := func(p *http.Protocols) { p.SetHTTP1(true) }
+	http2 := func(p *http.Protocols) { p.SetHTTP2(true) }
+	for _, tt := range []struct {
+		name      string
+		protocols func(*http.Protocols)
+		close     func(*world)
+	}{
+		{"a spare connection", http2, func(w *world) {
+			w.think.Store(int64(time.Second))
+			var group sync.WaitGroup
+			for range 3 {
+				group.Go(func() { w.want("/slow") })
+			}
+			group.Wait()
+			time.Sleep(2 * spareTime)
+		}},
+		{"a dial that ends after the pool was closed", http2, func(w *world) {
+			closed := newEra()
+			closed.Go(func() {
+				w.pool.open(closed, &dial{}, url.URL{Scheme: "https", Host: "server.example", Path: "/"})
+			})
+			time.Sleep(time.Second)
+		}},
+		{"a suspect connection", http2, func(w *world) {
+			w.want("/")
+			w.Kill()
+			time.Sleep(5 * interval)
+		}},
+		{"a request given up over HTTP/1", http1, func(w *world) {
+			w.ask(w.pool, http.MethodGet, "/hang", time.Second)
+		}},
+		{"all connections", http2, func(w *world) {
+			w.want("/")
+			w.pool.Close()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in(t, 10*time.Millisecond, func(s *http.Server) {
+				s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1}
+				s.Protocols = new(http.Protocols)
+				tt.protocols(s.Protocols)
+			}, func(w *world) {
+				w.Cleanup(synctest.Wait)
+				hang := make(chan struct{})
+				var blocked atomic.Int64
+				w.pool = w.over(func(ctx context.Context, network, address string) (net.Conn, error) {
+					nc, err := w.Dial(ctx, network, address)
+					nothing := func() {}
+					return hostileConn{nc, nothing, nothing, func() { blocked.Add(1); <-hang }}, err
+				})
+				w.Cleanup(func() { close(hang) })
+				tt.close(w)
+				if got := w.ask(w.pool, http.MethodPatch, "/", time.Second/2); got != "200 OK why" {
+					t.Error(got)
+				}
+				synctest.Wait()
+				if blocked.Load() == 0 {
+					t.Error("no Close blocked")
+				}
+				began := time.Now()
+				w.pool.Close()
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("closed after %v", took)
+				}
+			})
+		})
+	}
+}
+
+// A panickingConn panics in what net/http seldom calls.
+type panickingConn struct{ net.Conn }
+
+func (panickingConn) LocalAddr() net.Addr              { panic("address") }
+func (panickingConn) RemoteAddr() net.Addr             { panic("address") }
+func (panickingConn) SetDeadline(time.Time) error      { panic("deadline") }
+func (panickingConn) SetReadDeadline(time.Time) error  { panic("deadline") }
+func (panickingConn) SetWriteDeadline(time.Time) error { panic("deadline") }
+
+// No method of a connection panics on a goroutine of net/http.
+func TestConnPanics(t *testing.T) {
+	in(t, 0, nil, func(w *world) {
+		p := w.over(func(ctx context.Context, network, address string) (net.Conn, error) {
+			nc, err := w.Dial(ctx, network, address)
+			return panickingConn{nc}, err
+		})
+		if got := w.ask(p, http.MethodPatch, "/", time.Minute); got != "200 OK why" {
+			t.Fatal(got)
+		}
+		l := p.conns[0].link
+		for name, call := range map[string]func(){
+			"LocalAddr":        func() { _ = l.LocalAddr().String() },
+			"RemoteAddr":       func() { _ = l.RemoteAddr().String() },
+			"SetDeadline":      func() { l.SetDeadline(time.Now()) },
+			"SetReadDeadline":  func() { l.SetReadDeadline(time.Now()) },
+			"SetWriteDeadline": func() { l.SetWriteDeadline(time.Now()) },
+		} {
+			call()
+			if p.panicked.Swap(nil) == nil {
+				t.Errorf("%s: the panic is lost", name)
+			}
+		}
+	})
+}
