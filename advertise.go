@@ -25,8 +25,8 @@ func WithAdvertise(address string) Option {
 	}
 }
 
-// annotations returns those of the Lease as we hold it since stamp; nil for none. What we do not say ourselves is
-// empty: with our term, that of an earlier holder would count as ours.
+// annotations returns those of the Lease as we hold it since stamp; nil for none. An annotation that we do not use is
+// written empty: beside our term, the value of an earlier holder would count as ours.
 func (l *leaseClient) annotations(stamp time.Time) map[string]string {
 	if l.advertise == "" && l.priority == nil {
 		return nil

@@ -45,7 +45,7 @@ func (b *beatCheck) look(s *session, now time.Time) (wait time.Duration, stuck b
 	if wait := b.next.Sub(now); wait > 0 {
 		return wait, false
 	}
-	if s.beaten.Swap(false) || !s.yielded.Load() {
+	if s.beaten.Swap(false) || !s.delivered.Load() {
 		b.heard = now
 	}
 	b.next = now.Add(b.limit / 4)

@@ -96,7 +96,7 @@ func TestBeatBegins(t *testing.T) {
 func TestBeatLimit(t *testing.T) {
 	const limit = 20*time.Second + 3
 	s := &session{}
-	s.yielded.Store(true)
+	s.delivered.Store(true)
 	s.beaten.Store(true)
 	began := time.Now()
 	b := beatCheck{limit: limit, heard: began}

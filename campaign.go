@@ -40,7 +40,7 @@ type campaign struct {
 
 	started time.Time
 	current atomic.Pointer[session] // from when it was acquired until it has ended; nil between them
-	closed  atomic.Bool             // its user of the client is gone
+	closed  atomic.Bool             // this campaign does not count as a user of the client any more
 
 	registered bool // this candidate stands by on the Lease, or did; on the caller's goroutine
 

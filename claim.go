@@ -131,6 +131,6 @@ func (c *candidate) begin(ctx context.Context, r record, sent instant) (*session
 		return nil, err
 	}
 	s.beaten.Store(true) // the first d of WithBeat begins now
-	s.yielded.Store(true)
+	s.delivered.Store(true)
 	return s, nil
 }

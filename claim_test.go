@@ -209,7 +209,7 @@ func TestClaim(t *testing.T) {
 				if candidate.failures != 0 || candidate.lostRace || !candidate.createModeMet ||
 					candidate.rivals.window != contentionWindow(50*time.Millisecond) ||
 					c.claimsFailingSince.Load() != nil ||
-					c.current.Load() != s || !s.yielded.Load() {
+					c.current.Load() != s || !s.delivered.Load() {
 					t.Errorf("after it was acquired: %+v, %+v", candidate, candidate.rivals)
 				}
 				if n := w.logged(`msg="lease acquired" lease=default/reconciler identity=a`); n != 1 {

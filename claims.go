@@ -36,7 +36,8 @@ func (c *claims) begin(on record, identity string, now time.Time) claim {
 }
 
 // recordOutcome records that n ended with err, and whether that decided what becomes of it. A claim that was refused is
-// not ours, with a conflict neither: another process with our identity may have drawn the same acquireTime, and leads.
+// removed, also after a conflict: a Lease that shows it then was written by another process, which has our identity and
+// drew the same acquireTime.
 func (c *claims) recordOutcome(n claim, err error, decided bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

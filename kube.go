@@ -159,7 +159,7 @@ func (l *leaseClient) renew(ctx context.Context, r record, stamp time.Time) (rec
 	return l.patch(ctx, r, annotations, spec)
 }
 
-// release leaves the Lease without a holder and our annotations, if it still is as r. The nulls clear a field, no
+// release removes the holder and our annotations from the Lease, if it still is as r. The nulls clear a field, no
 // matter who manages it; the number of transitions stays. Where coordinated leader election takes part, the holder is
 // "". Others leave the lease for a moment to the successor or, if that is "", to the best standby.
 func (l *leaseClient) release(ctx context.Context, r record, successor string) (record, error) {

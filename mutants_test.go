@@ -58,7 +58,7 @@ func idleRenewer(w *world, own record, waiting func(*session), opts ...Option) (
 	inner, cancel := context.WithCancelCause(w.Context())
 	s = &session{
 		campaign: c, term: own.term(), cancel: cancel,
-		renewed: newWakeup(), lost: make(chan struct{}), stop: make(chan struct{}),
+		renewed: newWakeup(), lost: make(chan struct{}), done: make(chan struct{}),
 		finishing: make(chan struct{}, 1),
 	}
 	s.ctx = &sessionContext{inner, s}
@@ -77,7 +77,7 @@ func TestRenewalOfAnothersTerm_G6(t *testing.T) {
 		r, client := idleRenewer(w, own, nil)
 		r.store.addAnswer(own.but(func(r *record) { r.identity, r.version = "thief", 9 }), r.store.latest())
 		r.renewLocked(r.clock.now())
-		r.group.Wait()
+		r.requests.Wait()
 		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 || r.flight != nil {
 			t.Errorf("lost: %v, after %d requests, one under way: %v", loss, client.Requests(), r.flight != nil)
 		}
@@ -90,7 +90,7 @@ func TestRenewalAfterLoss_G6(t *testing.T) {
 		own := heldByB.but(func(r *record) { r.duration = D })
 		r, client := idleRenewer(w, own, func(s *session) { s.lose(lostBecause(taken, "now held by %q", "thief")) })
 		r.renewLocked(r.clock.now())
-		r.group.Wait()
+		r.requests.Wait()
 		if reply := r.flight.reply; !errors.Is(reply.err, ErrLost) || client.Requests() != 0 {
 			t.Errorf("replied %v, after %d requests", reply.err, client.Requests())
 		}

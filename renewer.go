@@ -20,11 +20,11 @@ type renewer struct {
 	lease     *leaseClient
 	store     *leaseStore
 	reflector *reflector
-	delays    *delays         // of the one that plans: a step, or a goroutine where that may wait
+	delays    *delays         // owned by a step or, while planning is set, by the goroutine that asks them
 	ctx       context.Context // of the renewals; ends when the lease is lost
 	cancel    context.CancelFunc
 
-	request atomic.Bool   // a renewal is wanted
+	wanted  atomic.Bool   // the next renewal is to come sooner, because there is something to tell by it
 	looking atomic.Bool   // a step is about to begin
 	ended   chan struct{} // closed when the stage is over
 
@@ -33,7 +33,6 @@ type renewer struct {
 	timer    *time.Timer // calls step
 	due      instant     // when to renew next
 	last     instant     // when the last write was sent
-	wanted   bool        // the next renewal is to come sooner, because there is something to tell by it
 	before   uint64      // the version that the last renewal was based on
 	pending  []renewal   // those sent after the last one that is known to have taken effect
 	flight   *flight     // the renewal under way; nil for none
@@ -41,8 +40,8 @@ type renewer struct {
 	restart  bool        // the next failure is the first in a row
 	beat     beatCheck
 
-	// group runs the renewal under way, and plans. One that was given up stays behind in the group that it was in.
-	group *errgroup.Group
+	// requests runs the renewal under way, and plans. One that was given up stays behind in the group that it was in.
+	requests *errgroup.Group
 }
 
 // A stage is what a renewer does.
@@ -64,9 +63,9 @@ type renewal struct {
 // A flight is a renewal under way.
 type flight struct {
 	renewal
-	known observation // what it is based on
-	limit time.Time   // by the monotonic clock: when it is given up
-	stop  context.CancelFunc
+	known  observation // what it is based on
+	limit  time.Time   // by the monotonic clock: when it is given up
+	cancel context.CancelFunc
 
 	settled atomic.Bool // it was answered, or given up: who sets it says how it ended
 	reply   *reply      // nil until there is one; protected by the renewer's mutex
@@ -93,7 +92,7 @@ func newRenewer(ctx context.Context, s *session, sent instant) *renewer {
 		beat:      beatCheck{limit: c.options.beat, heard: sent.mono},
 		ended:     make(chan struct{}),
 		restart:   true,
-		group:     &errgroup.Group{},
+		requests:  &errgroup.Group{},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return r
@@ -108,7 +107,7 @@ func (r *renewer) start() {
 // wait returns when the body has returned and no renewal is under way, or when the lease is lost and that was reported.
 func (r *renewer) wait() {
 	<-r.ended
-	r.group.Wait()
+	r.requests.Wait()
 }
 
 // firstRenewal returns how long after the start of the write that acquired the lease it is first renewed.
@@ -181,14 +180,13 @@ func (r *renewer) keepLocked() time.Duration {
 	} else {
 		r.absorbLatestLocked()
 	}
-	r.wanted = r.request.Swap(false) || r.wanted
 	now := r.clock.now()
 	look, stuck := r.beat.look(s, now.mono)
-	stopping := s.stopped()
-	if stuck && !stopping {
+	done := s.workDone()
+	if stuck && !done {
 		s.lose(lostBecause(stalled, "the work did not call Beat for %v", r.beat.limit))
 	}
-	if r.idleLocked() && !stopping && s.loss() == nil && r.untilRenewalLocked(now) <= 0 {
+	if r.idleLocked() && !done && s.loss() == nil && r.untilRenewalLocked(now) <= 0 {
 		r.renewLocked(now)
 	}
 	wake := min(s.until.Load().left(now), look, r.untilLimitLocked(now))
@@ -200,7 +198,7 @@ func (r *renewer) keepLocked() time.Duration {
 			f.limit = earlier(f.limit, now.mono.Add(answerGrace))
 		}
 		s.logLoss()
-	case stopping && r.flight == nil:
+	case done && r.flight == nil:
 		r.stage = over
 	case r.idleLocked():
 		wake = min(wake, r.untilRenewalLocked(now))
@@ -221,11 +219,11 @@ func (r *renewer) awaitBodyLocked() time.Duration {
 	switch {
 	case r.flight != nil:
 		return r.untilLimitLocked(now)
-	case s.stopped(): // even if the lease expired at the same time, after a stall
+	case s.workDone(): // even if the lease expired at the same time, after a stall
 		r.stage = over
 	case left > 0:
 		return left
-	case !s.yielded.Load():
+	case !s.delivered.Load():
 		r.stage = over
 	default:
 		s.overran.Store(true)
@@ -250,7 +248,7 @@ func (r *renewer) overrunReturned() {
 // failed.
 func (r *renewer) untilRenewalLocked(now instant) time.Duration {
 	wait := r.due.left(now)
-	if r.wanted && len(r.pending) == 0 {
+	if r.wanted.Load() && len(r.pending) == 0 {
 		wait = min(wait, r.last.add(gathering(r.session.campaign.options)).left(now))
 	}
 	return wait
@@ -271,10 +269,11 @@ func (r *renewer) renewLocked(now instant) {
 	r.reflector.requestCheckUnlessHeard(r.versionDueLocked(&known, now))
 	stamp := s.campaign.claims.stamps.forRenewal(known.record)
 	timeout := s.campaign.renewTimeout.current()
-	ctx, stop := context.WithTimeout(r.ctx, r.clock.wait(timeout))
-	f := &flight{renewal: renewal{stamp, now}, known: known, limit: now.mono.Add(timeout + answerGrace), stop: stop}
+	ctx, cancel := context.WithTimeout(r.ctx, r.clock.wait(timeout))
+	f := &flight{renewal: renewal{stamp, now}, known: known, limit: now.mono.Add(timeout + answerGrace), cancel: cancel}
 	r.pending = append(r.pending, f.renewal)
-	r.flight, r.wanted, r.last = f, false, now
+	r.flight, r.last = f, now
+	r.wanted.Store(false) // before what it tells is gathered
 	send, err := newRequest(s.campaign.user, "renew", timeout, func() (record, error) {
 		s.checkTrust() // which may have ended since the step
 		if err := s.loss(); err != nil {
@@ -283,13 +282,13 @@ func (r *renewer) renewLocked(now instant) {
 		return r.lease.renew(ctx, f.known.record, stamp)
 	}, func(rec record, err error) { r.settle(f, rec, err) })
 	if err != nil {
-		stop()
+		cancel()
 		r.flight = nil
 		r.lease.failures.record("renew", err)
 		r.handleReplyLocked(&reply{err: err, sent: now})
 		return
 	}
-	r.group.Go(func() error {
+	r.requests.Go(func() error {
 		send()
 		return nil
 	})
@@ -297,13 +296,13 @@ func (r *renewer) renewLocked(now instant) {
 
 // settle records how the renewal f ended. One that was given up ended before.
 func (r *renewer) settle(f *flight, rec record, err error) {
-	f.stop()
+	f.cancel()
 	if f.settled.Swap(true) {
 		return
 	}
 	defer r.lease.failures.record("renew", err) // last, because it asks the program's errors
 	if err == nil {
-		r.looking.Store(true) // at the news, below
+		r.looking.Store(true) // no other step need begin because of what recordWrite records: the one below does
 	}
 	r.session.campaign.recordWrite(r.ctx, f.known, rec, err)
 	r.mu.Lock()
@@ -320,11 +319,11 @@ func (r *renewer) takeReplyLocked() *reply {
 		return nil
 	}
 	if r.untilLimitLocked(r.clock.now()) <= 0 && !f.settled.Swap(true) {
-		f.stop()
+		f.cancel()
 		err := noAnswer("renew", cmp.Or(r.ctx.Err(), context.DeadlineExceeded))
 		r.lease.failures.record("renew", err)
 		f.reply = &reply{err: err, sent: f.sent}
-		r.group = &errgroup.Group{}
+		r.requests = &errgroup.Group{}
 	}
 	if f.reply == nil {
 		return nil
@@ -383,7 +382,7 @@ func (r *renewer) handleReplyLocked(reply *reply) {
 		return
 	}
 	r.planning = true
-	r.group.Go(func() error {
+	r.requests.Go(func() error {
 		delay := r.delays.next(reply.err, limit)
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -410,7 +409,7 @@ func (r *renewer) reportAlteredLocked() {
 	}
 }
 
-// absorbLatest is absorb for the newest record.
+// absorbLatestLocked draws conclusions from the newest record.
 func (r *renewer) absorbLatestLocked() {
 	if latest := r.store.latest(); latest.known {
 		r.absorbLocked(&latest.record)
@@ -445,6 +444,6 @@ func (r *renewer) absorbLocked(rec *record) {
 
 // renewSoon asks for a renewal before the next one is due, because it has something to tell.
 func (s *session) renewSoon() {
-	s.renewer.request.Store(true)
+	s.renewer.wanted.Store(true)
 	s.renewer.look()
 }

@@ -59,7 +59,8 @@ func TestWhenToRenew(t *testing.T) {
 	} {
 		now := systemClock{}.now()
 		r := &renewer{session: &session{campaign: &campaign{options: &options{renewInterval: I}}},
-			due: now.add(tt.due), last: now.add(-tt.sinceLast), wanted: tt.wanted}
+			due: now.add(tt.due), last: now.add(-tt.sinceLast)}
+		r.wanted.Store(tt.wanted)
 		if tt.failed {
 			r.pending = make([]renewal, 1)
 		}
@@ -147,7 +148,7 @@ func TestRepliesOfRenewals(t *testing.T) {
 					answer.record = shows(tt.answer)
 				}
 				r.handleReplyLocked(&answer)
-				r.group.Wait()
+				r.requests.Wait()
 				if err := s.loss(); err != nil {
 					t.Fatal(err)
 				}
@@ -257,15 +258,15 @@ func TestRenewalIsToldApart(t *testing.T) {
 		r, _ := idleRenewer(w, own, nil)
 		r.store.seen.since = r.store.seen.since.Add(-watchLag)
 		now := r.clock.now()
-		r.wanted = true
+		r.wanted.Store(true)
 		r.renewLocked(now)
 		if want := []renewal{{own.renewed.Add(time.Microsecond), now}}; !slices.Equal(r.pending, want) {
 			t.Errorf("pending: %v, want %v", r.pending, want)
 		}
-		if r.flight == nil || r.wanted || r.last != now || !r.reflector.takeCheck() {
-			t.Errorf("under way: %v, wanted: %v, last: %v", r.flight != nil, r.wanted, r.last)
+		if r.flight == nil || r.wanted.Load() || r.last != now || !r.reflector.takeCheck() {
+			t.Errorf("under way: %v, wanted: %v, last: %v", r.flight != nil, r.wanted.Load(), r.last)
 		}
-		r.group.Wait()
+		r.requests.Wait()
 		if reply := r.flight.reply; reply.sent != now || reply.err == nil {
 			t.Errorf("replied: %+v", reply) // there is no such Lease
 		}
@@ -427,10 +428,10 @@ func TestOverrunAtExpiry(t *testing.T) {
 				own := heldByB.but(func(r *record) { r.duration = D })
 				r, _ := idleRenewer(w, own, nil, WithOverrun(func(Session) { called = append(called, time.Now()) }))
 				s := r.session
-				s.yielded.Store(true)
+				s.delivered.Store(true)
 				s.lose(lostBecause(taken, "now held by %q", "thief"))
 				expires := s.until.Load().mono.Add(D - R)
-				time.AfterFunc(time.Until(expires)+tt.returns, s.stopRenewing)
+				time.AfterFunc(time.Until(expires)+tt.returns, s.endWork)
 				if synctest.Wait(); tt.stalls {
 					w.sleep(time.Until(expires))
 				}
@@ -779,7 +780,7 @@ func TestRenewalNotSent(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		now := r.clock.now()
 		r.renewLocked(now)
-		r.group.Wait()
+		r.requests.Wait()
 		if r.flight != nil || len(r.pending) != 1 || client.Requests() != 0 || r.session.loss() != nil {
 			t.Errorf("under way: %v, pending: %v, lost: %v, after %d requests", r.flight != nil, r.pending,
 				r.session.loss(), client.Requests())
@@ -843,7 +844,7 @@ func TestRenewalRefusedWithoutBackOff(t *testing.T) {
 		if r.due != now.add(refusedDelay) || r.planning {
 			t.Errorf("due in %v, want %v; planning: %v", r.due.left(now), refusedDelay, r.planning)
 		}
-		r.group.Wait()
+		r.requests.Wait()
 	})
 }
 
@@ -869,7 +870,7 @@ func TestRenewalTookEffectWhilePlanning(t *testing.T) {
 				r.mu.Unlock()
 				want = sent.add(I * 9 / 10)
 			}
-			r.group.Wait()
+			r.requests.Wait()
 			if r.due != want {
 				t.Errorf("took effect: %v: due in %v, want %v", took, r.due.left(now), want.left(now))
 			}
@@ -896,6 +897,6 @@ func TestRenewalIsLate(t *testing.T) {
 			t.Errorf("late: %v, by %v", c, over)
 		}
 		close(release)
-		r.group.Wait()
+		r.requests.Wait()
 	})
 }

@@ -217,11 +217,11 @@ type session struct {
 	lost   chan struct{} // closed when the lease is lost
 	cause  error         // why; readable once lost is closed
 
-	stopping sync.Once
-	stop     chan struct{} // closed when the body has returned, or Release was called
+	doneOnce sync.Once
+	done     chan struct{} // closed when the work is done: the body has returned, or Release was called
 
 	successor     atomic.Pointer[string] // the candidate that the release names; nil until one is known
-	yielded       atomic.Bool            // it was handed to the program
+	delivered     atomic.Bool            // it was handed to the program
 	overran       atomic.Bool            // the body goes on without the lease
 	finished      bool                   // nothing is left to release; protected by finishing
 	finishing     chan struct{}          // has room for the one that releases the lease
@@ -241,7 +241,7 @@ func (c *campaign) newSession(ctx context.Context, r record, sent instant) *sess
 		cancel:    cancel,
 		renewed:   newWakeup(),
 		lost:      make(chan struct{}),
-		stop:      make(chan struct{}),
+		done:      make(chan struct{}),
 		finishing: make(chan struct{}, 1),
 	}
 	s.ctx = &sessionContext{inner, s}
@@ -312,13 +312,13 @@ func (s *session) Err() error {
 // invalid returns why the lease is not ours any more, or nil. It is nil also while work winds down that should not go
 // on.
 func (s *session) invalid() error {
-	if !s.stopped() { // free checks a session that is being released; a released one cannot be lost
+	if !s.workDone() { // free checks a session that is being released; a released one cannot be lost
 		s.checkTrust()
 	}
 	if err := s.loss(); err != nil {
 		return err
 	}
-	if s.stopped() {
+	if s.workDone() {
 		return ErrReleased
 	}
 	return nil
@@ -341,17 +341,17 @@ func (s *session) lostWhileWindingDown() error {
 	return nil
 }
 
-// stopRenewing says that the work is done.
-func (s *session) stopRenewing() {
+// endWork records that the work is done.
+func (s *session) endWork() {
 	s.cancel(ErrReleased)
-	s.stopping.Do(func() { close(s.stop) })
+	s.doneOnce.Do(func() { close(s.done) })
 	s.renewer.step()
 }
 
-// stopped reports whether the work is done.
-func (s *session) stopped() bool {
+// workDone reports whether the work is done.
+func (s *session) workDone() bool {
 	select {
-	case <-s.stop:
+	case <-s.done:
 		return true
 	default:
 		return false
@@ -361,7 +361,7 @@ func (s *session) stopped() bool {
 // finish ends the session: cancel, wait, free. It returns nil once nothing is held any more. If
 // the API server could not be told, it may be called again.
 func (s *session) finish() error {
-	s.stopRenewing()
+	s.endWork()
 	s.finishing <- struct{}{} // no mutex: in a bubble of testing/synctest, time stands still for one that is waited for
 	defer func() { <-s.finishing }()
 	s.renewer.wait()
@@ -376,7 +376,7 @@ func (s *session) finish() error {
 
 // release ends the session because the program asked for it. A session of Acquire ends its campaign too.
 func (s *session) release() error {
-	s.stopRenewing()
+	s.endWork()
 	if s.closeCampaign != nil {
 		defer s.closeCampaign()
 	}

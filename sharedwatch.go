@@ -43,8 +43,8 @@ import (
 //
 // Where the namespace may not be watched, reflectors open watches of their own, and run rarely tries the shared one
 // again. While the watch cannot be opened for another reason, or ends soon each time, subscribers read from time to
-// time. They begin to when that has lasted for a renew interval, because most outages are over by then, and go by the
-// watch again when one has lasted for as long. A round for a watch opened afresh meanwhile begins only then.
+// time. That begins a renew interval after the last watch that could be used, because most outages are over by then,
+// and ends when a watch has lasted for a renew interval. If that watch was opened afresh, its round begins then.
 type sharedWatch struct {
 	client    *sharedClient
 	namespace string

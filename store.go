@@ -197,8 +197,8 @@ func (s *leaseStore) addEvent(event watch.Event, shared bool) error {
 // addEventLocked records an event that brought rec. The caller holds mu.
 func (s *leaseStore) addEventLocked(kind watch.EventType, rec *record, shared bool) {
 	switch absent := !s.seen.exists() && kind != watch.Deleted; {
-	case absent && rec.version == s.seen.version, // it seems not to have been deleted
-		// it may be older than the read that found no Lease
+	// The Lease seems not to have been deleted; or the event may be older than the read that found no Lease.
+	case absent && rec.version == s.seen.version,
 		absent && shared && s.seen.version == 0 && !s.ours(rec.term()):
 		s.contradiction = true
 	case rec.version <= s.seen.version:

@@ -16,7 +16,7 @@ import (
 // itself, and code that panics or exits its goroutine takes nothing with it: the campaign ends as if its
 // context had, gives the lease back, and the panic goes on where the user ranges over the loop.
 //
-// What is under way here is also all that can keep a campaign from going on. Monitor.Check looks at it.
+// Nothing but these calls can keep a campaign from going on. Monitor.Check looks at them.
 type userCode struct {
 	clock clock
 	abort func(*userPanic) // ends the campaign
@@ -209,7 +209,7 @@ func (u *userCode) wait() {
 	}
 }
 
-// underWay returns the calls that are.
+// underWay returns the calls under way.
 func (u *userCode) underWay() []*call {
 	u.mu.Lock()
 	defer u.mu.Unlock()
