@@ -111,6 +111,7 @@ type view struct {
 func (a *assigner) view() view {
 	g, m := a.group, a.membership
 	v := view{now: a.clock.now().mono, me: m.row()}
+	v.dirty = a.roster.takeDirty() // before all else is read: what changes from now on wakes the next step
 	g.mu.Lock()
 	v.table, v.report = m.table, m.reportLocked()
 	if v.table.table != nil {

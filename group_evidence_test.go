@@ -3,6 +3,7 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -68,6 +69,35 @@ func TestGroupEnded(t *testing.T) {
 			t.Errorf("%s: ended %v, unsure %v; want %v, %v", c.name, got, m.unsure, c.want, c.unsure)
 		}
 	}
+}
+
+// A table that comes while a step begins is seen by that step, or wakes the next.
+func TestGroupTableWhileAStepBegins(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.join("a", 2)
+		f.sleep(I / 2)
+		m := a.group.present
+		r := m.roster
+		a.group.mu.Lock()
+		table := m.table
+		m.table = tableView{}
+		a.group.mu.Unlock()
+		r.mu.Lock()
+		views := make(chan view)
+		go func() { views <- m.assigner.view() }()
+		for range 1000 {
+			runtime.Gosched() // until the step waits for the roster
+		}
+		a.group.mu.Lock()
+		m.table = table
+		a.group.mu.Unlock()
+		r.dirty = true
+		r.mu.Unlock()
+		if v := <-views; !v.table.known && !r.isDirty() {
+			f.Error("the step goes by no table, and no other step follows")
+		}
+		a.quit()
+	})
 }
 
 // What a roster forgets when it is told of all Leases that it follows: the others, but for how long a held one

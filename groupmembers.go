@@ -70,6 +70,15 @@ func (r *roster) isDirty() bool {
 	return r.dirty
 }
 
+// takeDirty reports whether something has changed since it was called last.
+func (r *roster) takeDirty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	dirty := r.dirty
+	r.dirty = false
+	return dirty
+}
+
 // show puts into v what is known, where a Lease is to be followed alone, or all if selection is "".
 func (r *roster) show(v *view, selection string) {
 	r.mu.Lock()
@@ -78,8 +87,7 @@ func (r *roster) show(v *view, selection string) {
 	for name, member := range r.members {
 		v.members[name] = *member
 	}
-	v.listed, v.surveyed, v.deletedHolderUntil, v.dirty = r.listed, r.surveyed, r.deletedHolderUntil, r.dirty
-	r.dirty = false
+	v.listed, v.surveyed, v.deletedHolderUntil = r.listed, r.surveyed, r.deletedHolderUntil
 	v.unread = selection != "" && (r.unread || r.selected != selection)
 }
 
