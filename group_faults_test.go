@@ -666,3 +666,34 @@ func TestGroupCrashDuringWait_S4(t *testing.T) {
 		})
 	}
 }
+
+// S4: the assigner crashes while a new table waits. Its successor waits for D after it took over, because it cannot
+// know what was deleted before: that is a limit.
+func TestGroupCrashBeforeTableOpens_S4(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		runners := f.spreadThree()
+		f.srv.Delete(ns, name)
+		f.sleep(D / 2)
+		f.wantShape("[]")
+		table, err := shards.DecodeTable(f.lease().Annotations[tableAnnotation])
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, l := range f.memberLeases() {
+			if l.Name == table.Assigner.Lease {
+				f.srv.Client(*l.Spec.HolderIdentity).Partition(true)
+			}
+		}
+		if took := f.await(12, 3*D); took > 2*D+time.Second {
+			f.Errorf("owned again %v after the crash, want at most %v", took, 2*D+time.Second)
+		} else {
+			f.Logf("owned again %v after the crash", took)
+		}
+		for _, member := range []string{"a", "b", "c"} {
+			f.srv.Client(member).Partition(false)
+		}
+		for _, r := range runners {
+			r.quit()
+		}
+	})
+}
