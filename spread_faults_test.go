@@ -26,9 +26,9 @@ import (
 var groupWorlds = seeds.New("group", "sessions of keys", "virtual hours")
 
 // TestGroups plays groups with all kinds of faults. fleet judges that no key has two live sessions, and that tokens
-// increase (S6, G1, G7); after the last fault every key is owned, within one of each other by weight (S2). Then one
-// member crashes and another joins: all is owned again in time, and no more moves and is written than has to be (S3,
-// S4, S5). A seed that fails is replayed by
+// increase (S6, G1, G7); after the last fault every key is owned, within one of each other by weight (S2), and members
+// do no more than renew (S1). Then one member crashes and another joins: all is owned again in time, and no more moves
+// and is written than has to be (S3, S4, S5). A seed that fails is replayed by
 //
 //	go test -v -run TestGroups -group.seed=N .
 //
@@ -492,6 +492,7 @@ func (g *groupWorld) calm() {
 	g.sleep(g.byClocks(3*D + 10*time.Second))
 	g.checkShared()
 	if !g.Failed() {
+		g.checkQuiet()
 		g.crashOne()
 		g.joinOne()
 	}
@@ -530,6 +531,25 @@ func (g *groupWorld) checkShared() {
 	if owned != len(g.keys) {
 		g.Errorf("%v: %d of %d keys are owned: %v", time.Now(), owned, len(g.keys), owners)
 		g.describe()
+	}
+}
+
+// checkQuiet checks that members send their renewals, by their own clocks, and next to nothing else (S1).
+func (g *groupWorld) checkQuiet() {
+	requests := func() (n int) {
+		for _, m := range g.members {
+			if !m.gone.Load() {
+				n += m.client.Requests()
+			}
+		}
+		return n
+	}
+	const intervals, most = 10, 14 // of requests of each
+	before := requests()
+	g.sleep(intervals * I)
+	if n := requests() - before; n > most*g.count() {
+		g.Errorf("%v: %d requests of %d members in %v, want at most %d of each", time.Now(), n, g.count(),
+			intervals*I, most)
 	}
 }
 
