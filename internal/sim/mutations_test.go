@@ -47,20 +47,29 @@ var lists = []*list{
 	{"sharedwatch.mutations", coreDir, func() []string {
 		return []string{"-test.run=^TestSharedWatch", "-test.failfast", "-test.timeout=5m"}
 	}},
-	{"groups.mutations", coreDir, func() []string {
-		return []string{
-			"-test.run=^TestGroup|^TestRing|^TestSpread", "-test.failfast", "-test.timeout=20m",
-			fmt.Sprint("-group.seeds=", *groupSeeds),
-		}
-	}},
+	{"groups.mutations", coreDir, func() []string { return groupArgs("^TestGroup|^TestRing|^TestSpread") }},
 	{"shards.mutations", shardsDir, func() []string { return []string{"-test.failfast", "-test.timeout=5m"} }},
+}
+
+// groupArgs are those of tests of groups.
+func groupArgs(run string) []string {
+	return []string{"-test.run=" + run, "-test.failfast", "-test.timeout=20m", fmt.Sprint("-group.seeds=", *groupSeeds)}
 }
 
 // A mutation replaces lines in functions of the core.
 type mutation struct {
 	*list
-	name  string
-	edits []*edit
+	name   string
+	worlds bool // TestGroups alone has to find it
+	edits  []*edit
+}
+
+// finder returns the directory of the tests that have to find m, and their arguments.
+func (m *mutation) finder() (dir string, args []string) {
+	if m.worlds {
+		return coreDir, groupArgs("^TestGroups$")
+	}
+	return m.dir, m.args()
 }
 
 // functions returns the functions that m breaks.
@@ -129,8 +138,9 @@ func TestMutationsFound(t *testing.T) {
 			if err := faults[m]; err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command(programs[m.dir], m.args()...)
-			cmd.Dir = m.dir
+			dir, args := m.finder()
+			cmd := exec.Command(programs[dir], args...)
+			cmd.Dir = dir
 			cmd.Env = append(os.Environ(), "GOMAXPROCS=1", fmt.Sprintf("%s=%d", inForce, i+1))
 			out, err := cmd.CombinedOutput()
 			if err == nil || strings.Contains(string(out), "panic: test timed out") {
@@ -149,7 +159,7 @@ func TestMutationsFound(t *testing.T) {
 
 // verdict finds in the output of a test why it failed.
 var verdict = regexp.MustCompile(`(seed \d+: )[^\n]*\n\s*VIOLATION: ([^\n]*)|--- FAIL: ` +
-	`(TestSharedWatch\S+|Test(?:Owner|Plan|Contradicts)\S*)|` +
+	`(TestSharedWatch\S+|Test(?:Assign|Owner|Plan|Contradicts)\S*)|` +
 	`--- FAIL: (TestGroups/\d+|TestGroup[^s]\S*|TestRing\S*|TestSpread\S*)|panic: ([^\n]*)`)
 
 // readMutations reads a list in testdata; simulation.mutations describes the format.
@@ -171,6 +181,8 @@ func readMutations(t *testing.T, from *list) (all []*mutation) {
 		case line == "" || strings.HasPrefix(line, "#"):
 		case m == nil:
 			t.Fatalf("testdata/%s:%d: want \"== NAME\" before %q", from.file, i+1, line)
+		case line == "by TestGroups":
+			m.worlds = true
 		case in:
 			e = &edit{function: function}
 			m.edits = append(m.edits, e)
