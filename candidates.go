@@ -377,13 +377,14 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 		c.failures = 0
 		again := c.lostRace
 		c.lostRace = true
-		if now := c.campaign.store.latest(); now.held() && !c.campaign.claims.include(now.term()) {
+		now := c.campaign.store.latest()
+		switch {
+		case c.campaign.store.unchangedSince(o):
+			c.checkStalled(ctx, err)
+		case now.held() && !c.campaign.claims.include(now.term()):
 			c.lostRace = false
 			c.delays.reset()
 			return // a standby again: the next release must not find it asleep
-		}
-		if c.campaign.store.unchangedSince(o) {
-			c.checkStalled(ctx, err)
 		}
 		if !again {
 			return // the lease may be free all the same

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -345,7 +346,8 @@ func TestRecoverFrom(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		err      error
-		now      record // what is known of the Lease when the claim has failed; free as it was for the zero one
+		on       record // what was claimed; a free Lease for the zero one
+		now      record // what is known of the Lease when the claim has failed; it has not changed for the zero one
 		fails    int    // reads
 		with     error
 		ends     time.Duration // when ctx does; 0 for never
@@ -380,6 +382,12 @@ func TestRecoverFrom(t *testing.T) {
 		{name: "conflict, and the Lease has changed", err: conflict, again: true,
 			now: free.but(func(r *record) { r.version++ }), took: pause, lost: true, wider: true},
 		{name: "conflict with a new holder", err: conflict, again: true, now: heldByB, wider: true, reset: true},
+		{name: "conflict over a holder that did nothing", err: conflict, on: heldByB, lost: true, wider: true,
+			failing: true},
+		{name: "conflict over a holder that did nothing, again", err: conflict, on: heldByB, again: true, took: pause,
+			lost: true, wider: true, failing: true},
+		{name: "conflict over a holder that renewed", err: conflict, on: heldByB, again: true, wider: true, reset: true,
+			now: heldByB.but(func(r *record) { r.version++ })},
 		{name: "conflict with a claim of ours", err: conflict, again: true, took: pause, lost: true, wider: true,
 			now: heldByB.but(func(r *record) { r.identity = "a" })},
 	} {
@@ -388,7 +396,7 @@ func TestRecoverFrom(t *testing.T) {
 				c := idleCampaign(w, WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
 				k := newCandidate(c, &rivals{})
 				k.failures, k.lostRace = 3, tt.again
-				c.store.addRead(free, observation{})
+				c.store.addRead(cmp.Or(tt.on, free), observation{})
 				o := c.store.latest()
 				ancient := c.claims.begin(record{}, "a", time.Now().Add(-forgetClaimAfter-time.Minute))
 				n := c.claims.begin(record{}, "a", time.Now())
@@ -1075,4 +1083,49 @@ func TestAwaitNoticesFailingClaims_G14(t *testing.T) {
 			t.Errorf("logged %d times", n)
 		}
 	})
+}
+
+// Claims that meet with conflicts although the holder that has crashed did nothing are as rare as others that fail, and
+// are noticed after D.
+func TestConflictsOverCrashedHolder_G14(t *testing.T) {
+	for _, readsFail := range []bool{false, true} {
+		t.Run(fmt.Sprintf("reads fail: %v", readsFail), func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				spec := coordinationv1.LeaseSpec{HolderIdentity: new("x"), LeaseDurationSeconds: new(int32(15))}
+				w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: spec})
+				var claims atomic.Int64
+				var m Monitor
+				a := w.run("a", nil, WithMonitor(&m))
+				w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+					switch {
+					case r.Verb == "watch" || r.Verb == "list" || r.Verb == "get" && !readsFail:
+						return leasetest.Fault{}
+					case r.Verb == "get":
+						return leasetest.Fault{Err: leasetest.TooManyRequests(time.Second)}
+					}
+					if claims.Add(1) > 1000 {
+						return leasetest.Fault{Before: time.Second}
+					}
+					return leasetest.Fault{Err: apierrors.NewConflict(leasesGroupResource, name, nil)}
+				})
+				const warning = `msg="campaign stuck: claims fail although`
+				w.sleep(2 * D)
+				if w.logged(warning) != 0 || m.Check(nil) != nil {
+					t.Errorf("stuck after %d claims: %v", claims.Load(), m.Check(nil))
+				}
+				w.sleep(2 * I)
+				n := claims.Load()
+				if want := int64((D + 2*I) / time.Second * 3); n < 3 || n > want {
+					t.Errorf("%d claims in %v, want at most %d", n, D+2*I, want)
+				}
+				if w.logged(warning) == 0 || w.status(&m).LastError == "" {
+					t.Errorf("not logged after %d claims, or not shown: %q", n, w.status(&m).LastError)
+				}
+				if readsFail {
+					w.wantStuck(&m)
+				}
+				a.quit()
+			})
+		})
+	}
 }
