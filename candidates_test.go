@@ -600,7 +600,7 @@ func TestWrite(t *testing.T) {
 				}
 				return tt.answer, tt.err
 			})
-			if took := time.Since(began); err != tt.err || r != tt.answer || tt.ends && took != time.Second {
+			if took := time.Since(began); !errors.Is(err, tt.err) || r != tt.answer || tt.ends && took != time.Second {
 				t.Errorf("%s: %+v, %v, after %v", tt.name, r, err, took)
 			}
 			w.sleep(0)

@@ -1,6 +1,7 @@
 package leasehold
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,6 +10,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/leasehold-go/leasehold/internal/shards"
 )
 
 // Errors to compare with errors.Is.
@@ -65,6 +68,60 @@ func (l *loss) Unwrap() error { return ErrLost }
 func (l *loss) Reason() string { return l.reason }
 
 // The classes of API errors. What a request's error means is decided here and nowhere else.
+
+// A requestError is an error of a request, whose methods may be the program's. All that is asked of it while a lease
+// depends on it was asked once, where the program's code can do no harm.
+type requestError struct {
+	text   string
+	ended  error                  // context.Canceled or context.DeadlineExceeded, if it matches one of them
+	status *apierrors.StatusError // nil if it is not the reply of a server
+	cause  error                  // only for what the program asks
+}
+
+// examined returns err such that it can be asked without the program's code. The caller runs that code now.
+func examined(err error) error {
+	if _, ours := err.(*loss); err == nil || ours {
+		return err
+	}
+	e := &requestError{text: err.Error(), cause: err}
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		e.status = &apierrors.StatusError{ErrStatus: status.Status()}
+	}
+	for _, end := range []error{context.DeadlineExceeded, context.Canceled} {
+		if errors.Is(err, end) {
+			e.ended = end
+		}
+	}
+	return e
+}
+
+func (e *requestError) Error() string { return e.text }
+
+// Is makes errors.Is ask the cause, except for our own errors, which a request does not fail with.
+func (e *requestError) Is(target error) bool {
+	switch target {
+	case context.Canceled, context.DeadlineExceeded:
+		return target == e.ended
+	case ErrLost, ErrReleased, ErrYielded, ErrMoved, ErrHeld, ErrExists, ErrNotFound:
+		return false
+	}
+	return errors.Is(e.cause, target)
+}
+
+// As makes errors.As ask the cause, except for what is asked of it here, and for our own types.
+func (e *requestError) As(target any) bool {
+	switch target := target.(type) {
+	case *apierrors.APIStatus:
+		if e.status != nil {
+			*target = e.status
+		}
+		return e.status != nil
+	case *groupFault, *shards.FormatError:
+		return false
+	}
+	return errors.As(e.cause, target)
+}
 
 // outcomeUnknown reports whether a write that failed with err may have taken effect all the same. Only an
 // answer of the server that refuses the write rules that out.

@@ -15,10 +15,9 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 
@@ -450,41 +449,106 @@ func TestSharedWatchPanicsAgain_G13(t *testing.T) {
 	})
 }
 
-// An exitingError is a client's error that exits the goroutine that asks what it is.
-type exitingError struct{}
+// A hostileError is a client's error that misbehaves when it is asked what it is.
+type hostileError struct{ errorIs, as, unwrap, text func() }
 
-func (exitingError) Error() string { return "odd" }
-func (exitingError) Is(error) bool { runtime.Goexit(); return false }
+func (e hostileError) Error() string { e.text(); return "odd" }
+func (e hostileError) Is(error) bool { e.errorIs(); return false }
+func (e hostileError) As(any) bool   { e.as(); return false }
+func (e hostileError) Unwrap() error { e.unwrap(); return nil }
 
-// failingPatches is a client whose patches fail with an exitingError.
-type failingPatches struct {
-	Leases
-	fail *atomic.Bool
-}
-
-func (l failingPatches) Patch(
-	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string,
-) (*coordinationv1.Lease, error) {
-	if l.fail.Load() {
-		return nil, exitingError{}
+// Whatever an error of a client does when it is asked what it is, the lease is kept or given back, and it is followed
+// on.
+func TestHostileErrors_G13(t *testing.T) {
+	for _, verb := range []string{"patch", "get", "watch", "shared watch"} {
+		for _, method := range []string{"Is", "As", "Unwrap", "Error"} {
+			for _, what := range misdeeds {
+				t.Run(verb+" "+method+" "+what.name, func(t *testing.T) {
+					inWorld(t, func(w *world) { w.hostileError(verb, method, what) })
+				})
+			}
+		}
 	}
-	return l.Leases.Patch(ctx, name, pt, data, opts, subresources...)
 }
 
-// A renewal ends also if its error exits the goroutine: the lease is lost in time, and Release returns.
-func TestErrorExits_G13(t *testing.T) {
-	inWorld(t, func(w *world) {
-		var fail atomic.Bool
-		s := w.acquire(w.Context(), "a", func(o *options) {
-			o.hooks.wrap = func(l Leases) Leases { return failingPatches{l, &fail} }
-		})
-		fail.Store(true)
-		w.sleep(R + I)
-		if !errors.Is(s.Err(), ErrLost) {
-			t.Errorf("after renewals failed for longer than the renew deadline: %v", s.Err())
+// hostileError leads for a while during which one request fails with an error that misbehaves, and leaves the loop.
+func (w *world) hostileError(verb, method string, what misdeed) {
+	until := make(chan struct{})
+	nothing := func() {}
+	err := hostileError{nothing, nothing, nothing, nothing}
+	*map[string]*func(){"Is": &err.errorIs, "As": &err.as, "Unwrap": &err.unwrap, "Error": &err.text}[method] =
+		func() { what.do(until) }
+	panics := what.name == "panics" && method != "Error" // fmt recovers a panic of Error
+	var opts []Option
+	if verb == "shared watch" {
+		verb, opts = "watch", append(opts, WithSharedFrom(1))
+	}
+	var armed, failed, again atomic.Bool
+	w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+		switch {
+		case r.Verb != verb:
+		case armed.Swap(false):
+			failed.Store(true)
+			return leasetest.Fault{Err: err}
+		case failed.Load():
+			again.Store(true)
 		}
-		if err := s.Release(); !errors.Is(err, ErrLost) {
-			t.Errorf("Release: %v", err)
-		}
+		return leasetest.Fault{}
 	})
+	var recovered any
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { recovered = recover() }()
+		for s := range Sessions(w.Context(), w.options("a", opts...)...) {
+			time.Sleep(I)
+			armed.Store(true)
+			w.srv.Client("a").CloseWatches(nil)
+			select {
+			case <-time.After(3 * D):
+			case <-s.Done():
+			}
+			if !panics && s.Err() != nil {
+				w.Errorf("the session ended: %v", s.Err())
+			}
+			break
+		}
+	}()
+	w.sleep(5 * D)
+	select {
+	case <-done:
+	default:
+		w.Error("the loop has not ended")
+	}
+	if w.holder() != "" {
+		w.Errorf("%q holds the lease after the loop", w.holder())
+	}
+	switch {
+	case !failed.Load():
+		w.Error("no request failed")
+	case panics && recovered != "the program's":
+		w.Errorf("recovered %v", recovered)
+	case !panics && !again.Load():
+		w.Errorf("no %s after the one that failed", verb)
+	}
+	close(until)
+	<-done
+	synctest.Wait()
+}
+
+// An examined error answers users as the program's own does.
+func TestExaminedErrors(t *testing.T) {
+	cause := leasetest.ServiceUnavailable()
+	err := examined(fmt.Errorf("patch: %w", errors.Join(cause, io.EOF, context.Canceled)))
+	var status *apierrors.StatusError
+	if !errors.Is(err, io.EOF) || !errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		!errors.As(err, &status) || status != cause || !apierrors.IsServiceUnavailable(err) {
+		t.Error(err)
+	}
+	if lost := lostBecause(expired, "late"); examined(lost) != lost || examined(nil) != nil {
+		t.Error("our own errors are not as they were")
+	}
+	if err := examined(io.EOF); answered(err) || errors.Is(err, ErrLost) || errors.As(err, new(groupFault)) {
+		t.Error(err)
+	}
 }

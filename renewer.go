@@ -300,7 +300,7 @@ func (r *renewer) settle(f *flight, rec record, err error) {
 	if f.settled.Swap(true) {
 		return
 	}
-	defer r.lease.failures.record("renew", err) // last, because it asks the program's errors
+	defer r.lease.failures.record("renew", err)
 	if err == nil {
 		r.looking.Store(true) // no other step need begin because of what recordWrite records: the one below does
 	}

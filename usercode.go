@@ -244,7 +244,8 @@ func (u *userCode) busy(what string) bool {
 }
 
 // newRequest prepares a request. The caller runs what it returns on a goroutine of its own: f, and then answer with
-// what f has returned. The error says why the request may not be made. The limit says when f is late.
+// what f has returned, an examined error in any case. The error says why the request may not be made. The limit says
+// when f is late.
 func newRequest[T any](
 	u *userCode, what string, limit time.Duration, f func() (T, error), answer func(T, error),
 ) (run func(), err error) {
@@ -259,6 +260,7 @@ func newRequest[T any](
 	}
 	return u.begin(what, limit, func() {
 		result.value, result.err = f()
+		result.err = examined(result.err)
 		result.returned = true
 	}, func() {
 		if !result.returned {
