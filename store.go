@@ -103,6 +103,10 @@ func (s *leaseStore) setAfterGapLocked(rec *record) {
 
 // missHolderLocked waits out a holder that was not seen, of the Lease with uid. The caller holds mu.
 func (s *leaseStore) missHolderLocked(uid types.UID) {
+	if uid != s.seen.missedHolderUID {
+		// The deletion of the Lease with uid will say nothing of who held an earlier one.
+		s.seen.deletedHolderUntil = s.seen.clearAt()
+	}
 	until := s.clock.now().mono.Add(max(s.seen.wait, s.fallback))
 	s.seen.missedHolderUntil, s.seen.missedHolderUID = later(s.seen.missedHolderUntil, until), uid
 }
