@@ -51,7 +51,7 @@ func newAssigner(m *membership) *assigner {
 		membership: m, group: g, clock: g.campaign.clock, roster: r, missing: missing, fresh: fresh, fences: fences,
 		rests: rests, writer: writer, epochs: epochs, planner: planner,
 		standby: &standby{group: g, missing: missing, fences: fences, fresh: fresh, planner: planner},
-		unused:  &unusedLeases{group: g, roster: r, since: map[string]time.Time{}},
+		unused:  &unusedLeases{group: g, roster: r, since: map[string]time.Time{}, setbacks: setbacks{}},
 		unowned: &unownedKeys{group: g, rests: rests},
 	}
 }

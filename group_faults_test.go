@@ -211,6 +211,48 @@ func TestGroupWedgedAssignerAndNext(t *testing.T) {
 	})
 }
 
+// Leases of no use that cannot be deleted keep the assigner from nothing else for longer than one request.
+func TestGroupUnusedLeasesNotDeleted(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fault func(r leasetest.Request) leasetest.Fault
+	}{
+		{"no answer", func(leasetest.Request) leasetest.Fault { return leasetest.Fault{Drop: leasetest.TheRequest} }},
+		{"slow refusal", func(r leasetest.Request) leasetest.Fault {
+			return leasetest.Fault{Before: R / 4, Err: leasetest.Forbidden(r)}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+					if r.Verb == "delete" {
+						fault = c.fault(r)
+					}
+					return fault
+				})
+				a := f.spread("a", Keys(numbered(4)...))
+				for i := range 20 {
+					f.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+						Namespace: ns, Name: fmt.Sprintf("%s-m-%012d", name, i),
+						Labels: map[string]string{groupLabel: name},
+					}})
+				}
+				f.sleep(2*D + I)
+				b := f.spread("b", Keys(numbered(4)...))
+				f.sleep(R/3 + 2*I)
+				f.wantShape("a b[2 2]")
+				f.srv.Client("a").OnRequest(nil)
+				f.sleep(2 * D)
+				if n := len(f.memberLeases()); n != 2 {
+					f.Errorf("%d Leases of members, want 2", n)
+				}
+				a.quit()
+				b.quit()
+			})
+		})
+	}
+}
+
 // A key that rests because its work fails is no reason to take over.
 func TestGroupRestingKeyIsAnswered(t *testing.T) {
 	inFleet(t, func(f *fleet) {

@@ -49,7 +49,9 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		a.planned = p
 	}
 	again := earlier(e.until, a.rests.next(v.now))
-	return min(s.wait, again.Sub(v.now), a.unowned.report(v)), a.unused.tidy(ctx, v)
+	wait := min(s.wait, again.Sub(v.now), a.unowned.report(v))
+	a.unused.tidy(ctx, v)
+	return wait, nil
 }
 
 // writeNext writes the table that was planned.
