@@ -400,6 +400,37 @@ func TestGroupEarlierEpochRestored(t *testing.T) {
 	}
 }
 
+// A member that assigns nothing forgets the sets of keys that are of no use any more.
+func TestGroupForgetsSets(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		sets := make(chan []string, 1)
+		sets <- numbered(4)
+		a := f.spread("a", sets)
+		f.sleep(time.Second)
+		b := f.spread("b", Keys(numbered(4)...))
+		f.sleep(time.Second)
+		var monitor Monitor
+		c := f.spread("c", Keys(numbered(4)...), WithMonitor(&monitor))
+		f.sleep(2 * I)
+		for n := range maxSets + 10 {
+			sets <- numbered(5 + n)
+			f.sleep(I / 2)
+		}
+		f.sleep(I)
+		g := monitor.allGroups()[0]
+		g.mu.Lock()
+		n := len(g.sets.byDigest)
+		_, known := g.sets.byDigest[shards.Digest(numbered(4))]
+		g.mu.Unlock()
+		if n > maxSets || !known {
+			f.Errorf("%d sets are remembered, want at most %d; its own among them: %v", n, maxSets, known)
+		}
+		for _, r := range []*runner{a, b, c} {
+			r.quit()
+		}
+	})
+}
+
 // A set of keys that somebody deletes is published again by the member that knows it, once an assigner misses it.
 func TestGroupKeysDeleted(t *testing.T) {
 	for _, keys := range [][]string{{"c1", "c2"}, numbered(4)} {

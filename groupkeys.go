@@ -177,8 +177,9 @@ func (g *group) forgetSets(used map[string]bool) {
 	if len(g.sets.byDigest) <= maxSets {
 		return
 	}
+	known := shards.Digest(g.sets.known)
 	for digest := range g.sets.byDigest {
-		if !used[digest] && digest != shards.Digest(g.sets.known) {
+		if !used[digest] && digest != known {
 			delete(g.sets.byDigest, digest)
 		}
 	}

@@ -152,7 +152,13 @@ func (m *membership) setTable(ctx context.Context, lease *coordinationv1.Lease) 
 		v.record.version = m.table.record.version // what is older than what was seen stays old
 	}
 	m.table = v
+	inUse := map[string]bool{m.group.sets.digest: true}
+	others := v.selection(m.term(), m.group.buckets) != "" // assign the keys: no plan forgets what we do not need
 	m.group.mu.Unlock()
+	if others {
+		inUse[v.table.Keys] = true
+		m.group.forgetSets(inUse)
+	}
 	m.news.signal()
 	m.roster.tableChanged()
 	return nil
