@@ -3,8 +3,10 @@ package leasehold
 import (
 	"context"
 	"errors"
+	"maps"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -134,6 +136,46 @@ func TestGroupRosterForgets(t *testing.T) {
 		}
 		if lives := !r.deletedHolderUntil.IsZero(); lives != (!c.kept && c.record.held()) {
 			t.Errorf("%s: its holder may live: %v", c.name, lives)
+		}
+	}
+}
+
+// A list that is older than a deletion does not bring the Lease back.
+func TestGroupOldList(t *testing.T) {
+	lease := func(name string, version int) *coordinationv1.Lease {
+		return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+			Name: name, UID: "u", ResourceVersion: strconv.Itoa(version), Labels: map[string]string{groupLabel: "g"},
+		}}
+	}
+	for _, c := range []struct {
+		name  string
+		gone  func(r *roster)
+		list  []*coordinationv1.Lease
+		as    uint64
+		known string
+		err   error
+	}{
+		{"deleted since", func(r *roster) { r.update(lease("g-m-x", 105), true) },
+			[]*coordinationv1.Lease{lease("g-m-x", 90), lease("g-m-y", 90)}, 100, "g-m-y", errOldList},
+		{"missing in a newer list", func(r *roster) { r.setAll([]*coordinationv1.Lease{lease("g-m-y", 90)}, 105) },
+			[]*coordinationv1.Lease{lease("g-m-x", 90), lease("g-m-y", 90)}, 100, "g-m-y", errOldList},
+		{"deleted before", func(r *roster) { r.update(lease("g-m-x", 105), true) },
+			[]*coordinationv1.Lease{lease("g-m-y", 90), lease("g-m-z", 104)}, 105, "g-m-y g-m-z", nil},
+		{"old, and nothing unknown", func(r *roster) { r.update(lease("g-m-x", 105), true) },
+			[]*coordinationv1.Lease{lease("g-m-y", 90)}, 100, "g-m-y", nil},
+		{"old, and nothing deleted", func(r *roster) { r.update(lease("g-m-x", 105), false) },
+			[]*coordinationv1.Lease{lease("g-m-x", 90), lease("g-m-y", 90), lease("g-m-z", 95)}, 100,
+			"g-m-x g-m-y g-m-z", nil},
+	} {
+		g := &group{campaign: &campaign{options: &options{duration: D}}}
+		g.client = &groupClient{g.campaign, "g"}
+		r := &roster{group: g, clock: virtualClock{}, members: map[string]*memberView{}, news: newWakeup()}
+		r.setAll([]*coordinationv1.Lease{lease("g-m-x", 90), lease("g-m-y", 90)}, 100)
+		c.gone(r)
+		err := r.recordList(c.list, c.as, nil)
+		known := strings.Join(slices.Sorted(maps.Keys(r.members)), " ")
+		if err != c.err || known != c.known {
+			t.Errorf("%s: %q, %v; want %q, %v", c.name, known, err, c.known, c.err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +36,7 @@ type roster struct {
 	members            map[string]*memberView // by the name of the Lease
 	listed             uint64                 // the version as of which all are known; 0 while only some are followed
 	surveyed           uint64                 // the version of the newest list of all; events may have left one out
+	deleted            uint64                 // the version as of which a Lease was last seen to be gone
 	selected           string                 // the Lease that is followed; "" for all
 	unread             bool                   // that Lease was not read yet since it was selected
 	reselect           context.CancelFunc     // ends the reading and watching under way, to begin with a new selection
@@ -167,6 +169,7 @@ func (r *roster) update(lease *coordinationv1.Lease, deleted bool) {
 		r.recordLocked(lease)
 	case known != nil && known.seen.version <= record.version:
 		r.forgetLocked(lease.Name)
+		r.deleted = max(r.deleted, record.version)
 	}
 	if r.selected == "" && r.listed > 0 {
 		r.listed = max(r.listed, record.version) // events come in order
@@ -191,6 +194,7 @@ func (r *roster) keepLocked(listed []*coordinationv1.Lease, version uint64) {
 	for name, v := range r.members {
 		if !present[name] && v.seen.version <= version && !(v.unlabelled && v.seen.held()) {
 			r.forgetLocked(name)
+			r.deleted = max(r.deleted, version)
 		}
 	}
 	r.listed, r.surveyed = max(r.listed, version), max(r.surveyed, version)
@@ -290,6 +294,9 @@ func (r *roster) listAll(ctx context.Context) error {
 	return r.recordList(r.group.client.listUnlabelled(ctx))
 }
 
+// errOldList says that a list may have Leases that were seen to be gone.
+var errOldList = errors.New("the list is older than the last deletion that was seen")
+
 // recordList records that the Leases of the group are those that were listed as of version.
 func (r *roster) recordList(leases []*coordinationv1.Lease, version uint64, err error) error {
 	if err != nil {
@@ -297,6 +304,11 @@ func (r *roster) recordList(leases []*coordinationv1.Lease, version uint64, err 
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, l := range leases {
+		if r.members[l.Name] == nil && version < r.deleted {
+			return errOldList // no event would say again that it is gone
+		}
+	}
 	r.keepLocked(leases, version)
 	for _, l := range leases {
 		r.recordLocked(l)
