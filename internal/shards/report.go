@@ -3,6 +3,7 @@ package shards
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -53,22 +54,43 @@ type encodedReport struct {
 	Refused  [][2]int    `json:"f,omitempty"`
 }
 
-// plainReport is up to which length a report is not compressed.
-const plainReport = 1024
+const (
+	// plainReport is up to which length a report is not compressed.
+	plainReport = 1024
+	// maxReport is how long a report may be, in bytes: all annotations of an object together have 256 KiB.
+	maxReport = 200_000
+	// maxRuns is of how many runs of keys of each kind a report is made at first.
+	maxRuns = 1 << 15
+)
 
 // compressed begins a report that is.
 const compressed = "zlib:"
 
-// Encode returns the report as an annotation has it.
+// Encode returns the report as an annotation has it. One that would be too long leaves out keys that were returned,
+// which stay the member's until a later report, and keys that are refused, which may be given to it: it returns them at
+// once. A running key that is left out would be taken for over. So none is, and keys between them are named as well.
 func (r Report) Encode() string {
+	text := r.encode(maxRuns)
+	for runs := maxRuns / 2; len(text) > maxReport; runs /= 2 {
+		text = r.encode(runs)
+	}
+	return text
+}
+
+// encode returns the report with at most a number of runs of each kind of keys.
+func (r Report) encode(runs int) string {
+	refused := runsOf(r.Refused)
 	e := encodedReport{
 		tableFormat, r.Acquired, r.Epoch, r.Gen, r.Mark, r.Version, r.Bad, r.Keys, r.Own, r.Buckets, r.Weight,
-		runsOf(r.Running), nil, runsOf(r.Refused),
+		joinRuns(runsOf(r.Running), runs), nil, refused[:min(len(refused), runs)],
 	}
 	for i, u := range r.Returned {
 		if i > 0 && u == (Return{r.Returned[i-1].Key + 1, r.Returned[i-1].Given, r.Returned[i-1].Failed}) {
 			e.Returned[len(e.Returned)-1][1]++
 			continue
+		}
+		if len(e.Returned) == runs {
+			break
 		}
 		failed := uint64(0)
 		if u.Failed {
@@ -140,6 +162,27 @@ func runsOf(numbers []int) [][2]int {
 		}
 	}
 	return runs
+}
+
+// joinRuns returns at most a number of runs that have all that runs have: those that lie closest are joined.
+func joinRuns(runs [][2]int, most int) [][2]int {
+	if len(runs) <= most {
+		return runs
+	}
+	gaps := make([]int, len(runs)-1) // by the run before each
+	for i := range gaps {
+		gaps[i] = runs[i+1][0] - runs[i][0] - runs[i][1]
+	}
+	narrow := slices.Sorted(slices.Values(gaps))[len(gaps)-most] // fewer than most are wider
+	joined := [][2]int{runs[0]}
+	for i, r := range runs[1:] {
+		if last := &joined[len(joined)-1]; gaps[i] <= narrow {
+			last[1] = r[0] + r[1] - last[0]
+		} else {
+			joined = append(joined, r)
+		}
+	}
+	return joined
 }
 
 // numbersOf returns the numbers of runs.

@@ -2,7 +2,9 @@ package shards
 
 import (
 	"math"
+	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -183,6 +185,67 @@ func FuzzDecodeTable(f *testing.F) {
 			p.Next(1)
 		}
 	})
+}
+
+// A report with very many keys fits into an annotation. Whatever is running is in it, and nothing else is returned or
+// refused than was.
+func TestReportTooLong(t *testing.T) {
+	chance := rand.New(rand.NewPCG(1, 2))
+	for _, most := range []int{100, 3_000, 200_000} {
+		want := Report{Acquired: 1, Epoch: 2, Gen: 3, Mark: 4, Keys: Digest(nil), Weight: 1}
+		for key := 0; len(want.Running) < most && key < MaxKeys-8; {
+			key += 1 + chance.IntN(3)
+			want.Running = append(want.Running, key)
+			key += 1 + chance.IntN(3)
+			want.Returned = append(want.Returned, Return{key, chance.Uint64(), key%2 == 0})
+			key++
+			want.Refused = append(want.Refused, key)
+		}
+		text := want.Encode()
+		if len(text) > maxReport {
+			t.Errorf("%d keys of each kind: %d bytes, want at most %d", most, len(text), maxReport)
+		}
+		got, err := DecodeReport(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if most <= 3_000 && !reflect.DeepEqual(got, want) {
+			t.Errorf("%d keys of each kind: something is left out", most)
+		}
+		running := map[int]bool{}
+		for _, key := range got.Running {
+			running[key] = true
+		}
+		for _, key := range want.Running {
+			if !running[key] {
+				t.Fatalf("%d keys of each kind: %d is taken for over", most, key)
+			}
+		}
+		if n := len(got.Returned); n == 0 || !slices.Equal(got.Returned, want.Returned[:n]) {
+			t.Errorf("%d keys of each kind: %d are returned, and they are not the first", most, n)
+		}
+		if n := len(got.Refused); n == 0 || !slices.Equal(got.Refused, want.Refused[:n]) {
+			t.Errorf("%d keys of each kind: %d are refused, and they are not the first", most, n)
+		}
+	}
+}
+
+// Runs are joined where they lie closest.
+func TestJoinRuns(t *testing.T) {
+	runs := [][2]int{{1, 2}, {4, 1}, {9, 1}, {11, 3}, {30, 1}}
+	for most, want := range [][][2]int{
+		1: {{1, 30}},
+		2: {{1, 13}, {30, 1}},
+		3: {{1, 4}, {9, 5}, {30, 1}},
+		4: {{1, 4}, {9, 5}, {30, 1}}, // of gaps that are alike all are closed
+		5: runs,
+	} {
+		if most > 0 {
+			if got := joinRuns(runs, most); !slices.Equal(got, want) {
+				t.Errorf("at most %d runs: %v, want %v", most, got, want)
+			}
+		}
+	}
 }
 
 // FuzzDecodeReport shows that whatever a report says is an error or can be planned by.
