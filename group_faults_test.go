@@ -695,6 +695,45 @@ func TestGroupTableDamagedAgain(t *testing.T) {
 	})
 }
 
+// A key that a member drops, while nobody can read its new set, is not given to it again: another has it.
+func TestGroupDroppedKey(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		sets := make(chan []string, 1)
+		sets <- numbered(4)
+		a := f.spread("a", Keys(numbered(4)...))
+		f.sleep(time.Second)
+		b := f.spread("b", sets)
+		f.sleep(3 * I)
+		f.wantShape("a b[2 2]")
+		dropped := f.owners()["b"]
+		f.srv.Client("b").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "create" {
+				fault.Err = leasetest.ServiceUnavailable()
+			}
+			return fault
+		})
+		sets <- slices.Clone(f.owners()["a"])
+		f.sleep(2 * I)
+		writes := f.tableWrites()
+		f.sleep(time.Minute)
+		if n := writes(); n != 0 {
+			f.Errorf("%d writes of the table in a minute, want none", n)
+		}
+		f.wantShape("a b[2 2]")
+		for _, key := range dropped {
+			if slices.Contains(f.owners()["b"], key) {
+				f.Errorf("b has %s, which it has dropped", key)
+			}
+		}
+		f.srv.Client("b").OnRequest(nil)
+		sets <- numbered(4)
+		f.sleep(3 * I)
+		f.wantShape("a b[2 2]")
+		a.quit()
+		b.quit()
+	})
+}
+
 // S4: the Lease of the next in line is deleted, and it joins again. Until its former term is certainly over the table
 // has both, and the member after it is the next in line.
 func TestGroupNextJoinsAgain_S4(t *testing.T) {

@@ -16,6 +16,7 @@ type keySets struct {
 	known     []string            // the keys that the member knows, sorted
 	published []string            // the last set of these that others can read
 	digest    string              // of the published set; "" before there is one
+	dropped   []string            // what the published set has, and the member does not know any more
 	byDigest  map[string][]string // sets of any member
 	pages     map[string][]string // the first pages of sets that were not read to the end, by digest
 }
@@ -29,6 +30,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 	g.mu.Lock()
 	keys = g.sets.addLocked(digest, keys)
 	g.sets.known = keys
+	g.sets.dropped = without(g.sets.published, keys)
 	var gone []*keySession
 	for _, sessions := range []map[string]*keySession{g.sessions, g.earlier} {
 		for key, s := range sessions {
@@ -46,7 +48,7 @@ func (g *group) know(ctx context.Context, keys []string) error {
 		return err
 	}
 	g.mu.Lock()
-	g.sets.published, g.sets.digest = keys, digest
+	g.sets.published, g.sets.digest, g.sets.dropped = keys, digest, nil
 	m := g.present
 	if m != nil {
 		m.owner.Know(digest)
@@ -56,6 +58,16 @@ func (g *group) know(ctx context.Context, keys []string) error {
 		m.tell()
 	}
 	return nil
+}
+
+// without returns those of all that are not in some, which is sorted.
+func without(all, some []string) (others []string) {
+	for _, key := range all {
+		if _, there := slices.BinarySearch(some, key); !there {
+			others = append(others, key)
+		}
+	}
+	return others
 }
 
 // republish publishes the keys again.

@@ -106,13 +106,19 @@ func (m *membership) tellReturned() time.Duration {
 // reportLocked returns what the member reports. The caller holds the group's mu.
 func (m *membership) reportLocked() shards.Report {
 	var refused []int
-	for key := range m.group.earlier {
+	refuse := func(key string) {
 		if i, ok := m.indexLocked(key); ok {
 			refused = append(refused, i)
 		}
 	}
+	for key := range m.group.earlier {
+		refuse(key)
+	}
+	for _, key := range m.group.sets.dropped {
+		refuse(key)
+	}
 	slices.Sort(refused)
-	r := m.owner.Report(refused)
+	r := m.owner.Report(slices.Compact(refused))
 	r.Version = m.table.record.version
 	return r
 }

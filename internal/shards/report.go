@@ -25,7 +25,8 @@ type Report struct {
 	Running []int
 	// Returned are the keys that it gives back without being asked.
 	Returned []Return
-	// Refused are keys that it cannot have now, because work of an earlier term has not returned.
+	// Refused are keys that it cannot have now, because work of an earlier term has not returned, or because it does
+	// not know them any more and others cannot read that yet.
 	Refused []int
 }
 
