@@ -695,6 +695,43 @@ func TestGroupTableDamagedAgain(t *testing.T) {
 	})
 }
 
+// A controller that restores a table again and again, which its members have gone beyond, causes few new ones. The
+// first comes at once.
+func TestGroupTableRestoredAgain(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.spread("a", Keys(numbered(2)...))
+		f.sleep(I)
+		old := f.lease().Annotations[tableAnnotation]
+		b := f.spread("b", Keys(numbered(2)...))
+		f.sleep(3 * I)
+		f.wantShape("a b[1 1]")
+		restore := func() {
+			f.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations[tableAnnotation] = old })
+		}
+		writes := f.tableWrites()
+		var over atomic.Bool
+		f.srv.OnCommit(func(c leasetest.Change) {
+			if !over.Load() && c.New.Name == name && c.New.Annotations[tableAnnotation] != old {
+				go restore()
+			}
+		})
+		restore()
+		f.sleep(time.Second)
+		if n := writes(); n < 2 {
+			f.Errorf("%d writes of the table, want a new one at once", n)
+		}
+		f.sleep(20 * I)
+		if n := writes(); n < 10 || n > 100 {
+			f.Errorf("%d writes of the table, want at most four in each renew interval", n)
+		}
+		over.Store(true)
+		f.sleep(3 * D)
+		f.wantShape("a b[1 1]")
+		a.quit()
+		b.quit()
+	})
+}
+
 // A key that a member drops, while nobody can read its new set, is not given to it again: another has it.
 func TestGroupDroppedKey(t *testing.T) {
 	inFleet(t, func(f *fleet) {

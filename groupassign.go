@@ -11,7 +11,7 @@ import (
 
 // assign writes the next table, if there is anything to change.
 func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
-	c, t := a.group.campaign, v.table.table
+	t := v.table.table
 	a.writer.recognise(v.table)
 	if (!a.writer.wrote(v.table) || !t.Open) && v.surveyed < v.table.record.version {
 		// Somebody else wrote it, or it is new: what members reported has to be compared with it.
@@ -21,7 +21,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 	s := a.inspect(v)
 	switch {
 	case s.contradicting != "":
-		return gathering(c.options), a.epochs.begin(ctx, v, t,
+		return a.epochs.begin(ctx, v, t,
 			"the group's table is not the one that its members went by: it was restored or edited; beginning a new one",
 			"member", v.members[s.contradicting].seen.identity)
 	case s.silent != "":

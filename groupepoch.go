@@ -26,7 +26,7 @@ type epochs struct {
 	// About the epoch that this member began last:
 	untraced uint64    // that epoch, if there was no trace of an earlier table; else 0
 	hold     time.Time // until when it gives nothing, for others to join
-	nextAt   time.Time // when another may begin, because there is no table; zero while there is
+	nextAt   time.Time // when another may begin; zero if that is past, and there is a table
 }
 
 // observe finds that v has a table that can be read.
@@ -89,30 +89,33 @@ func (e *epochs) beginFirst(ctx context.Context, v view) (time.Duration, error) 
 	if e.nextAt.IsZero() { // not all at once
 		e.nextAt = v.now.Add(g.campaign.options.between(0, gathering(g.campaign.options)))
 	}
+	return e.begin(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
+}
+
+// begin writes the first table of an epoch, and logs why where there was a table. If this member began another epoch
+// within the renew interval, it only returns how long to wait: somebody may damage or restore each table.
+func (e *epochs) begin(
+	ctx context.Context, v view, old *shards.Table, why string, attributes ...any,
+) (time.Duration, error) {
 	if wait := e.nextAt.Sub(v.now); wait > 0 {
 		return wait, nil
 	}
-	err := e.begin(ctx, v, nil, "the group's table cannot be read; beginning a new one", "error", v.table.err)
-	if err == nil {
-		e.nextAt = v.now.Add(g.campaign.options.renewInterval) // not sooner again, if this one is damaged too
-	}
-	return gathering(g.campaign.options), err
-}
-
-// begin writes the first table of an epoch, and logs why where there was a table.
-func (e *epochs) begin(ctx context.Context, v view, old *shards.Table, why string, attributes ...any) error {
 	g := e.group
+	o := g.campaign.options
 	first := shards.NewTable(old, rand.Uint64()|1, rand.Uint64(), v.me, g.buckets)
 	e.untraced = 0
 	if !v.table.exists && !e.hasTrace(v) {
 		e.untraced = first.Epoch
 	}
-	e.hold = v.now.Add(min(g.campaign.options.renewInterval, time.Second))
+	e.hold = v.now.Add(min(o.renewInterval, time.Second))
 	written, err := e.writer.write(ctx, v, first, nil)
+	if written {
+		e.nextAt = v.now.Add(o.renewInterval)
+	}
 	if written && v.table.exists {
 		g.campaign.log.warn(why, append([]any{"group", g.client.group}, attributes...)...)
 	}
-	return err
+	return gathering(o), err
 }
 
 // hasTrace reports whether there is a trace of an earlier table.
@@ -158,7 +161,7 @@ func (e *epochs) awaitOtherKeys(ctx context.Context, v view) (time.Duration, err
 	if wait < maxDuration {
 		return wait, nil
 	}
-	return gathering(g.campaign.options), e.begin(ctx, v, t,
+	return e.begin(ctx, v, t,
 		"the members that shared out other keys are gone; beginning a new table")
 }
 
