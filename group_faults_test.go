@@ -732,6 +732,56 @@ func TestGroupTableRestoredAgain(t *testing.T) {
 	})
 }
 
+// Keys that have no owner because a new table gives nothing for long are logged too.
+func TestGroupUnownedWhileClosed(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		join func(f *fleet, member string) (quit func())
+	}{
+		{"Spread", func(f *fleet, member string) func() { return f.spread(member, Keys(numbered(4)...)).quit }},
+		{"Join", func(f *fleet, member string) func() {
+			r := f.join(member, 4)
+			return func() { r.quit() }
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				quitA := c.join(f, "a")
+				f.sleep(time.Second)
+				quitB := c.join(f, "b")
+				f.sleep(2 * I)
+				f.wantShape("a b[2 2]")
+				const mute = name + "-m-0123456789ab" // whose report cannot be read
+				now := metav1.NowMicro()
+				f.srv.Put(&coordinationv1.Lease{
+					ObjectMeta: metav1.ObjectMeta{
+						Namespace: ns, Name: mute, Labels: map[string]string{groupLabel: name},
+						Annotations: map[string]string{memberAnnotation: "rubbish"},
+					},
+					Spec: coordinationv1.LeaseSpec{
+						HolderIdentity: new("mute"), LeaseDurationSeconds: new(int32(3600)),
+						AcquireTime: &now, RenewTime: &now,
+					},
+				})
+				f.srv.Delete(ns, name)
+				f.sleep(D + time.Second/2) // it would give them by then, but for that report
+				if n := f.logged("keys of the group have no owner"); n != 0 {
+					f.Errorf("%d lines about keys without an owner, want none yet", n)
+				}
+				f.sleep(2 * D)
+				if n := f.logged("keys of the group have no owner"); n != 1 || f.logged("count=4") != 1 {
+					f.Errorf("%d lines about keys without an owner, want one that counts 4", n)
+				}
+				f.srv.Edit(ns, mute, func(l *coordinationv1.Lease) { l.Spec = coordinationv1.LeaseSpec{} })
+				f.sleep(D)
+				f.wantShape("a b[2 2]")
+				quitA()
+				quitB()
+			})
+		})
+	}
+}
+
 // A key that a member drops, while nobody can read its new set, is not given to it again: another has it.
 func TestGroupDroppedKey(t *testing.T) {
 	inFleet(t, func(f *fleet) {
@@ -763,9 +813,12 @@ func TestGroupDroppedKey(t *testing.T) {
 			}
 		}
 		f.srv.Client("b").OnRequest(nil)
-		sets <- numbered(4)
 		f.sleep(3 * I)
 		f.wantShape("a b[2 2]")
+		report, err := shards.DecodeReport(f.srv.Lease(ns, f.leaseOf("b")).Annotations[memberAnnotation])
+		if err != nil || report.Refused != nil {
+			f.Errorf("b refuses %v although its new set is published; %v", report.Refused, err)
+		}
 		a.quit()
 		b.quit()
 	})

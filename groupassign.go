@@ -31,7 +31,7 @@ func (a *assigner) assign(ctx context.Context, v view) (time.Duration, error) {
 		return maxDuration, nil // the table is new to ourselves
 	case !t.Open:
 		if wait, err := a.epochs.untilOpen(ctx, v, s.ready); wait != opens || err != nil {
-			return min(s.wait, max(wait, 0)), err
+			return min(s.wait, max(wait, 0), a.unowned.report(v)), err
 		}
 	}
 	p, e := a.planner.plan(ctx, v)
