@@ -30,15 +30,15 @@ func (s *session) beat() {
 	}
 }
 
-// A beatCheck looks, four times in each limit, whether the work called Beat. The renewer owns it.
+// A beatCheck finds out, four times in each limit, whether the work called Beat. The renewer owns it.
 type beatCheck struct {
 	limit time.Duration // 0 where the work need not call Beat
-	heard time.Time     // when a look last found a call; the call was earlier
-	next  time.Time     // when to look next
+	heard time.Time     // when a check last found a call; the call was earlier
+	next  time.Time     // when to check next
 }
 
-// look returns how long to wait until the next look, and whether the work is stuck.
-func (b *beatCheck) look(s *session, now time.Time) (wait time.Duration, stuck bool) {
+// check returns how long to wait until the next check, and whether the work is stuck.
+func (b *beatCheck) check(s *session, now time.Time) (wait time.Duration, stuck bool) {
 	if b.limit == 0 {
 		return maxDuration, false
 	}

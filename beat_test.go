@@ -91,7 +91,7 @@ func TestBeatBegins(t *testing.T) {
 	})
 }
 
-// A limit that four looks do not divide is kept all the same: a call is found by the first look after it, and missed
+// A limit that four checks do not divide is kept all the same: a call is found by the first check after it, and missed
 // the limit after that.
 func TestBeatLimit(t *testing.T) {
 	const limit = 20*time.Second + 3
@@ -102,7 +102,7 @@ func TestBeatLimit(t *testing.T) {
 	b := beatCheck{limit: limit, heard: began}
 	now, stuck, wait := began, false, time.Duration(0)
 	for looks := 0; !stuck && looks < 10; looks++ {
-		wait, stuck = b.look(s, now)
+		wait, stuck = b.check(s, now)
 		if wait <= 0 {
 			t.Fatalf("wait %v", wait)
 		}

@@ -10,16 +10,16 @@ import (
 // candidates wait for any of the leases of campaigns. They are on one goroutine, the caller's, and claim one lease at a
 // time, the next one only when it is known what became of the claim before, or when that could not be had.
 type candidates struct {
-	campaigns campaigns
-	all       []*candidate
-	rivals    rivals    // those for one slot are those for another
-	settled   time.Time // until then no lease is claimed while another has not been read yet
+	campaigns         campaigns
+	all               []*candidate
+	contention        contention // that for one slot are those for another
+	waitForReadsUntil time.Time  // until then no lease is claimed while another has not been read yet
 }
 
 func newCandidates(cs campaigns) *candidates {
-	k := &candidates{campaigns: cs, settled: cs[0].clock.now().mono.Add(cs[0].options.renewInterval / 4)}
+	k := &candidates{campaigns: cs, waitForReadsUntil: cs[0].clock.now().mono.Add(cs[0].options.renewInterval / 4)}
 	for _, c := range cs {
-		k.all = append(k.all, newCandidate(c, &k.rivals))
+		k.all = append(k.all, newCandidate(c, &k.contention))
 	}
 	return k
 }
@@ -36,7 +36,7 @@ func (k *candidates) await(ctx context.Context) (*session, error) {
 	timer := time.NewTimer(0)
 	defer func() { timer.Stop() }()
 	for ctx.Err() == nil {
-		chances, wake, err := k.look(ctx)
+		chances, wake, err := k.findChances(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -68,13 +68,13 @@ func (k *candidates) await(ctx context.Context) (*session, error) {
 	return nil, context.Cause(ctx)
 }
 
-// look returns the leases that may be claimed now, the one with the lowest number first, and how long to wait if there
-// is none. The error is what ends the campaigns.
-func (k *candidates) look(ctx context.Context) (chances []chance, wake time.Duration, err error) {
+// findChances returns the leases that may be claimed now, the one with the lowest number first, and how long to wait if
+// there is none. The error is what ends the campaigns.
+func (k *candidates) findChances(ctx context.Context) (chances []chance, wake time.Duration, err error) {
 	wake = maxDuration
 	allKnown := true
 	for _, one := range k.all {
-		o, wait, err := one.look(ctx)
+		o, wait, err := one.nextAttempt(ctx)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -83,7 +83,7 @@ func (k *candidates) look(ctx context.Context) (chances []chance, wake time.Dura
 		}
 		wake, allKnown = min(wake, wait), allKnown && o.known
 	}
-	if left := k.settled.Sub(k.campaigns[0].clock.now().mono); left > 0 && !allKnown && len(chances) > 0 {
+	if left := k.waitForReadsUntil.Sub(k.campaigns[0].clock.now().mono); left > 0 && !allKnown && len(chances) > 0 {
 		return nil, left, nil // a lease with a lower number may turn out to be free
 	}
 	return chances, wake, nil
@@ -107,7 +107,7 @@ func (k *candidates) choose(chances []chance) chance {
 			return c
 		}
 	}
-	if k.rivals.window == 0 {
+	if k.contention.window == 0 {
 		return best[0]
 	}
 	return best[int(k.campaigns[0].options.fraction()*float64(len(best)))]
@@ -144,7 +144,7 @@ func (k *candidates) releaseStrays(s *session) {
 // pause gives others their turn after the session s.
 func (k *candidates) pause(ctx context.Context, s *session) {
 	s.campaign.strays.Wait()
-	k.rivals.led = s.campaign.clock.now().mono
+	k.contention.led = s.campaign.clock.now().mono
 	for _, c := range k.all {
 		if c.campaign == s.campaign {
 			c.pause(ctx, s)
@@ -159,18 +159,18 @@ type candidate struct {
 	campaign        *campaign
 	delays          *delays
 	attempt         attempt
-	rivals          *rivals // shared with the candidates for other slots
-	failures        int     // of claims in a row that did not meet with another's write
-	lostRace        bool    // the last claim met with another candidate's write
-	warnedUndone    bool    // claims succeed, but are undone at once, which was logged
-	hasty           bool    // it does not leave a released lease to the one that the release names
-	createModeMet   bool    // the create mode does not matter any more
-	warnedStrategy  bool    // another program decides who holds the lease, which was logged
-	warnedDuplicate term    // the last one that another process had in our name, which was logged
+	contention      *contention // shared with the candidates for other slots
+	failures        int         // of claims in a row that did not meet with another's write
+	lostRace        bool        // the last claim met with another candidate's write
+	warnedUndone    bool        // claims succeed, but are undone at once, which was logged
+	hasty           bool        // it does not leave a released lease to the one that the release names
+	createModeMet   bool        // the create mode does not matter any more
+	warnedStrategy  bool        // another program decides who holds the lease, which was logged
+	warnedDuplicate term        // the last one that another process had in our name, which was logged
 }
 
-func newCandidate(c *campaign, r *rivals) *candidate {
-	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user), rivals: r}
+func newCandidate(c *campaign, contention *contention) *candidate {
+	return &candidate{campaign: c, delays: newDelays(c.options.newBackOff, c.user), contention: contention}
 }
 
 // An attempt is what a candidate plans to do about the Lease in one state.
@@ -183,9 +183,9 @@ type attempt struct {
 	register time.Time // when to say on the Lease that we stand by; zero when that is not to be said
 }
 
-// look returns what is known of the lease, and how long to wait before claiming it: at most 0 when it may be claimed
-// now. The error is what ends the campaign.
-func (c *candidate) look(ctx context.Context) (observation, time.Duration, error) {
+// nextAttempt returns what is known of the lease, and how long to wait before claiming it: at most 0 when it may be
+// claimed now. The error is what ends the campaign.
+func (c *candidate) nextAttempt(ctx context.Context) (observation, time.Duration, error) {
 	o, err := c.rule(ctx)
 	if err != nil {
 		return o, 0, err
@@ -196,7 +196,7 @@ func (c *candidate) look(ctx context.Context) (observation, time.Duration, error
 			return o, min(wake, left), nil
 		}
 		c.register(ctx, o)
-		return c.look(ctx)
+		return c.nextAttempt(ctx)
 	}
 	return o, wake, nil
 }
@@ -283,7 +283,7 @@ func (c *candidate) plan(o observation) {
 	c.campaign.claimsFailingSince.Store(nil)
 	c.campaign.claims.forget(o, c.campaign.clock.now().mono, false)
 	if c.attempt.free && o.held() {
-		c.rivals.window = c.rivals.window.preempted()
+		c.contention.window = c.contention.window.preempted()
 	}
 	c.attempt = attempt{
 		on:   o.state(),
@@ -321,9 +321,9 @@ func (c *candidate) pauseBefore(o observation) time.Duration {
 		return 0
 	default:
 		grace := successorGrace(options)
-		return max(c.rivals.delay(options, now), options.between(grace*3/4, grace))
+		return max(c.contention.delay(options, now), options.between(grace*3/4, grace))
 	}
-	return c.rivals.delay(options, now)
+	return c.contention.delay(options, now)
 }
 
 // coordinated is why a lease is not competed for.
@@ -373,7 +373,7 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 		}
 	case conflicts(err):
 		c.campaign.log.debug("lost the race for the lease", "error", err)
-		c.rivals.window = c.rivals.window.lost(c.campaign.options.renewInterval)
+		c.contention.window = c.contention.window.lost(c.campaign.options.renewInterval)
 		c.failures = 0
 		again := c.lostRace
 		c.lostRace = true

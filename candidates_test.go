@@ -147,8 +147,9 @@ func TestPlan(t *testing.T) {
 		{name: "released to us", known: seen(freeFor("a"), 0), at: 0},
 		{name: "released to another", known: seen(freeFor("c"), 0), at: 875 * ms},
 		{name: "released to another, and the window is wide", known: seen(freeFor("c"), 0),
-			opts: []Option{WithDuration(time.Second)}, before: func(c *candidate) { c.rivals.window = longestWindow },
-			at: longestWindow.delay(0.5)},
+			opts:   []Option{WithDuration(time.Second)},
+			before: func(c *candidate) { c.contention.window = longestWindow },
+			at:     longestWindow.delay(0.5)},
 		{name: "released to another, but it is hasty", known: seen(freeFor("c"), 0),
 			before: func(c *candidate) { c.hasty = true }, at: spread},
 		{name: "no Lease", known: seen(record{}, 0), at: spread},
@@ -162,11 +163,11 @@ func TestPlan(t *testing.T) {
 			s.addRead(record{uid: "v", version: 9}, s.latest())
 		}, at: D + spread},
 		{name: "free, after a session of another slot", known: seen(free, 0), opts: []Option{WithSlots(2)},
-			before: func(c *candidate) { c.rivals.led = time.Now().Add(-D / 2) }, at: spread + longestTurn/2},
+			before: func(c *candidate) { c.contention.led = time.Now().Add(-D / 2) }, at: spread + longestTurn/2},
 		{name: "released to another, after a session of another slot, and the window is wide",
 			known: seen(freeFor("c"), 0), opts: []Option{WithSlots(2), WithDuration(time.Second)},
 			before: func(c *candidate) {
-				c.rivals.window, c.rivals.led = longestWindow, time.Now().Add(-time.Second/2)
+				c.contention.window, c.contention.led = longestWindow, time.Now().Add(-time.Second/2)
 			}, at: longestWindow.delay(0.5) + longestTurn/2},
 		{name: "by strategy", known: seen(heldByB.but(func(r *record) { r.strategy = true }), 0), at: maxDuration,
 			check: 6500 * ms, logs: `msg="waiting until the Lease has no strategy"`},
@@ -189,7 +190,7 @@ func TestPlan(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				c := idleCampaign(w, append(tt.opts, WithChance(halfChance))...)
-				k := newCandidate(c, &rivals{window: window})
+				k := newCandidate(c, &contention{window: window})
 				if tt.before != nil {
 					tt.before(k)
 				}
@@ -243,18 +244,22 @@ func TestPreempted(t *testing.T) {
 	for _, free := range []bool{false, true} {
 		inWorld(t, func(w *world) {
 			c := idleCampaign(w)
-			k := newCandidate(c, &rivals{window: window})
+			k := newCandidate(c, &contention{window: window})
 			c.store.addRead(heldByB, observation{})
 			k.attempt.free = free
 			k.plan(c.store.latest())
-			if narrowed := k.rivals.window == window-window/16; narrowed != free || !free && k.rivals.window != window {
-				t.Errorf("was free: %v; the window is %v", free, time.Duration(k.rivals.window))
+			want := window
+			if free {
+				want -= window / 16
+			}
+			if k.contention.window != want {
+				t.Errorf("was free: %v; the window is %v", free, time.Duration(k.contention.window))
 			}
 			k.attempt.free = true
 			c.store.addRead(record{uid: "u", version: 99}, c.store.latest())
-			before := k.rivals.window
-			if k.plan(c.store.latest()); k.rivals.window != before {
-				t.Errorf("narrowed by a release: %v", time.Duration(k.rivals.window))
+			before := k.contention.window
+			if k.plan(c.store.latest()); k.contention.window != before {
+				t.Errorf("narrowed by a release: %v", time.Duration(k.contention.window))
 			}
 		})
 	}
@@ -297,7 +302,7 @@ func TestUntilAttempt(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				c := idleCampaign(w, WithCreateMode(tt.mode), WithChance(halfChance))
-				k := newCandidate(c, &rivals{})
+				k := newCandidate(c, &contention{})
 				now := time.Now()
 				if !tt.unknown {
 					c.store.addRead(tt.rec, observation{})
@@ -326,7 +331,7 @@ func TestUntilAttempt(t *testing.T) {
 	t.Run("planned when the Lease changes", func(t *testing.T) {
 		inWorld(t, func(w *world) {
 			c := idleCampaign(w, WithChance(halfChance))
-			k := newCandidate(c, &rivals{})
+			k := newCandidate(c, &contention{})
 			for _, r := range []record{{}, heldByB, {uid: "u", version: 8}, {uid: "v", version: 8}} {
 				c.store.seen = observation{record: r, known: true, since: time.Now()}
 				k.untilAttempt(c.store.latest())
@@ -394,7 +399,7 @@ func TestRecoverFrom(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				c := idleCampaign(w, WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
-				k := newCandidate(c, &rivals{})
+				k := newCandidate(c, &contention{})
 				k.failures, k.lostRace = 3, tt.again
 				c.store.addRead(cmp.Or(tt.on, free), observation{})
 				o := c.store.latest()
@@ -434,8 +439,8 @@ func TestRecoverFrom(t *testing.T) {
 				if k.failures != tt.failures || k.lostRace != tt.lost {
 					t.Errorf("%d failures, want %d; lost the race: %v", k.failures, tt.failures, k.lostRace)
 				}
-				if wider := k.rivals.window == contentionWindow(0).lost(I); wider != tt.wider {
-					t.Errorf("the window is %v", time.Duration(k.rivals.window))
+				if wider := k.contention.window == contentionWindow(0).lost(I); wider != tt.wider {
+					t.Errorf("the window is %v", time.Duration(k.contention.window))
 				}
 				failing := c.claimsFailingSince.Load() != nil
 				if failing != tt.failing || k.delays.restart != tt.reset {
@@ -458,7 +463,7 @@ func TestCheckStalled(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var m Monitor
 		c := idleCampaign(w, WithMonitor(&m))
-		k := newCandidate(c, &rivals{})
+		k := newCandidate(c, &contention{})
 		c.store.addRead(record{uid: "u", version: 99}, observation{})
 		w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
 		r, err := readRecord(w.lease())
@@ -507,7 +512,7 @@ func TestStuckWithoutPermit(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var m Monitor
 		c := idleCampaign(w, WithMonitor(&m))
-		k := newCandidate(c, &rivals{})
+		k := newCandidate(c, &contention{})
 		c.store.addRead(record{uid: "u", version: 99}, observation{})
 		long := time.Now().Add(-D)
 		c.claimsFailingSince.Store(&long)
@@ -542,7 +547,7 @@ func TestPauseAfterSession(t *testing.T) {
 		inWorld(t, func(w *world) {
 			c := idleCampaign(w, WithChance(halfChance), withClock(rateClock{time.Now(), rate}),
 				WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
-			k := newCandidate(c, &rivals{})
+			k := newCandidate(c, &contention{})
 			s := &session{campaign: c, lost: make(chan struct{}), cancel: func(error) {}, began: c.clock.now(),
 				renewer: &renewer{stage: over}}
 			if tt.lost {
@@ -660,7 +665,7 @@ func TestRule(t *testing.T) {
 			inWorld(t, func(w *world) {
 				c := idleCampaign(w, WithCreateMode(tt.mode), withClock(rateClock{time.Now(), rate}),
 					WithBackOff(func() backoff.BackOff { return &fixedBackOff{pause: pause} }))
-				k := newCandidate(c, &rivals{})
+				k := newCandidate(c, &contention{})
 				k.createModeMet = tt.met
 				if !tt.unknown {
 					c.store.addRead(tt.known, observation{})
@@ -723,14 +728,14 @@ func TestLook(t *testing.T) {
 				if _, err := c.reflector.read(w.Context()); err != nil {
 					t.Fatal(err)
 				}
-				k := newCandidate(c, &rivals{})
+				k := newCandidate(c, &contention{})
 				o, now := c.store.latest(), time.Now()
 				k.attempt = attempt{on: o.state(), at: now.Add(tt.at)}
 				if tt.register != 0 {
 					k.attempt.register = now.Add(tt.register)
 				}
 				before := w.srv.Client("a").Requests()
-				o, wake, err := k.look(w.Context())
+				o, wake, err := k.nextAttempt(w.Context())
 				if err != nil || !o.held() {
 					t.Fatalf("%+v, %v", o.record, err)
 				}
@@ -827,8 +832,8 @@ func TestChoose(t *testing.T) {
 		{"the first of those", []int{2, 1, 1}, -1, 0, 0, 1},
 		{"ours", []int{0, 0, 0}, 2, time.Second, 0, 2},
 		{"ours, but its claims fail", []int{0, 0, 1}, 2, 0, 0, 0},
-		{"any, with rivals", []int{0, 0, 0}, -1, time.Second, 0.5, 1},
-		{"the last, with rivals", []int{0, 0, 0}, -1, time.Second, 0.99, 2},
+		{"any, with contention", []int{0, 0, 0}, -1, time.Second, 0.5, 1},
+		{"the last, with contention", []int{0, 0, 0}, -1, time.Second, 0.99, 2},
 		{"any of those whose claims do not fail", []int{0, 1, 0}, -1, time.Second, 0.5, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -836,7 +841,7 @@ func TestChoose(t *testing.T) {
 				k := idleSlots(w, WithChance(func(n time.Duration) time.Duration {
 					return time.Duration(tt.fraction * float64(n))
 				}))
-				k.rivals.window = contentionWindow(tt.window)
+				k.contention.window = contentionWindow(tt.window)
 				var chances []chance
 				for i, one := range k.all {
 					one.failures = tt.failures[i]
@@ -887,7 +892,7 @@ func TestLookAtSlots(t *testing.T) {
 						k.campaigns[i].store.addRead(r, observation{})
 					}
 				}
-				chances, wake, err := k.look(w.Context())
+				chances, wake, err := k.findChances(w.Context())
 				var got []int
 				for _, c := range chances {
 					got = append(got, c.candidate.campaign.options.slot)
@@ -912,8 +917,8 @@ func TestPauseOfSlots(t *testing.T) {
 			close(strayEnded)
 		})
 		k.pause(w.Context(), s)
-		if took := time.Since(began); took != time.Second+I/2 || !k.rivals.led.Equal(began.Add(time.Second)) {
-			t.Errorf("paused for %v, the session ended %v after it began", took, k.rivals.led.Sub(began))
+		if took := time.Since(began); took != time.Second+I/2 || !k.contention.led.Equal(began.Add(time.Second)) {
+			t.Errorf("paused for %v, the session ended %v after it began", took, k.contention.led.Sub(began))
 		}
 		<-strayEnded
 		for i, one := range k.all {

@@ -41,7 +41,7 @@ func (c *candidate) claim(ctx context.Context, o observation) (*session, error) 
 		return nil, err
 	}
 	c.createModeMet, c.lostRace, c.warnedUndone, c.failures = true, false, false, 0
-	c.rivals.window = c.rivals.window.won()
+	c.contention.window = c.contention.window.won()
 	c.campaign.claimsFailingSince.Store(nil)
 	return c.begin(ctx, r, sent)
 }

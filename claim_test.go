@@ -59,7 +59,7 @@ func TestClaimsEnd(t *testing.T) {
 				tt.kept, tt.inDoubt, tt.over)
 		}
 		if c.clearDoubt(); len(c.inDoubt()) > 0 || len(c.all) != len(tt.kept) {
-			t.Errorf("%s: after it was settled: %+v", tt.name, c.all)
+			t.Errorf("%s: after it was decided: %+v", tt.name, c.all)
 		}
 	}
 }
@@ -135,7 +135,7 @@ func TestClaim(t *testing.T) {
 				if _, err := c.reflector.read(w.Context()); err != nil {
 					t.Fatal(err)
 				}
-				candidate := newCandidate(c, &rivals{window: contentionWindow(100 * time.Millisecond)})
+				candidate := newCandidate(c, &contention{window: contentionWindow(100 * time.Millisecond)})
 				candidate.attempt.free, candidate.lostRace, candidate.failures = true, true, 7
 				now := time.Now()
 				c.claimsFailingSince.Store(&now)
@@ -207,10 +207,10 @@ func TestClaim(t *testing.T) {
 					return
 				}
 				if candidate.failures != 0 || candidate.lostRace || !candidate.createModeMet ||
-					candidate.rivals.window != contentionWindow(50*time.Millisecond) ||
+					candidate.contention.window != contentionWindow(50*time.Millisecond) ||
 					c.claimsFailingSince.Load() != nil ||
 					c.current.Load() != s || !s.delivered.Load() {
-					t.Errorf("after it was acquired: %+v, %+v", candidate, candidate.rivals)
+					t.Errorf("after it was acquired: %+v, %+v", candidate, candidate.contention)
 				}
 				if n := w.logged(`msg="lease acquired" lease=default/reconciler identity=a`); n != 1 {
 					t.Errorf("logged %d times", n)

@@ -20,8 +20,8 @@ import (
 // in a fleet that has become small it removes the wait.
 type contentionWindow time.Duration
 
-// rivals are what a candidate knows of the others.
-type rivals struct {
+// A contention is what a candidate knows of the others.
+type contention struct {
 	window contentionWindow
 	led    time.Time // when our last session ended; zero before the first
 }
@@ -29,9 +29,9 @@ type rivals struct {
 // delay returns how long to wait at now before a try to acquire a lease that is free, or expired. Where slots are
 // released all the time, a candidate whose session has just ended would be as likely to have the next one as those that
 // have waited, and one that was lucky in its races more so: it leaves them a little time, less as time goes on.
-func (r *rivals) delay(o *options, now time.Time) time.Duration {
-	delay := r.window.delay(o.fraction())
-	if left := o.duration - now.Sub(r.led); o.slots > 1 && !r.led.IsZero() && left > 0 {
+func (c *contention) delay(o *options, now time.Time) time.Duration {
+	delay := c.window.delay(o.fraction())
+	if left := o.duration - now.Sub(c.led); o.slots > 1 && !c.led.IsZero() && left > 0 {
 		longest := min(longestTurn, o.renewInterval/2)
 		delay += time.Duration(float64(longest) * left.Seconds() / o.duration.Seconds())
 	}
@@ -66,9 +66,8 @@ func (w contentionWindow) orNone() contentionWindow {
 }
 
 // delay returns how long to wait before a try; chance is uniform in [0, 1). In a wide window, which means many
-// rivals, few candidates draw a short delay and most a long one, so that the first one is well ahead of the
-// second however many there are: the sooner the more there are. In a narrow window all delays are about as
-// likely.
+// candidates, few of them draw a short delay and most a long one, so that the first one is well ahead of the second
+// however many there are: the sooner the more there are. In a narrow window all delays are about as likely.
 func (w contentionWindow) delay(chance float64) time.Duration {
 	if w == 0 {
 		return 0

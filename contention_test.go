@@ -151,8 +151,7 @@ func TestNobodyStarvesModel(t *testing.T) {
 	}
 }
 
-// A standby that is alone takes a released lease at once, if it has not met rivals before, and soon
-// after if it has.
+// A standby that is alone takes a released lease at once if it has not lost a race before, and soon after if it has.
 func TestLoneStandbyModel(t *testing.T) {
 	f := newFleetModel(2)
 	f.spreads[1] = longestWindow

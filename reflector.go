@@ -131,7 +131,7 @@ func (r *reflector) readAfresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.store.replace(rec)
+	r.store.resetTo(rec)
 	r.requestReopen()
 	return nil
 }
@@ -257,7 +257,7 @@ func (r *reflector) run(ctx context.Context) {
 		var err error
 		if r.subscription.used() {
 			var served bool
-			if served, err = r.subscription.follow(ctx); served {
+			if served, err = r.subscription.catchUp(ctx); served {
 				return
 			}
 		} else {

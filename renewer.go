@@ -13,7 +13,7 @@ import (
 // A renewer keeps the term of a session: it renews the lease until the body has returned, and finds out when it is
 // lost. It has no goroutine of its own but for a renewal under way. Whatever happens to the session is followed by a
 // step, which looks at all of it, never blocks, and sets a timer for the next step. One that does not follow by itself
-// is asked for by look.
+// is asked for by stepSoon.
 type renewer struct {
 	session   *session
 	clock     clock
@@ -25,7 +25,7 @@ type renewer struct {
 	cancel    context.CancelFunc
 
 	wanted  atomic.Bool   // the next renewal is to come sooner, because there is something to tell by it
-	looking atomic.Bool   // a step is about to begin
+	stepDue atomic.Bool   // a step is about to begin
 	ended   chan struct{} // closed when the stage is over
 
 	mu       sync.Mutex // protects following; taken before all other locks of the campaign
@@ -67,8 +67,8 @@ type flight struct {
 	limit  time.Time   // by the monotonic clock: when it is given up
 	cancel context.CancelFunc
 
-	settled atomic.Bool // it was answered, or given up: who sets it says how it ended
-	reply   *reply      // nil until there is one; protected by the renewer's mutex
+	ended atomic.Bool // it was answered, or given up: who sets it says how it ended
+	reply *reply      // nil until there is one; protected by the renewer's mutex
 }
 
 type reply struct {
@@ -100,7 +100,7 @@ func newRenewer(ctx context.Context, s *session, sent instant) *renewer {
 
 // start begins to renew.
 func (r *renewer) start() {
-	r.store.follow(r)
+	r.store.setRenewer(r)
 	r.step()
 }
 
@@ -118,9 +118,9 @@ func firstRenewal(o *options) time.Duration { return o.between(o.renewInterval/4
 // renewals of many leases from coming all at once.
 func nextRenewal(o *options) time.Duration { return o.between(o.renewInterval*9/10, o.renewInterval) }
 
-// look makes a step begin after what has just happened, on another goroutine. It never waits.
-func (r *renewer) look() {
-	if !r.looking.Swap(true) {
+// stepSoon makes a step begin after what has just happened, on another goroutine. It never waits.
+func (r *renewer) stepSoon() {
+	if !r.stepDue.Swap(true) {
 		go r.step()
 	}
 }
@@ -133,7 +133,7 @@ func (r *renewer) step() {
 }
 
 func (r *renewer) stepLocked() {
-	r.looking.Swap(false) // before anything is looked at
+	r.stepDue.Swap(false) // before anything is looked at
 	if r.stage == over {
 		return
 	}
@@ -160,7 +160,7 @@ func (r *renewer) stepLocked() {
 func (r *renewer) endLocked() {
 	r.cancel()
 	r.stopTimerLocked()
-	r.store.follow(nil)
+	r.store.setRenewer(nil)
 	close(r.ended)
 }
 
@@ -181,7 +181,7 @@ func (r *renewer) keepLocked() time.Duration {
 		r.absorbLatestLocked()
 	}
 	now := r.clock.now()
-	look, stuck := r.beat.look(s, now.mono)
+	untilBeatCheck, stuck := r.beat.check(s, now.mono)
 	done := s.workDone()
 	if stuck && !done {
 		s.lose(lostBecause(stalled, "the work did not call Beat for %v", r.beat.limit))
@@ -189,7 +189,7 @@ func (r *renewer) keepLocked() time.Duration {
 	if r.idleLocked() && !done && s.loss() == nil && r.untilRenewalLocked(now) <= 0 {
 		r.renewLocked(now)
 	}
-	wake := min(s.until.Load().left(now), look, r.untilLimitLocked(now))
+	wake := min(s.until.Load().left(now), untilBeatCheck, r.untilLimitLocked(now))
 	switch {
 	case s.loss() != nil:
 		r.stage = awaiting
@@ -280,7 +280,7 @@ func (r *renewer) renewLocked(now instant) {
 			return record{}, err
 		}
 		return r.lease.renew(ctx, f.known.record, stamp)
-	}, func(rec record, err error) { r.settle(f, rec, err) })
+	}, func(rec record, err error) { r.recordReply(f, rec, err) })
 	if err != nil {
 		cancel()
 		r.flight = nil
@@ -294,15 +294,15 @@ func (r *renewer) renewLocked(now instant) {
 	})
 }
 
-// settle records how the renewal f ended. One that was given up ended before.
-func (r *renewer) settle(f *flight, rec record, err error) {
+// recordReply records how the renewal f ended. One that was given up ended before.
+func (r *renewer) recordReply(f *flight, rec record, err error) {
 	f.cancel()
-	if f.settled.Swap(true) {
+	if f.ended.Swap(true) {
 		return
 	}
 	defer r.lease.failures.record("renew", err)
 	if err == nil {
-		r.looking.Store(true) // no other step need begin because of what recordWrite records: the one below does
+		r.stepDue.Store(true) // no other step need begin because of what recordWrite records: the one below does
 	}
 	r.session.campaign.recordWrite(r.ctx, f.known, rec, err)
 	r.mu.Lock()
@@ -318,7 +318,7 @@ func (r *renewer) takeReplyLocked() *reply {
 	if f == nil {
 		return nil
 	}
-	if r.untilLimitLocked(r.clock.now()) <= 0 && !f.settled.Swap(true) {
+	if r.untilLimitLocked(r.clock.now()) <= 0 && !f.ended.Swap(true) {
 		f.cancel()
 		err := noAnswer("renew", cmp.Or(r.ctx.Err(), context.DeadlineExceeded))
 		r.lease.failures.record("renew", err)
@@ -335,7 +335,7 @@ func (r *renewer) takeReplyLocked() *reply {
 
 // untilLimitLocked returns how long to wait before the renewal under way is given up.
 func (r *renewer) untilLimitLocked(now instant) time.Duration {
-	if f := r.flight; f != nil && !f.settled.Load() {
+	if f := r.flight; f != nil && !f.ended.Load() {
 		return f.limit.Sub(now.mono)
 	}
 	return maxDuration
@@ -445,5 +445,5 @@ func (r *renewer) absorbLocked(rec *record) {
 // renewSoon asks for a renewal before the next one is due, because it has something to tell.
 func (s *session) renewSoon() {
 	s.renewer.wanted.Store(true)
-	s.renewer.look()
+	s.renewer.stepSoon()
 }

@@ -210,7 +210,7 @@ type session struct {
 
 	until   atomic.Pointer[instant] // trusted until then: the start of the last good write + renew deadline
 	renewed wakeup                  // until has moved
-	beaten  atomic.Bool             // the work called Beat since the last look
+	beaten  atomic.Bool             // the work called Beat since the last check
 	altered atomic.Bool             // renewals succeed, but the server stores another time than was sent
 
 	losing sync.Once
@@ -284,7 +284,7 @@ func (s *session) lose(cause error) {
 	s.losing.Do(func() {
 		s.cause = cause
 		close(s.lost)
-		s.renewer.look()
+		s.renewer.stepSoon()
 	})
 	s.cancel(s.cause)
 }

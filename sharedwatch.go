@@ -203,12 +203,12 @@ func (s *subscription) used() bool { return s.watch.current().mode != ownWatches
 // serves reports whether the shared watch brings the news.
 func (s *subscription) serves() bool { return s.watch.current().mode == serving }
 
-// follow makes sure that the reflector knows all that the shared watch does not bring, and reports whether it does
+// catchUp makes sure that the reflector knows all that the shared watch does not bring, and reports whether it does
 // now, so that the reflector needs no goroutine. It ends early where the reflector should pause and begin again.
-func (s *subscription) follow(ctx context.Context) (served bool, err error) {
+func (s *subscription) catchUp(ctx context.Context) (served bool, err error) {
 	r := s.reflector
 	for ctx.Err() == nil {
-		state, read := s.look()
+		state, read := s.current()
 		check := r.takeCheck()
 		switch {
 		case state.mode == ownWatches:
@@ -229,8 +229,8 @@ func (s *subscription) follow(ctx context.Context) (served bool, err error) {
 	return false, nil
 }
 
-// look returns the state of the shared watch, and whether the Lease was read in its round.
-func (s *subscription) look() (state sharedState, read bool) {
+// current returns the state of the shared watch, and whether the Lease was read in its round.
+func (s *subscription) current() (state sharedState, read bool) {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
 	return s.watch.state, s.round == s.watch.state.round
@@ -320,7 +320,7 @@ func (w *sharedWatch) run(ctx context.Context) {
 	defer w.failures.close()
 	served := w.clock.now().mono
 	for ctx.Err() == nil {
-		lasted, err := w.follow(ctx)
+		lasted, err := w.watchOnce(ctx)
 		now := w.clock.now().mono
 		if lasted {
 			served = now
@@ -345,9 +345,9 @@ func (w *sharedWatch) run(ctx context.Context) {
 	}
 }
 
-// follow opens the watch, and hands out what it brings until it ends. It reports whether the watch lasted for a renew
-// interval.
-func (w *sharedWatch) follow(ctx context.Context) (lasted bool, err error) {
+// watchOnce opens the watch, and hands out what it brings until it ends. It reports whether the watch lasted for a
+// renew interval.
+func (w *sharedWatch) watchOnce(ctx context.Context) (lasted bool, err error) {
 	events, err := w.open(ctx)
 	if versionExpired(err) { // which is no failure
 		w.reopenAfresh()

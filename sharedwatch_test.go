@@ -1433,7 +1433,7 @@ func TestSharedWatchEndings(t *testing.T) {
 					}}
 					time.AfterFunc(after, func() { tt.end(watched, events, stop) })
 					began := time.Now()
-					lasted, err := watched.follow(ctx)
+					lasted, err := watched.watchOnce(ctx)
 					if took := time.Since(began); took != after || lasted != (after > I) || errorText(err) != tt.err {
 						t.Errorf("%v after %v, want %v after %v; lasted: %v", err, took, tt.err, after, lasted)
 					}
@@ -1485,7 +1485,7 @@ func TestSharedWatchOpensForgotten(t *testing.T) {
 			}}
 			watched.leases = client
 			began := time.Now()
-			_, err := watched.follow(ctx)
+			_, err := watched.watchOnce(ctx)
 			took := time.Since(began)
 			w.sleep(0)
 			var asked []string
@@ -1531,7 +1531,7 @@ func TestSharedWatchServes(t *testing.T) {
 				}}
 				ctx, stop := context.WithCancel(w.Context())
 				defer stop()
-				go watched.follow(ctx)
+				go watched.watchOnce(ctx)
 				synctest.Wait()
 				if tt.after > 0 {
 					time.Sleep(tt.after - 1)
@@ -1660,7 +1660,7 @@ func TestSharedWatchEndsWhilePaused(t *testing.T) {
 	})
 }
 
-// follow in each mode of the watch, and how it ends.
+// catchUp in each mode of the watch, and how it ends.
 func TestSubscriptionFollows(t *testing.T) {
 	const slow = 10 * time.Second // a request that is not answered in time
 	for _, tt := range []struct {
@@ -1709,7 +1709,7 @@ func TestSubscriptionFollows(t *testing.T) {
 				ctx, stop := context.WithTimeout(w.Context(), tt.ends)
 				defer stop()
 				began := time.Now()
-				served, err := s.follow(ctx)
+				served, err := s.catchUp(ctx)
 				took := time.Since(began)
 				if served != tt.served || (err != nil) != tt.err || took != tt.took || reads != tt.reads {
 					t.Errorf("served: %v, %v, after %v, with %d reads", served, err, took, reads)
@@ -1950,7 +1950,7 @@ func TestSharedWatchConcurrently(t *testing.T) {
 			func() { watched.handOut(watch.Event{Type: watch.Modified, Object: lease}) },
 			func() { s.notBrought(7) },
 			func() { s.setRound(1) },
-			func() { s.look() },
+			func() { s.current() },
 			func() { c.client.joinWatch(c.reflector, watched).close() },
 		} {
 			all.Go(func() {

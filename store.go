@@ -76,12 +76,12 @@ func (s *leaseStore) setLocked(rec *record) {
 	s.changed.signal()
 	s.changedAny.signal()
 	if s.renewer != nil {
-		s.renewer.look()
+		s.renewer.stepSoon()
 	}
 }
 
-// follow makes r look at what is new from now on; nil makes nobody.
-func (s *leaseStore) follow(r *renewer) {
+// setRenewer makes r look at what is new from now on; nil makes nobody.
+func (s *leaseStore) setRenewer(r *renewer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.renewer = r
@@ -240,8 +240,8 @@ func (s *leaseStore) addRead(rec record, before observation) {
 	s.addAnswerLocked(&rec, &before)
 }
 
-// replace records rec, and forgets what was known before. Only the time for which others may still lead is kept.
-func (s *leaseStore) replace(rec record) {
+// resetTo records rec, and forgets what was known before. Only the time for which others may still lead is kept.
+func (s *leaseStore) resetTo(rec record) {
 	s.mu.Lock()
 	defer s.unlock()
 	s.missHolderLocked("")

@@ -62,7 +62,7 @@ func TestLeaseStore(t *testing.T) {
 			}
 		}
 		deleted = func(r record) step { return func(s *leaseStore) { s.addDeletion(r) } }
-		replace = func(r record) step { return func(s *leaseStore) { s.replace(r) } }
+		resetTo = func(r record) step { return func(s *leaseStore) { s.resetTo(r) } }
 		at      = func(version uint64) record { return heldByB.but(func(r *record) { r.version = version }) }
 		renewed = at(9).but(func(r *record) { r.renewed = r.renewed.Add(time.Second) })
 		mine    = at(5).but(func(r *record) { r.identity = "me" })
@@ -147,10 +147,10 @@ func TestLeaseStore(t *testing.T) {
 		{"deleted by us", []step{read(free(7, "u")), deleted(free(7, "u"))}, gone(7), 0, 7, 0, 3, false},
 		{"deleted by us, but changed", []step{read(at(7)), deleted(free(6, "u"))}, at(7), 10, 7, 0, 1, false},
 
-		{"read afresh", []step{event(modified, at(7), false), read(at(7)), after(4), replace(free(5, "u"))},
+		{"read afresh", []step{event(modified, at(7), false), read(at(7)), after(4), resetTo(free(5, "u"))},
 			free(5, "u"), 19, 5, 0, 2, false},
-		{"read afresh, held", []step{read(at(7)), after(4), replace(at(7))}, at(7), 19, 7, 0, 2, false},
-		{"read afresh, and deleted", []step{read(at(7)), after(4), replace(free(5, "u")),
+		{"read afresh, held", []step{read(at(7)), after(4), resetTo(at(7))}, at(7), 19, 7, 0, 2, false},
+		{"read afresh, and deleted", []step{read(at(7)), after(4), resetTo(free(5, "u")),
 			event(removed, free(6, "u"), false)}, gone(6), 19, 6, 6, 4, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -279,7 +279,7 @@ func TestLeaseStoreConcurrently(t *testing.T) {
 		next := func() record { return heldByB.but(func(r *record) { r.version += version.Add(1) }) }
 		var all sync.WaitGroup
 		for _, call := range []func(){
-			func() { s.follow(r) },
+			func() { s.setRenewer(r) },
 			func() { s.latest() },
 			func() { s.backdate(observation{record: heldByB}) },
 			func() { s.watchBrought(7) },
@@ -288,7 +288,7 @@ func TestLeaseStoreConcurrently(t *testing.T) {
 			func() { s.describe(&LeaseStatus{}) },
 			func() { s.addAnswer(next(), s.latest()) },
 			func() { s.addRead(next(), s.latest()) },
-			func() { s.replace(next()) },
+			func() { s.resetTo(next()) },
 			func() { s.addDeletion(next()) },
 			func() {
 				lease := writtenLease(next())

@@ -285,10 +285,10 @@ func ask[T any](
 	}
 	answers, abandoned := make(chan answer), make(chan struct{})
 	defer close(abandoned)
-	var settled atomic.Bool // set first by f's goroutine: the caller gets the value; by the caller: it is discarded
+	var decided atomic.Bool // set first by f's goroutine: the caller gets the value; by the caller: it is discarded
 	run, err := newRequest(u, what, limit, func() (T, error) {
 		value, err := f(ctx)
-		if err == nil && discard != nil && settled.Swap(true) {
+		if err == nil && discard != nil && decided.Swap(true) {
 			discard(value)
 		}
 		return value, err
@@ -314,7 +314,7 @@ func ask[T any](
 		return a.value, a.err
 	case <-timer.C:
 	}
-	if settled.Swap(true) {
+	if decided.Swap(true) {
 		a := <-answers
 		return a.value, a.err
 	}

@@ -265,7 +265,7 @@ inline send(what) {
 /* Whether a request of i is under way, and, for a person who deletes, whether all candidates have
  * seen the Lease, and none has a request to create it under way that it waits for. */
 bool busy, may;
-inline look() {
+inline findBusy() {
 	busy = false;
 	for (k : 0 .. SLOTS - 1) { if :: c[i].slot[k].used && c[i].slot[k].heeded -> busy = true :: else fi }
 }
@@ -391,7 +391,7 @@ active proctype world() {
 		/* The lease is taken. */
 		:: c[i].mode == waiting && !c[i].slot[j].used && c[i].ghost == 0 &&
 		   (SEEN(i).owner == NONE || SEEN(i).owner == i || c[i].since >= WAIT) ->
-			look();
+			findBusy();
 			if
 			:: !busy ->
 				if
@@ -403,14 +403,14 @@ active proctype world() {
 			fi
 		/* It is renewed. */
 		:: LIVE(i) && !c[i].slot[j].used ->
-			look();
+			findBusy();
 			if
 			:: !busy -> send(renew); c[i].slot[j].term = c[i].term
 			:: else
 			fi
 		/* Its body has returned, and it is released. */
 		:: LIVE(i) && !c[i].slot[j].used ->
-			look();
+			findBusy();
 			if
 			:: !busy -> send(release); c[i].slot[j].term = c[i].term; c[i].mode = asking
 			:: else

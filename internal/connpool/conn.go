@@ -65,7 +65,7 @@ func (c *conn) check() {
 	case c.Err() != nil:
 		return
 	case c.suspectLocked():
-		c.judgeLocked()
+		c.closeSuspectLocked()
 		return
 	case !c.pings:
 		return
@@ -92,8 +92,9 @@ func (c *conn) doubtLocked() {
 	c.pool.dialLocked(c.to)
 }
 
-// judgeLocked closes a suspect connection once no dial is under way and it had as long to be heard as a dial takes.
-func (c *conn) judgeLocked() {
+// closeSuspectLocked closes a suspect connection once no dial is under way and it had as long to be heard as a dial
+// takes.
+func (c *conn) closeSuspectLocked() {
 	if c.pool.dials[c.to] != nil {
 		return // open calls it again
 	}
@@ -172,10 +173,10 @@ func (c *conn) close() {
 	<-c.link.closed
 }
 
-// replace closes a connection over which the server did not know us: one that is opened now has the client certificate
-// of now. A burst of such answers replaces it once, and a server that refuses us for another reason does not make us
-// dial all the time.
-func (p *Pool) replace(c *conn, resp *http.Response) {
+// closeUnauthorized closes a connection over which the server did not know us: one that is opened now has the client
+// certificate of now. A burst of such answers closes one, and a server that refuses us for another reason does not make
+// us dial all the time.
+func (p *Pool) closeUnauthorized(c *conn, resp *http.Response) {
 	if time.Since(c.opened) < p.interval {
 		return
 	}

@@ -82,7 +82,7 @@ func (p *Pool) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err == nil {
 			c.answered()
 			if resp.StatusCode == http.StatusUnauthorized {
-				p.replace(c, resp)
+				p.closeUnauthorized(c, resp)
 			}
 			return resp, nil
 		}
@@ -229,7 +229,7 @@ func (p *Pool) open(e *era, d *dial, to url.URL) {
 	p.endLocked(to, d, c, err)
 	for _, c := range p.conns {
 		if c.to == to && c.suspectLocked() {
-			c.judgeLocked()
+			c.closeSuspectLocked()
 		}
 	}
 }

@@ -45,13 +45,13 @@ func newChecker(w *World) *checker {
 		world: w, terms: map[*oracle.Term]*term{}, claimants: map[claim]*campaign{}, vacated: map[string]bool{},
 		oracles: map[string]*oracle.Oracle{},
 	}
-	c.follow(name)
+	c.addOracle(name)
 	c.oracle = c.oracles[name]
 	return c
 }
 
-// follow makes an oracle for the Lease of that name.
-func (c *checker) follow(lease string) {
+// addOracle makes an oracle for the Lease of that name.
+func (c *checker) addOracle(lease string) {
 	c.oracles[lease] = oracle.New(namespace, lease, oracle.Rules{
 		Fail:      c.violationLocked,
 		Over:      []error{leasehold.ErrLost, leasehold.ErrReleased},

@@ -290,7 +290,7 @@ func (w *World) planSlots(r rng) {
 	}
 	w.checker.oracles = map[string]*oracle.Oracle{}
 	for _, lease := range w.leases() {
-		w.checker.follow(lease)
+		w.checker.addOracle(lease)
 	}
 	w.checker.oracle = w.checker.oracles[w.leases()[0]]
 }

@@ -175,7 +175,7 @@ func (w *World) endFaults() {
 		l.client.CloseWatches(nil)    // one that was silent, or has lost events, is a fault too
 	}
 	w.checker.note("all", "the faults stop")
-	for !w.settled() {
+	for !w.quiet() {
 		if w.now() > w.faultsEnd+5*time.Minute {
 			w.checker.violation("requests or bodies from before the faults stopped are still in progress")
 		}
@@ -183,19 +183,19 @@ func (w *World) endFaults() {
 			return
 		}
 	}
-	settled := w.now()
+	quietSince := w.now()
 	w.checker.note("all", "the faults have stopped")
 	slowest := 1.0
 	for _, c := range w.candidates {
 		slowest = min(slowest, c.rate)
 	}
 	limit := time.Duration(float64(w.longestDuration()+time.Second) / slowest)
-	if !w.wantLeader(settled+limit, limit) {
+	if !w.wantLeader(quietSince+limit, limit) {
 		return
 	}
 	w.checker.note("all", "%s leads", w.checker.leader())
-	if w.sleepUntil(settled + 2*limit) {
-		w.wantLeader(settled+3*limit, limit) // still, or again
+	if w.sleepUntil(quietSince + 2*limit) {
+		w.wantLeader(quietSince+3*limit, limit) // still, or again
 	}
 }
 
@@ -245,9 +245,9 @@ func (w *World) leases() []string {
 	return names
 }
 
-// settled reports whether the last fault is over: all messages that were sent, delayed or asked for before have
+// quiet reports whether the last fault is over: all messages that were sent, delayed or asked for before have
 // arrived, requests without an answer have timed out, and no body holds a lease whose context has ended.
-func (w *World) settled() bool {
+func (w *World) quiet() bool {
 	if !w.faultsOver(w.now() + 1) {
 		return false
 	}
