@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -57,11 +58,9 @@ func acquire(ctx context.Context, opts []Option, await func(campaigns) (*session
 	}
 	s.closeCampaign = func() {
 		s.campaign.current.CompareAndSwap(s, nil)
-		o.hooks.memory.forgetHeldHere(s.term)
 		cs.close()
 		cs.repanic()
 	}
-	o.hooks.memory.setHeldHere(s.term)
 	return Session{s}, nil
 }
 
@@ -76,7 +75,12 @@ func (k *candidates) try(ctx context.Context) (*session, error) {
 		if len(holders) == 0 && one.campaign.options.slots <= 1 {
 			return nil, err
 		}
-		holders = append(holders, strconv.Quote(one.campaign.store.latest().identity))
+		o := one.campaign.store.latest()
+		holder := strconv.Quote(o.identity)
+		if one.campaign.heldHere(o.term()) {
+			holder += " (another session of this process)"
+		}
+		holders = append(holders, holder)
 	}
 	return nil, fmt.Errorf("leasehold: %w: all %d slots, by %s", ErrHeld, len(holders), strings.Join(holders, ", "))
 }
@@ -136,7 +140,7 @@ func (k *candidate) unavailable(o observation) error {
 	case !o.held():
 		return fmt.Errorf("leasehold: %w: the Lease was deleted while a holder led that may not have heard; free in %v",
 			ErrHeld, left)
-	case c.options.hooks.memory.heldHere(o.term()):
+	case c.heldHere(o.term()):
 		return fmt.Errorf("leasehold: %w by %q, by another session of this process", ErrHeld, o.identity)
 	default:
 		idle := ""
@@ -145,6 +149,18 @@ func (k *candidate) unavailable(o observation) error {
 		}
 		return fmt.Errorf("leasehold: %w by %q%s; free in %v unless renewed", ErrHeld, o.identity, idle, left)
 	}
+}
+
+// heldHere reports whether a session of this process keeps t, a term of the campaign's Lease. It is asked only about a
+// lease that is held, so that sessions need not register anywhere: each has a subscription to the shared watch of its
+// client, whether or not that watches.
+func (c *campaign) heldHere(t term) bool {
+	clients.Lock()
+	defer clients.Unlock()
+	return slices.ContainsFunc(clients.inUse, func(s *sharedClient) bool {
+		w := s.watches[c.lease.namespace]
+		return w != nil && w.keeps(c.lease.name, t)
+	})
 }
 
 // orCause returns why ctx ended, if it did, else err.

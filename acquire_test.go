@@ -209,6 +209,64 @@ func TestTryAcquire(t *testing.T) {
 	})
 }
 
+// TryAcquire says so where a session of the same process holds the lease, in whatever way the program got it, until it
+// is lost.
+func TestTryAcquireHeldHere(t *testing.T) {
+	const here = `leasehold: lease held by "a", by another session of this process`
+	loop := func(opts ...Option) func(*world) { return func(w *world) { w.run("a", nil, opts...) } }
+	for _, tt := range []struct {
+		name string
+		hold func(*world)
+		opts []Option
+		want string
+	}{
+		{"a loop", loop(), nil, here},
+		{"a loop that watches with others", loop(WithSharedFrom(1)), nil, here},
+		{"Do", func(w *world) {
+			go Do(w.Context(), func(ctx context.Context) (any, error) {
+				<-ctx.Done()
+				return nil, nil
+			}, w.options("a")...)
+			synctest.Wait()
+		}, nil, here},
+		{"another process", func(w *world) {
+			w.run("a", nil).quit()
+			w.steal("a")
+		}, nil, `leasehold: lease held by "a"; free in 15s unless renewed`},
+		{"a loop that has lost it", func(w *world) {
+			w.run("a", func(Session) { <-w.Context().Done() })
+			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
+				if r.Verb == "patch" {
+					return leasetest.Fault{Err: leasetest.ConnectionRefused()}
+				}
+				return leasetest.Fault{}
+			})
+			w.sleep(R)
+		}, nil, `leasehold: lease held by "a"; free in 15s unless renewed`},
+		{"a loop with a slot", func(w *world) {
+			w.run("a", nil, WithSlots(2))
+			now := metav1.NowMicro()
+			w.srv.Put(&coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: slotName(name, 1)},
+				Spec: coordinationv1.LeaseSpec{HolderIdentity: new("b"), AcquireTime: &now, RenewTime: &now,
+					LeaseDurationSeconds: new(int32(15))},
+			})
+		}, []Option{WithSlots(2)}, `leasehold: lease held: all 2 slots, by "a" (another session of this process), "b"`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				tt.hold(w)
+				for _, identity := range []string{"a", "c"} { // by the same client, and by another
+					_, err := TryAcquire(w.Context(), w.options(identity, tt.opts...)...)
+					if !errors.Is(err, ErrHeld) || err.Error() != tt.want {
+						t.Errorf("as %s: %v, want %s", identity, err, tt.want)
+					}
+				}
+			})
+		})
+	}
+}
+
 // Many that try at once: one has it, the others learn who.
 func TestTryAcquireRace(t *testing.T) {
 	inWorld(t, func(w *world) {

@@ -7,12 +7,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// A leaseMemory is what TryAcquire saw of leases in this process, by the uid of the Lease, and the terms that
-// sessions of Acquire and TryAcquire hold.
+// A leaseMemory is what TryAcquire saw of leases in this process, by the uid of the Lease.
 type leaseMemory struct {
-	mu   sync.Mutex // protects following
+	mu   sync.Mutex // protects seen
 	seen map[types.UID]memorized
-	held map[term]bool
 }
 
 // A memorized lease is a state of a Lease, and when it was read last.
@@ -57,28 +55,4 @@ func (m *leaseMemory) forgetOldestLocked() {
 		}
 	}
 	delete(m.seen, oldest)
-}
-
-// setHeldHere records that a session of this process holds t.
-func (m *leaseMemory) setHeldHere(t term) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.held == nil {
-		m.held = map[term]bool{}
-	}
-	m.held[t] = true
-}
-
-// forgetHeldHere records that the session of t has ended.
-func (m *leaseMemory) forgetHeldHere(t term) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.held, t)
-}
-
-// heldHere reports whether a session of this process holds t.
-func (m *leaseMemory) heldHere(t term) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.held[t]
 }

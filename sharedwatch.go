@@ -314,6 +314,13 @@ func (w *sharedWatch) size() int {
 	return w.count
 }
 
+// keeps reports whether the session of a subscriber keeps t, a term of the Lease with that name.
+func (w *sharedWatch) keeps(name string, t term) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.byName[name], func(s *subscription) bool { return s.reflector.store.keeps(t) })
+}
+
 // run watches until ctx ends.
 func (w *sharedWatch) run(ctx context.Context) {
 	defer close(w.done)

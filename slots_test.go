@@ -269,7 +269,8 @@ func TestTryAcquireSlots(t *testing.T) {
 			sessions = append(sessions, s)
 		}
 		_, err := TryAcquire(w.Context(), w.options("c", WithSlots(2))...)
-		if want := `leasehold: lease held: all 2 slots, by "a", "b"`; !errors.Is(err, ErrHeld) || err.Error() != want {
+		if want := `leasehold: lease held: all 2 slots, by "a" (another session of this process), ` +
+			`"b" (another session of this process)`; !errors.Is(err, ErrHeld) || err.Error() != want {
 			t.Errorf("err = %v, want %s", err, want)
 		}
 		sessions[1].Release()

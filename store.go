@@ -87,6 +87,13 @@ func (s *leaseStore) setRenewer(r *renewer) {
 	s.renewer = r
 }
 
+// keeps reports whether the campaign's session keeps t.
+func (s *leaseStore) keeps(t term) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.renewer != nil && s.renewer.session.term == t && s.renewer.session.loss() == nil
+}
+
 // setAfterGapLocked makes rec the newest record. There may be states of the Lease before it that the store has not
 // seen. The caller holds mu.
 func (s *leaseStore) setAfterGapLocked(rec *record) {

@@ -307,7 +307,7 @@ func TestCreateModesBesideSharedWatch(t *testing.T) {
 }
 
 // A program that calls TryAcquire from time to time takes over from a holder that crashed, not before the lease has
-// expired, and hears until then who holds it and for how long.
+// expired, and hears until then who holds it and for how long. Later it hears that its own process does.
 func TestTryAcquireExpired(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, controlplane.ForTest(t))
@@ -347,6 +347,13 @@ func TestTryAcquireExpired(t *testing.T) {
 	}
 	if err := s.Release(); err != nil {
 		t.Error(err)
+	}
+	for range leasehold.Sessions(t.Context(), f.options("one")...) {
+		if _, err := leasehold.TryAcquire(t.Context(), f.options("one")...); err == nil ||
+			err.Error() != `leasehold: lease held by "one", by another session of this process` {
+			t.Errorf("while a loop holds it: %v", err)
+		}
+		break
 	}
 }
 
