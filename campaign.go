@@ -68,6 +68,10 @@ func newCampaign(ctx context.Context, o *options, first *campaign) (*campaign, e
 			client.close(true)
 		}
 	}()
+	if client.leasesIn(namespace) == nil {
+		return nil, fmt.Errorf("leasehold: no usable client configuration: the client has no Leases in namespace %q",
+			namespace)
+	}
 	c := &campaign{
 		options:        o,
 		client:         client,

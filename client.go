@@ -119,7 +119,8 @@ func (s *sharedClient) leasesIn(namespace string) Leases {
 	if !ok {
 		l, _ = s.namespaces.LoadOrStore(namespace, s.leases(namespace))
 	}
-	return l.(Leases)
+	leases, _ := l.(Leases) // nil, if WithClient was given a client that has none
+	return leases
 }
 
 // permit returns when a request may be made that is no renewal; done is called when it has ended, and

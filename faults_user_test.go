@@ -552,3 +552,131 @@ func TestExaminedErrors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// emptyLeases are those of a client that makes its requests, but returns neither a result nor an error of one method.
+type emptyLeases struct {
+	Leases
+	method string
+}
+
+func (l emptyLeases) Get(ctx context.Context, name string, opts metav1.GetOptions) (*coordinationv1.Lease, error) {
+	lease, err := l.Leases.Get(ctx, name, opts)
+	return orNothing(l, "Get", lease, err)
+}
+
+func (l emptyLeases) Create(
+	ctx context.Context, lease *coordinationv1.Lease, opts metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
+	lease, err := l.Leases.Create(ctx, lease, opts)
+	return orNothing(l, "Create", lease, err)
+}
+
+func (l emptyLeases) Patch(
+	ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, sub ...string,
+) (*coordinationv1.Lease, error) {
+	lease, err := l.Leases.Patch(ctx, name, pt, data, opts, sub...)
+	return orNothing(l, "Patch", lease, err)
+}
+
+func (l emptyLeases) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	w, err := l.Leases.Watch(ctx, opts)
+	if l.method == "Watch" {
+		return nil, err
+	}
+	return w, err
+}
+
+func (l emptyLeases) List(ctx context.Context, opts metav1.ListOptions) (*coordinationv1.LeaseList, error) {
+	list, err := l.Leases.(lister).List(ctx, opts)
+	return orNothing(l, "List", list, err)
+}
+
+func orNothing[T any](l emptyLeases, method string, result *T, err error) (*T, error) {
+	if l.method == method {
+		return nil, err
+	}
+	return result, err
+}
+
+func withEmpty(method string) Option {
+	return func(o *options) {
+		o.hooks.wrap = func(l Leases) Leases { return emptyLeases{l, method} }
+	}
+}
+
+// A client that returns neither a result nor an error: the request has failed, and its outcome is unknown. What the
+// Lease says tells what became of a write.
+func TestClientReturnsNothing(t *testing.T) {
+	for _, method := range []string{"Get", "Create", "Patch", "Watch"} {
+		t.Run(method, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				a := w.run("a", nil, withEmpty(method))
+				w.sleep(2 * D)
+				if leads := w.leads() == "a"; leads != (method != "Get") || w.count() > 1 {
+					t.Errorf("leads: %v, in %d sessions", leads, w.count())
+				}
+				if w.logged("the client returned neither a result nor an error") == 0 {
+					t.Error("not logged")
+				}
+				a.quit()
+				if w.holder() != "" || a.err != context.Canceled {
+					t.Errorf("ended with %v, held by %q", a.err, w.holder())
+				}
+			})
+		})
+	}
+}
+
+// Requests about the Leases of a group fail likewise: a Lease that was not returned is not taken for one that does not
+// exist.
+func TestClientReturnsNothingOfGroup(t *testing.T) {
+	for method, request := range map[string]func(context.Context, *groupClient) error{
+		"Get": func(ctx context.Context, g *groupClient) error {
+			_, err := g.get(ctx, "get table", name)
+			return err
+		},
+		"List": func(ctx context.Context, g *groupClient) error {
+			_, _, err := g.list(ctx)
+			return err
+		},
+		"Create": func(ctx context.Context, g *groupClient) error {
+			_, err := g.create(ctx, "create table", &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "new"}})
+			return err
+		},
+		"Patch": func(ctx context.Context, g *groupClient) error {
+			r := g.campaign.store.latest().record
+			_, err := g.patch(ctx, "table", name, r, map[string]*string{"a": nil}, nil)
+			return err
+		},
+	} {
+		t.Run(method, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.run("a", nil).quit()
+				for _, opts := range [][]Option{nil, {withEmpty(method)}} {
+					c := idleCampaign(w, opts...)
+					if _, err := c.reflector.read(w.Context()); err != nil && opts == nil {
+						t.Fatal(err)
+					}
+					err := request(w.Context(), &groupClient{campaign: c, group: "group"})
+					if errors.Is(err, errNoResult) != (opts != nil) || opts == nil && err != nil {
+						t.Errorf("with %d options: %v", len(opts), err)
+					}
+					w.srv.Delete(ns, "new")
+				}
+			})
+		})
+	}
+}
+
+// bareClient has no Leases.
+type bareClient struct{}
+
+func (bareClient) Leases(string) Leases { return nil }
+
+func TestClientWithoutLeases(t *testing.T) {
+	_, err := Acquire(t.Context(), WithLease(name), WithNamespace(ns), WithClient(bareClient{}))
+	const want = `leasehold: no usable client configuration: the client has no Leases in namespace "default"`
+	if err == nil || err.Error() != want {
+		t.Errorf("Acquire() = %v, want %s", err, want)
+	}
+}

@@ -57,7 +57,7 @@ func groupRequest[T any](
 // get returns the Lease with a name; nil if there is none.
 func (g *groupClient) get(ctx context.Context, kind, name string) (*coordinationv1.Lease, error) {
 	lease, err := groupRequest(ctx, g, kind, "get", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return g.campaign.lease.leases.Get(ctx, name, metav1.GetOptions{})
+		return resultOf(g.campaign.lease.leases.Get(ctx, name, metav1.GetOptions{}))
 	})
 	if leaseNotFound(err) {
 		return nil, nil
@@ -87,7 +87,7 @@ func (g *groupClient) listBy(ctx context.Context, selector string) ([]*coordinat
 		return nil, 0, errNoList
 	}
 	list, err := groupRequest(ctx, g, "list", "list", func(ctx context.Context) (*coordinationv1.LeaseList, error) {
-		return from.List(ctx, metav1.ListOptions{LabelSelector: selector})
+		return resultOf(from.List(ctx, metav1.ListOptions{LabelSelector: selector}))
 	})
 	if err != nil {
 		return nil, 0, err
@@ -115,8 +115,8 @@ func (g *groupClient) create(
 	lease.Namespace = g.campaign.lease.namespace
 	lease.Labels = withGroupLabel(g.campaign.options.labels, g.group)
 	return groupRequest(ctx, g, kind, "create", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return g.campaign.lease.leases.Create(ctx, lease,
-			metav1.CreateOptions{FieldManager: g.campaign.lease.fieldManager})
+		return resultOf(g.campaign.lease.leases.Create(ctx, lease,
+			metav1.CreateOptions{FieldManager: g.campaign.lease.fieldManager}))
 	})
 }
 
@@ -130,7 +130,8 @@ func (g *groupClient) patch(
 	}
 	l := g.campaign.lease
 	return groupRequest(ctx, g, kind, "patch", func(ctx context.Context) (*coordinationv1.Lease, error) {
-		return l.leases.Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: l.fieldManager})
+		return resultOf(l.leases.Patch(ctx, name, types.MergePatchType, body,
+			metav1.PatchOptions{FieldManager: l.fieldManager}))
 	})
 }
 

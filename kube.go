@@ -3,6 +3,7 @@ package leasehold
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -241,7 +242,7 @@ func (l *leaseClient) answer(
 	ctx context.Context, verb string, request func(context.Context) (*coordinationv1.Lease, error),
 ) (record, error) {
 	began := time.Now()
-	lease, err := request(ctx)
+	lease, err := resultOf(request(ctx))
 	if answered(err) {
 		l.answers.record(time.Since(began))
 	}
@@ -249,6 +250,17 @@ func (l *leaseClient) answer(
 		return record{}, l.describe(verb, err)
 	}
 	return readRecord(lease)
+}
+
+// errNoResult is the error of a client that returns neither a result nor an error.
+var errNoResult = errors.New("the client returned neither a result nor an error")
+
+// resultOf returns what a client has returned.
+func resultOf[T any](result *T, err error) (*T, error) {
+	if result == nil && err == nil {
+		err = errNoResult
+	}
+	return result, err
 }
 
 // seconds returns the duration as a Lease has it.

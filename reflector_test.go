@@ -571,20 +571,66 @@ func TestReflectorWaitsByClock(t *testing.T) {
 	}
 }
 
-// errNeither makes a client return neither a watch nor an error.
+// errNeither makes a client return neither a result nor an error.
 var errNeither = errors.New("neither")
 
 // A silentWatch never closes its channel, even when it is stopped.
 type silentWatch struct{ stopped bool }
 
-func (*silentWatch) ResultChan() <-chan watch.Event { return nil }
+func (*silentWatch) ResultChan() <-chan watch.Event { return make(chan watch.Event) }
 func (w *silentWatch) Stop()                        { w.stopped = true }
 
 // A hostileWatch misbehaves when it is stopped. It has no events, and does not end.
 type hostileWatch struct{ stop func() }
 
-func (hostileWatch) ResultChan() <-chan watch.Event { return nil }
+func (hostileWatch) ResultChan() <-chan watch.Event { return make(chan watch.Event) }
 func (w hostileWatch) Stop()                        { w.stop() }
+
+// A hostileChannel is a watch that misbehaves when it is asked for its channel, of which it has none.
+type hostileChannel struct {
+	ask   func()
+	stops *atomic.Int64
+}
+
+func (w hostileChannel) ResultChan() <-chan watch.Event { w.ask(); return nil }
+func (w hostileChannel) Stop()                          { w.stops.Add(1) }
+
+// The channel of a watch is the program's code too: a panic ends the campaign, and one that is missing, or that takes
+// too long, is an error.
+func TestChannelOfWatch_G13(t *testing.T) {
+	const timeout = time.Second
+	for _, what := range append(misdeeds, misdeed{"returns", func(<-chan struct{}) {}}) {
+		t.Run(what.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var aborted atomic.Bool
+				var stops atomic.Int64
+				until := make(chan struct{})
+				user := &userCode{clock: systemClock{}, abort: func(*userPanic) { aborted.Store(true) }}
+				began := time.Now()
+				_, err := openWatch(t.Context(), user, user.clock, timeout,
+					func(context.Context) (watch.Interface, error) {
+						return hostileChannel{func() { what.do(until) }, &stops}, nil
+					})
+				if err == nil || time.Since(began) > timeout+answerGrace {
+					t.Errorf("%v after %v", err, time.Since(began))
+				}
+				const none = "the client returned a watch without a channel"
+				if (err.Error() == none) != (what.name == "returns") {
+					t.Error(err)
+				}
+				close(until)
+				synctest.Wait()
+				stopped := what.name == "returns" || what.name == "blocks"
+				if aborted.Load() != (what.name == "panics") || (stops.Load() == 1) != stopped {
+					t.Errorf("aborted: %v; stopped %d times", aborted.Load(), stops.Load())
+				}
+				if left := user.underWay(); len(left) > 0 {
+					t.Errorf("%q goes on", left[0].what)
+				}
+			})
+		})
+	}
+}
 
 // The stop of a watch is the program's code, also of one that opened when nobody waited for it any more: a panic ends
 // the campaign, and the end of the campaign waits for what it does.
@@ -653,7 +699,7 @@ func TestOpenWatch(t *testing.T) {
 		{"opens, and does not end", 0, nil, true, "<nil>", 0, answerGrace / 2},
 		{"opens in time", timeout/2 - ms, nil, false, "<nil>", timeout/2 - ms, 0},
 		{"fails", 0, errors.New("broken"), false, "broken", 0, 0},
-		{"neither opens nor fails", 0, errNeither, false, "the client returned neither a watch nor an error", 0, 0},
+		{"neither opens nor fails", 0, errNeither, false, "the client returned neither a result nor an error", 0, 0},
 		{"opens too late", timeout/2 + 10*ms, nil, true, "opening a watch took longer than 1s",
 			timeout/2 + 10*ms + answerGrace/2, 0},
 	} {
