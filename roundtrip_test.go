@@ -23,6 +23,7 @@ func TestLongRoundTrip(t *testing.T) {
 	for _, tt := range []struct{ roundTrip, duration time.Duration }{
 		{1600 * time.Millisecond, 15 * time.Second},
 		{700 * time.Millisecond, 5 * time.Second},
+		{550 * time.Millisecond, 5 * time.Second},
 		{300 * time.Millisecond, 2 * time.Second},
 		{200 * time.Millisecond, time.Second},
 	} {

@@ -195,7 +195,8 @@ type size struct {
 // farLinks are links over which leadership is hard to keep; the second is a satellite's.
 var farLinks = []link{
 	{1600 * time.Millisecond, 15 * time.Second}, {700 * time.Millisecond, 5 * time.Second},
-	{300 * time.Millisecond, 2 * time.Second}, {200 * time.Millisecond, time.Second},
+	{550 * time.Millisecond, 5 * time.Second}, {300 * time.Millisecond, 2 * time.Second},
+	{200 * time.Millisecond, time.Second},
 }
 
 var full = size{
@@ -226,7 +227,7 @@ var quick = size{
 	timing:    timing{duration: 3 * time.Second, deadline: 2 * time.Second, period: time.Second},
 	handovers: 10, polled: 5, pairs: 3, crashes: 1, standbys: 15, herds: 2, polledHerds: 2, expiries: 1,
 	rollouts: []int{2}, rolls: 1,
-	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[2:], linked: 5 * time.Second, window: 3 * time.Second,
+	victims: 2, hole: 1500 * time.Millisecond, links: farLinks[3:], linked: 5 * time.Second, window: 3 * time.Second,
 	idle:   time.Second,
 	racers: 10, learning: 2, terms: 5, solos: 1, renewing: 3 * time.Second, watchers: 20, fanouts: 1,
 	fanning: time.Second, weighing: time.Second,
