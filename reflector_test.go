@@ -501,6 +501,43 @@ func TestReflectorWokenWhileItCloses(t *testing.T) {
 	})
 }
 
+// Any goroutine may call any method of a reflector, also while it is started, and while it sleeps. Only the race
+// detector can fail this test.
+func TestReflectorConcurrently(t *testing.T) {
+	inWorld(t, func(w *world) {
+		_, subs := idleSharedWatch(w, []string{name, name})
+		started, asleep := subs[0].reflector, subs[1].reflector
+		asleep.subscription, asleep.closed = subs[1], true // nothing starts it
+		var all sync.WaitGroup
+		repeat := func(calls ...func()) {
+			for _, call := range calls {
+				all.Go(func() {
+					for range 50 {
+						call()
+					}
+				})
+			}
+		}
+		for _, r := range []*reflector{started, asleep} {
+			repeat(
+				func() { r.requestCheckUnlessHeard(7) },
+				func() { r.requestCheck() },
+				func() { r.requestReopen() },
+				func() { r.reopenRequested() },
+				func() { r.takeCheck() },
+				func() { r.checkStuck(name, D) },
+				func() { r.watching() },
+				func() { r.describe(&LeaseStatus{}) },
+				func() { r.wake() },
+				func() { r.setFollowing("poll") },
+			)
+		}
+		repeat(func() { asleep.sleepUntilWoken() })
+		all.Go(func() { started.start(w.Context(), subs[0]) })
+		all.Wait()
+	})
+}
+
 // However often another watch is asked for, one is open.
 func TestReflectorClosesEachWatch(t *testing.T) {
 	inWorld(t, func(w *world) {

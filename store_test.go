@@ -281,6 +281,7 @@ func TestLeaseStoreConcurrently(t *testing.T) {
 		for _, call := range []func(){
 			func() { s.setRenewer(r) },
 			func() { s.latest() },
+			func() { s.keeps(heldByB.term()) },
 			func() { s.backdate(observation{record: heldByB}) },
 			func() { s.watchBrought(7) },
 			func() { s.heardVersion() },
