@@ -233,8 +233,13 @@ func TestTryAcquireHeldHere(t *testing.T) {
 			w.run("a", nil).quit()
 			w.steal("a")
 		}, nil, `leasehold: lease held by "a"; free in 15s unless renewed`},
+		{"another process, which a loop has not heard of", func(w *world) {
+			w.run("a", nil)
+			w.srv.Client("a").SilenceWatches()
+			w.steal("thief")
+		}, nil, `leasehold: lease held by "thief"; free in 15s unless renewed`},
 		{"a loop that has lost it", func(w *world) {
-			w.run("a", func(Session) { <-w.Context().Done() })
+			w.run("a", func(Session) { time.Sleep(2 * D) })
 			w.srv.Client("a").OnRequest(func(r leasetest.Request) leasetest.Fault {
 				if r.Verb == "patch" {
 					return leasetest.Fault{Err: leasetest.ConnectionRefused()}
@@ -261,6 +266,9 @@ func TestTryAcquireHeldHere(t *testing.T) {
 					if !errors.Is(err, ErrHeld) || err.Error() != tt.want {
 						t.Errorf("as %s: %v, want %s", identity, err, tt.want)
 					}
+				}
+				for _, r := range w.runners {
+					r.quit()
 				}
 			})
 		})

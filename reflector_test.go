@@ -618,10 +618,10 @@ func (*silentWatch) ResultChan() <-chan watch.Event { return make(chan watch.Eve
 func (w *silentWatch) Stop()                        { w.stopped = true }
 
 // A hostileWatch misbehaves when it is stopped. It has no events, and does not end.
-type hostileWatch struct{ stop func() }
+type hostileWatch struct{ ask, stop func() }
 
-func (hostileWatch) ResultChan() <-chan watch.Event { return make(chan watch.Event) }
-func (w hostileWatch) Stop()                        { w.stop() }
+func (w hostileWatch) ResultChan() <-chan watch.Event { w.ask(); return make(chan watch.Event) }
+func (w hostileWatch) Stop()                          { w.stop() }
 
 // A hostileChannel is a watch that misbehaves when it is asked for its channel, of which it has none.
 type hostileChannel struct {
@@ -680,7 +680,7 @@ func TestStopOfWatch_G13(t *testing.T) {
 			t.Run(fmt.Sprintf("opens after %v, %s", opens, what.name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var aborted atomic.Bool
-					var stops atomic.Int64
+					var asks, stops atomic.Int64
 					until := make(chan struct{})
 					user := &userCode{clock: systemClock{}, abort: func(*userPanic) { aborted.Store(true) }}
 					ctx, cancel := context.WithCancel(t.Context())
@@ -689,7 +689,7 @@ func TestStopOfWatch_G13(t *testing.T) {
 					events, err := openWatch(ctx, user, user.clock, timeout,
 						func(context.Context) (watch.Interface, error) {
 							time.Sleep(opens)
-							return hostileWatch{func() {
+							return hostileWatch{func() { asks.Add(1) }, func() {
 								stops.Add(1)
 								what.do(until)
 							}}, nil
@@ -698,14 +698,16 @@ func TestStopOfWatch_G13(t *testing.T) {
 						t.Fatalf("%v after %v", err, time.Since(began))
 					}
 					if err == nil {
+						events.ResultChan()
 						events.Stop()
 					}
 					user.wait()
 					if took := time.Since(began); what.name == "returns" && took != opens+answerGrace {
 						t.Errorf("over after %v", took)
 					}
-					if aborted.Load() != (what.name == "panics") || stops.Load() != 1 {
-						t.Errorf("aborted: %v; stopped %d times", aborted.Load(), stops.Load())
+					if aborted.Load() != (what.name == "panics") || asks.Load() != 1 || stops.Load() != 1 {
+						t.Errorf("aborted: %v; asked for its channel %d times; stopped %d times",
+							aborted.Load(), asks.Load(), stops.Load())
 					}
 					close(until)
 					time.Sleep(2 * answerGrace)
