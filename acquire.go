@@ -24,7 +24,7 @@ func Acquire(ctx context.Context, opts ...Option) (Session, error) {
 }
 
 // TryAcquire acquires the lease only if that is possible at once. Otherwise it returns ErrHeld, whose text names the
-// holder, or the error of the failed request.
+// holder, and says whether a session of this process holds the lease, or the error of the failed request.
 //
 // It also acquires a lease whose holder has not been seen to renew it for its duration. Within a process TryAcquire
 // remembers what it saw of the last 1,000 leases, so that a program that calls it from time to time takes over from a
