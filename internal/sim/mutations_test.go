@@ -22,7 +22,7 @@ import (
 
 var (
 	runMutations = flag.Bool("mutations", false, "break the core in each of the ways in testdata, and want it found")
-	groupSeeds   = flag.Int("mutations.groups", 100, "in how many groups a mutation of groups has to be found")
+	groupSeeds   = flag.Int("mutations.groups", 100, "in how many of its worlds TestGroups has to find a mutation")
 	mutantSeeds  = flag.Uint64("mutations.seeds", 5000, "in how many seeds the simulation has to find a mutation")
 )
 
@@ -47,27 +47,29 @@ var lists = []*list{
 	{"sharedwatch.mutations", coreDir, func() []string {
 		return []string{"-test.run=^TestSharedWatch", "-test.failfast", "-test.timeout=5m"}
 	}},
-	{"groups.mutations", coreDir, func() []string { return groupArgs("^TestGroup|^TestRing|^TestSpread") }},
+	{"groups.mutations", coreDir, func() []string {
+		return []string{
+			"-test.run=^TestGroup|^TestRing|^TestSpread", "-test.skip=^TestGroups$", "-test.failfast",
+			"-test.timeout=5m",
+		}
+	}},
 	{"shards.mutations", shardsDir, func() []string { return []string{"-test.failfast", "-test.timeout=5m"} }},
-}
-
-// groupArgs are those of tests of groups.
-func groupArgs(run string) []string {
-	return []string{"-test.run=" + run, "-test.failfast", "-test.timeout=20m", fmt.Sprint("-group.seeds=", *groupSeeds)}
 }
 
 // A mutation replaces lines in functions of the core.
 type mutation struct {
 	*list
 	name   string
-	worlds bool // TestGroups alone has to find it
+	worlds bool // TestGroups has to find it, and no other test is run
 	edits  []*edit
 }
 
 // finder returns the directory of the tests that have to find m, and their arguments.
 func (m *mutation) finder() (dir string, args []string) {
 	if m.worlds {
-		return coreDir, groupArgs("^TestGroups$")
+		return coreDir, []string{
+			"-test.run=^TestGroups$", "-test.failfast", "-test.timeout=20m", fmt.Sprint("-group.seeds=", *groupSeeds),
+		}
 	}
 	return m.dir, m.args()
 }
