@@ -78,6 +78,13 @@ func testLease() *coordinationv1.Lease {
 	}
 }
 
+// hugeLease returns one that is longer than what is read of an answer.
+func hugeLease() *coordinationv1.Lease {
+	lease := testLease()
+	lease.Annotations = map[string]string{"x": strings.Repeat("x", mostBytes+1<<20)}
+	return lease
+}
+
 // serve returns the Leases of a server that answers as handler does.
 func serve(t *testing.T, handler http.HandlerFunc) *Leases {
 	s := httptest.NewServer(handler)
@@ -242,6 +249,8 @@ func TestWatch(t *testing.T) {
 			{"half an event", slicesOf(e.event(watch.Added, lease), e.event(watch.Modified, lease)[:20]), "ADDED 7"},
 			{"another object", e.event(watch.Added, e.object("Pod", testLease())), "ERROR 500"},
 			{"nonsense", []byte("\xff\xff\xff\xff"), "ERROR 500"},
+			{"an event that is too long", slicesOf(e.event(watch.Added, lease),
+				e.event(watch.Modified, e.object("Lease", hugeLease()))), "ADDED 7, ERROR 500"},
 		} {
 			t.Run(e.name+", "+tt.name, func(t *testing.T) {
 				l := serve(t, func(w http.ResponseWriter, _ *http.Request) {

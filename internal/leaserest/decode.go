@@ -98,19 +98,27 @@ func newEvents(content string, from io.Reader) (events, error) {
 	case contentProtobuf:
 		return &protobufEvents{from: from}, nil
 	case contentJSON:
-		return jsonEvents{json.NewDecoder(from)}, nil
+		limited := &io.LimitedReader{R: from}
+		return jsonEvents{limited, json.NewDecoder(limited)}, nil
 	}
 	return nil, fmt.Errorf("content type %q: want %s or %s", content, contentJSON, contentProtobuf)
 }
 
-type jsonEvents struct{ decoder *json.Decoder }
+type jsonEvents struct {
+	from    *io.LimitedReader // of the decoder, which may have read more than one event
+	decoder *json.Decoder
+}
 
 func (e jsonEvents) next() (string, []byte, error) {
 	var event struct {
 		Type   string          `json:"type"`
 		Object json.RawMessage `json:"object"`
 	}
+	e.from.N = mostBytes
 	err := e.decoder.Decode(&event)
+	if err != nil && e.from.N == 0 {
+		err = fmt.Errorf("an event of more than %d bytes", mostBytes)
+	}
 	return event.Type, event.Object, err
 }
 
@@ -126,11 +134,11 @@ func (e *protobufEvents) next() (string, []byte, error) {
 	if _, err := io.ReadFull(e.from, e.length[:]); err != nil {
 		return "", nil, err
 	}
-	n := int(binary.BigEndian.Uint32(e.length[:]))
+	n := binary.BigEndian.Uint32(e.length[:])
 	if n > mostBytes {
 		return "", nil, fmt.Errorf("an event of %d bytes, want %d at most", n, mostBytes)
 	}
-	if cap(e.buffer) < n {
+	if uint32(cap(e.buffer)) < n {
 		e.buffer = make([]byte, n)
 	}
 	data := e.buffer[:n]
