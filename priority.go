@@ -31,8 +31,8 @@ func WithPriority(p int) Option {
 func WithYield() Option { return func(o *options) { o.yield = true } }
 
 // HandOver releases the lease, for the candidate with that identity: others leave it the lease for half of the renew
-// interval, at most a second. If it does not stand by, any of them acquires the lease then. For a key of a group it
-// does what Release does.
+// interval, at most a second. If it does not stand by, any of them acquires the lease then. An identity of more than
+// 1024 bytes is left out: any candidate acquires the lease at once. For a key of a group it does what Release does.
 func (s Session) HandOver(identity string) error {
 	one, ok := s.state.(*session)
 	if !ok {
@@ -100,15 +100,16 @@ func (s *session) named() string {
 	return ""
 }
 
-// nextHolder returns who a release of the lease as it is in r names: named or, if that is "", who stands by.
+// nextHolder returns who a release of the lease as it is in r names: named or, if that is "", who stands by. Nobody
+// reads a long name, and one that is too long for the Lease would keep it from being released.
 func (r record) nextHolder(named string) string {
-	if next := cmp.Or(named, r.notes().Standby.Identity); next != r.identity {
+	if next := cmp.Or(named, r.notes().Standby.Identity); next != r.identity && len(next) <= longestIdentity {
 		return next
 	}
 	return ""
 }
 
-// longestIdentity is that of a candidate that can register.
+// longestIdentity is that of a candidate that can register, and that a release can name.
 const longestIdentity = annotation.MaxLength
 
 // outranks reports whether the candidate is to register for the lease as it is in o.

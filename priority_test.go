@@ -261,6 +261,22 @@ func TestHandOver(t *testing.T) {
 	})
 }
 
+// A name that no candidate would read, and that may be more than a Lease can hold, does not keep the lease from being
+// released.
+func TestHandOverToLongName(t *testing.T) {
+	for _, length := range []int{longestIdentity, longestIdentity + 1, 300_000} {
+		inPriorityWorld(t, func(w *world) {
+			if err := w.acquire(w.Context(), "a").HandOver(strings.Repeat("x", length)); err != nil {
+				t.Error(err)
+			}
+			_, named := w.lease().Annotations[annotation.Successor]
+			if want := length <= longestIdentity; named != want || w.holder() != "" {
+				t.Errorf("%d bytes: named %v, want %v; held by %q", length, named, want, w.holder())
+			}
+		})
+	}
+}
+
 // TryAcquire never waits, not for a candidate that a release names either.
 func TestTryAcquireSuccessor(t *testing.T) {
 	inPriorityWorld(t, func(w *world) {
