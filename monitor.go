@@ -83,8 +83,8 @@ type LeaseStatus struct {
 // A HolderStatus describes the holder of a lease.
 type HolderStatus struct {
 	Identity    string    `json:"identity"`
-	AcquireTime time.Time `json:"acquireTime,omitzero"` // by the holder's clock
-	RenewTime   time.Time `json:"renewTime,omitzero"`   // by the holder's clock
+	AcquireTime time.Time `json:"acquireTime,omitzero"` // by the holder's clock; zero if JSON cannot have its year
+	RenewTime   time.Time `json:"renewTime,omitzero"`   // likewise
 	Transitions int32     `json:"transitions"`
 	ExpiryTime  time.Time `json:"expiryTime,omitzero"` // by ours: when it expires unless it is seen to be renewed
 	Address     string    `json:"address,omitempty"`   // what the holder advertises
@@ -152,13 +152,16 @@ func (m *Monitor) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, "want GET or HEAD", http.StatusMethodNotAllowed)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.Encode(struct { // fails only if the client is gone
+	status, err := json.MarshalIndent(struct {
 		Leases []LeaseStatus `json:"leases"`
 		Groups []GroupStatus `json:"groups,omitempty"`
-	}{m.Leases(), m.Groups()})
+	}{m.Leases(), m.Groups()}, "", "  ")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(append(status, '\n')) // fails only if the client is gone
 }
 
 func (m *Monitor) all() []*leaseStats {

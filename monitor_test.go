@@ -2,6 +2,7 @@ package leasehold
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -366,6 +367,42 @@ func TestMonitorJSON(t *testing.T) {
 			t.Errorf("POST answered %d %v", post.Code, post.Header())
 		}
 		a.quit()
+	})
+}
+
+// Times of a Lease that JSON cannot have are left out. A status that cannot be encoded is no success.
+func TestMonitorYears(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var m Monitor
+		serve := func() *httptest.ResponseRecorder {
+			response := httptest.NewRecorder()
+			m.ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/", nil))
+			return response
+		}
+		w.run("a", nil, WithMonitor(&m))
+		w.srv.Edit(ns, name, func(l *coordinationv1.Lease) {
+			l.Spec.HolderIdentity = new("thief")
+			l.Spec.AcquireTime = &metav1.MicroTime{Time: time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)}
+			l.Spec.RenewTime = &metav1.MicroTime{Time: time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC)}
+		})
+		w.sleep(time.Second)
+		var status struct{ Leases []LeaseStatus }
+		response := serve()
+		if err := json.Unmarshal(response.Body.Bytes(), &status); err != nil || response.Code != http.StatusOK {
+			t.Fatalf("answered %d, %v", response.Code, err)
+		}
+		holder := status.Leases[0].Holder
+		if holder.Identity != "thief" || !holder.AcquireTime.IsZero() || !holder.RenewTime.IsZero() {
+			t.Errorf("held by %+v", holder)
+		}
+		for _, l := range m.all() {
+			l.mu.Lock()
+			l.lastErrorTime = time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
+			l.mu.Unlock()
+		}
+		if response := serve(); response.Code != http.StatusInternalServerError || response.Body.Len() == 0 {
+			t.Errorf("answered %d", response.Code)
+		}
 	})
 }
 

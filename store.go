@@ -288,11 +288,19 @@ func (s *leaseStore) describe(status *LeaseStatus) {
 	if s.seen.held() {
 		status.Holder = &HolderStatus{
 			Identity:    s.seen.identity,
-			AcquireTime: s.seen.acquired,
-			RenewTime:   s.seen.renewed,
+			AcquireTime: inJSON(s.seen.acquired),
+			RenewTime:   inJSON(s.seen.renewed),
 			Transitions: s.seen.transitions,
 			ExpiryTime:  wallTimeAt(s.clock, s.seen.expiresAt()),
 			Address:     s.seen.notes().Address,
 		}
 	}
+}
+
+// inJSON returns t, or the zero time if JSON cannot have it: one that somebody wrote into a Lease by hand.
+func inJSON(t time.Time) time.Time {
+	if _, err := t.MarshalJSON(); err != nil {
+		return time.Time{}
+	}
+	return t
 }
