@@ -145,13 +145,30 @@ func (p *Pool) get(req *http.Request) (*conn, error) {
 			if d.err != nil {
 				return nil, d.err
 			}
-			if d.conn != nil && d.conn.Err() != nil {
-				return nil, fmt.Errorf("connecting to %s: closed at once: %w", req.URL.Host, d.conn.Err())
+			if d.conn != nil {
+				if err := p.checkNew(d.conn); err != nil {
+					return nil, fmt.Errorf("connecting to %s: %w", req.URL.Host, err)
+				}
 			}
 		case <-req.Context().Done():
 			return nil, context.Cause(req.Context())
 		}
 	}
+}
+
+// checkNew returns why a connection that was just dialled takes no requests, so that a request does not dial again and
+// again without a pause.
+func (p *Pool) checkNew(c *conn) error {
+	p.mu.Lock() // no place is reserved meanwhile
+	defer p.mu.Unlock()
+	if err := c.Err(); err != nil {
+		return fmt.Errorf("closed at once: %w", err)
+	}
+	if c.InFlight() == 0 && c.Available() == 0 {
+		p.era.Go(c.close)
+		return errors.New("the server takes no requests over a new connection")
+	}
+	return nil
 }
 
 // reserve returns a connection with a place for one request on it or, if there is none, the dial to wait for.

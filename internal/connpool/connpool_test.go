@@ -599,6 +599,63 @@ func TestClosedAtOnce(t *testing.T) {
 	})
 }
 
+// A server that takes no requests over a new connection is an error, not an endless loop.
+func TestNoPlace(t *testing.T) {
+	noStreams := []byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0} // SETTINGS_MAX_CONCURRENT_STREAMS = 0
+	for name, frames := range map[string][]byte{
+		"no streams":   noStreams,
+		"it goes away": append(append([]byte{}, settings...), goAway...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 10*time.Millisecond, nil, func(w *world) {
+				other := fakenet.New(10 * time.Millisecond)
+				var group sync.WaitGroup
+				defer group.Wait()
+				defer other.Close()
+				group.Go(func() {
+					for {
+						conn, err := other.Accept()
+						if err != nil {
+							return
+						}
+						group.Go(func() {
+							c := tls.Server(conn, &tls.Config{
+								Certificates: []tls.Certificate{fakenet.Certificate()}, NextProtos: []string{"h2"}})
+							defer c.Close()
+							c.Handshake()
+							c.Write(frames)
+							io.Copy(io.Discard, c)
+						})
+					}
+				})
+				p := w.over(other.Dial)
+				defer p.Close()
+				to := url.URL{Scheme: "https", Host: "server.example", Path: "/"}
+				c, _, err := p.connect(p.era, to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second) // the frames are read
+				d := &dial{done: make(chan struct{})}
+				p.dials[to] = d
+				got := make(chan string, 1)
+				go func() { got <- w.ask(p, http.MethodPatch, "/", 10*time.Second) }()
+				synctest.Wait() // it waits for the dial
+				p.mu.Lock()
+				p.conns = append(p.conns, c)
+				p.endLocked(to, d, c, nil)
+				p.mu.Unlock()
+				if err := <-got; !strings.HasPrefix(err, "connecting to server.example") {
+					t.Error(err)
+				}
+				if n := other.Dials(); n != 1 {
+					t.Errorf("%d dials", n)
+				}
+			})
+		})
+	}
+}
+
 // Close ends requests under way; the next one opens a new connection.
 func TestClose(t *testing.T) {
 	in(t, 0, nil, func(w *world) {
