@@ -230,6 +230,10 @@ func TestRingReturnedTwice(t *testing.T) {
 		f.sleep(2 * time.Second)
 		first := f.sessionsOf("a")[0].state.(*keySession)
 		a.Ring.stop(first)
+		a.Ring.stop(first)
+		if n := len(a.draining); n != 0 {
+			f.Errorf("%d sessions are to drain, want none", n)
+		}
 		f.sleep(2 * I)
 		again := f.sessionsOf("a")
 		if len(again) != 1 || again[0].state == first {

@@ -146,7 +146,7 @@ func (r *Ring) stop(s *keySession) {
 		r.changedLocked(s.bucket())
 	}
 	over := r.users[s] == 0 && !s.over.Load()
-	if !over {
+	if !over && !s.over.Load() {
 		r.draining[s] = true
 	}
 	r.mu.Unlock()
