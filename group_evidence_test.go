@@ -140,6 +140,22 @@ func TestGroupRosterForgets(t *testing.T) {
 	}
 }
 
+// Members that share out other keys, and of which nothing is known while lists fail, are not asked about all the time.
+func TestGroupAwaitsOtherKeys(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		f.join("a", 2)
+		f.sleep(time.Second)
+		b := f.join("b", 4)
+		f.sleep(2 * I)
+		v := b.group.present.assigner.view()
+		v.listed, v.members = 0, nil
+		wait, err := b.group.present.assigner.epochs.awaitOtherKeys(f.Context(), v)
+		if want := gathering(b.group.campaign.options); wait < want || err != nil {
+			f.Errorf("another look in %v, %v; want at least %v", wait, err, want)
+		}
+	})
+}
+
 // A list that is older than a deletion does not bring the Lease back.
 func TestGroupOldList(t *testing.T) {
 	lease := func(name string, version int) *coordinationv1.Lease {

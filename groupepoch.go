@@ -155,7 +155,7 @@ func (e *epochs) awaitOtherKeys(ctx context.Context, v view) (time.Duration, err
 			continue
 		}
 		if ended, at := e.missing.ended(v, r); !ended {
-			wait = min(wait, max(at.Sub(v.now), shortestDelay))
+			wait = min(wait, max(at.Sub(v.now), gathering(g.campaign.options)))
 		}
 	}
 	if wait < maxDuration {
