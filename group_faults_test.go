@@ -88,6 +88,26 @@ func TestGroupAskedToHandOver(t *testing.T) {
 	}
 }
 
+// A fence leaves "" for the holder where coordinated leader election may read it.
+func TestGroupFenceOfPreferredHolder(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a, b := f.spreadTwo()
+		lease := f.leaseOf("b")
+		f.srv.Client("b").Partition(true)
+		f.srv.Edit(ns, lease, func(l *coordinationv1.Lease) {
+			l.Spec.Strategy, l.Spec.PreferredHolder = new(coordinationv1.OldestEmulationVersion), new("x")
+		})
+		f.sleep(D + 2*I)
+		f.wantShape("a[4]")
+		if holder := f.srv.Lease(ns, lease).Spec.HolderIdentity; holder == nil || *holder != "" {
+			f.Errorf("the Lease has the holder %v, want an empty one", holder)
+		}
+		f.srv.Client("b").Partition(false)
+		a.quit()
+		b.quit()
+	})
+}
+
 // leaseOf returns the name of the Lease of a member.
 func (f *fleet) leaseOf(member string) string {
 	for _, l := range f.memberLeases() {

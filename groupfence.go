@@ -46,7 +46,7 @@ func (f *fences) untilFence(v view, name string, m memberView) time.Duration {
 // takes effect any more. If the write fails, the Lease is left alone for a while. If it failed because the Lease has
 // changed unseen, everything is read afresh.
 func (f *fences) fence(ctx context.Context, v view, name string, m memberView) {
-	lease, err := f.group.client.patch(ctx, "fence", name, m.seen.record, nil, freeSpec{})
+	lease, err := f.group.client.patch(ctx, "fence", name, m.seen.record, nil, freed(m.seen.record))
 	if err != nil {
 		f.setbacks.putOff(name, err, f.group.campaign)
 		if conflicts(err) { // something happened that was not seen

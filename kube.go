@@ -171,10 +171,7 @@ func (l *leaseClient) release(ctx context.Context, r record, successor string) (
 		}
 		change[annotation.Successor] = new(annotation.FormatSuccessor(r.transitions, next))
 	}
-	var free freeSpec
-	if r.strategy || r.preferred != "" {
-		free.HolderIdentity = new("") // kube-apiserver 1.36 crashes without it, at its own election
-	}
+	free := freed(r)
 	return l.patch(ctx, r, change, free)
 }
 
@@ -190,6 +187,14 @@ type freeSpec struct {
 	LeaseDurationSeconds *int32  `json:"leaseDurationSeconds"`
 	AcquireTime          *string `json:"acquireTime"`
 	RenewTime            *string `json:"renewTime"`
+}
+
+// freed returns what leaves the Lease r without a holder.
+func freed(r record) (free freeSpec) {
+	if r.strategy || r.preferred != "" {
+		free.HolderIdentity = new("") // kube-apiserver 1.36 crashes without it, at its own election
+	}
+	return free
 }
 
 // delete deletes the Lease, if it still is as r. It stays as long as it has finalizers.
