@@ -544,7 +544,7 @@ func (g *groupWorld) checkQuiet() {
 		}
 		return n
 	}
-	const intervals, most = 10, 14 // of requests of each
+	const intervals, most = 10, 25 // requests of each member
 	before := requests()
 	g.sleep(intervals * I)
 	if n := requests() - before; n > most*g.count() {
