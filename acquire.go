@@ -28,7 +28,7 @@ func Acquire(ctx context.Context, opts ...Option) (Session, error) {
 //
 // It also acquires a lease whose holder has not been seen to renew it for its duration. Within a process TryAcquire
 // remembers what it saw of the last 1,000 leases, so that a program that calls it from time to time takes over from a
-// holder that crashed. A program that calls it once needs Acquire for that.
+// holder that crashed, and waits out one whose Lease was deleted. A program that calls it once needs Acquire for that.
 func TryAcquire(ctx context.Context, opts ...Option) (Session, error) {
 	return acquire(ctx, opts, func(cs campaigns) (*session, error) { return newCandidates(cs).try(cs.ctx()) })
 }
@@ -92,10 +92,12 @@ const maxTries = 3
 func (k *candidate) try(ctx context.Context) (*session, error) {
 	c := k.campaign
 	k.hasty = true
+	memory, key := c.options.hooks.memory, leaseKey{c.client.server(), c.lease.namespace, c.lease.name}
+	before := memory.recall(key)
 	if _, err := c.reflector.read(ctx); err != nil {
 		return nil, orCause(ctx, err)
 	}
-	c.options.hooks.memory.recall(c.store)
+	memory.resume(c.store, key, before)
 	if err := k.unavailable(c.store.latest()); err != nil {
 		return nil, err
 	}

@@ -123,6 +123,22 @@ func (s *sharedClient) leasesIn(namespace string) Leases {
 	return leases
 }
 
+// server returns what tells the API server from others: its address, or a client of which that is not known.
+func (s *sharedClient) server() any {
+	if s.client == nil {
+		return s.config.Host
+	}
+	if c, ok := s.client.value.(interface{ RESTClient() rest.Interface }); ok {
+		if r, _ := c.RESTClient().(*rest.RESTClient); r != nil {
+			return r.Get().URL().String()
+		}
+	}
+	if !reflect.ValueOf(s.client.value).Comparable() {
+		return reflect.TypeOf(s.client.value)
+	}
+	return s.client.value
+}
+
 // permit returns when a request may be made that is no renewal; done is called when it has ended, and
 // before another permit is waited for.
 func (s *sharedClient) permit(ctx context.Context) (done func(), err error) {

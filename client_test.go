@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/transport"
@@ -140,4 +143,47 @@ func TestClientNotComparable(t *testing.T) {
 	}
 	a.close(true)
 	b.close(true)
+}
+
+// A restLeases is a client that knows its REST client.
+type restLeases struct {
+	client *rest.RESTClient
+	_      []string // cannot be compared
+}
+
+func (c restLeases) RESTClient() rest.Interface { return c.client }
+
+// What tells API servers apart: their addresses, with their paths, or else their clients.
+func TestClientServer(t *testing.T) {
+	to := func(host string) *rest.RESTClient {
+		c, err := rest.RESTClientFor(&rest.Config{Host: host, ContentConfig: rest.ContentConfig{
+			NegotiatedSerializer: serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion(),
+			GroupVersion:         &coordinationv1.SchemeGroupVersion}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	of := func(client any) any { return (&sharedClient{client: &userClient{value: client}}).server() }
+	one := leasetest.NewServer()
+	for _, tt := range []struct {
+		name string
+		a, b any
+		want bool // the same server
+	}{
+		{"one client", of(one.Client("a")), of(one.Client("a")), true},
+		{"two clients", of(one.Client("a")), of(leasetest.NewServer().Client("a")), false},
+		{"one address", of(restLeases{client: to("https://a/x")}), of(restLeases{client: to("https://a/x")}), true},
+		{"two paths", of(restLeases{client: to("https://a/x")}), of(restLeases{client: to("https://a/y")}), false},
+		{"no address", of(&restLeases{}), of(&restLeases{}), false},
+		{"clients that cannot be compared", of(restLeases{}), of(restLeases{}), true},
+		{"configurations", (&sharedClient{config: &rest.Config{Host: "a"}}).server(),
+			(&sharedClient{config: &rest.Config{Host: "a", BearerToken: "secret"}}).server(), true},
+		{"two configurations", (&sharedClient{config: &rest.Config{Host: "a"}}).server(),
+			(&sharedClient{config: &rest.Config{Host: "b"}}).server(), false},
+	} {
+		if same := tt.a == tt.b; same != tt.want {
+			t.Errorf("%s: %v and %v are the same: %v", tt.name, tt.a, tt.b, same)
+		}
+	}
 }

@@ -577,6 +577,55 @@ func TestTryAcquirePolls(t *testing.T) {
 	})
 }
 
+// A program that polls with TryAcquire waits out a holder whose Lease was deleted behind its back, and which may have
+// renewed since it was seen.
+func TestTryAcquireDeletedHolder_G1(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		after func(w *world) // the deletion
+	}{
+		{"deleted", func(*world) {}},
+		{"made anew", func(w *world) {
+			w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				a := w.run("a", nil)
+				w.sleep(time.Second)
+				if _, err := TryAcquire(w.Context(), w.options("b")...); !errors.Is(err, ErrHeld) {
+					t.Fatal(err)
+				}
+				w.sleep(3*I + eps) // renewals
+				w.srv.Client("a").Partition(true)
+				w.srv.Delete(ns, name)
+				tt.after(w)
+				deleted := time.Now()
+				for time.Since(deleted) < 2*D {
+					s, err := TryAcquire(w.Context(), w.options("b")...)
+					if err == nil {
+						w.enter(s)
+						if took := time.Since(deleted); took < D || took > D+time.Second {
+							t.Errorf("acquired %v after the deletion", took)
+						}
+						s.Release()
+						break
+					}
+					if !errors.Is(err, ErrHeld) || !strings.Contains(err.Error(), "was deleted while a holder led") {
+						t.Fatal(err)
+					}
+					w.sleep(time.Second)
+				}
+				if w.count() != 2 {
+					t.Error("never acquired")
+				}
+				w.srv.Client("a").Partition(false)
+				a.quit()
+			})
+		})
+	}
+}
+
 // The memory of TryAcquire is bounded.
 func TestMemoryIsBounded(t *testing.T) {
 	var m leaseMemory
@@ -584,7 +633,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		s := &leaseStore{clock: systemClock{}}
 		s.seen = observation{record: record{uid: types.UID(fmt.Sprint(i)), version: 1, identity: "b"}, known: true,
 			since: time.Now(), wait: D}
-		m.recall(s)
+		m.resume(s, leaseKey{name: fmt.Sprint(i)}, observation{})
 	}
 	if len(m.seen) != maxMemorized {
 		t.Errorf("%d leases are remembered, want %d", len(m.seen), maxMemorized)

@@ -221,13 +221,17 @@ func (s *leaseStore) addEventLocked(kind watch.EventType, rec *record, shared bo
 	}
 }
 
-// backdate gives the holder the time since which it was seen to do nothing before this reflector began, and returns
-// what is known then.
-func (s *leaseStore) backdate(before observation) observation {
+// resume makes what was just read the news that came after known, if there was any, which another store of this Lease
+// saw, and returns what is known then. The read was sent when before was known.
+func (s *leaseStore) resume(known, before observation) observation {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.seen.activity() == before.activity() && before.since.Before(s.seen.since) {
-		s.seen.since, s.seen.wait = before.since, max(before.wait, s.seen.wait)
+	defer s.unlock()
+	if read := s.seen; known.known {
+		s.seen = known
+		s.addAnswerLocked(&read.record, &before)
+		if s.seen.state() == read.state() {
+			s.seen.wait = max(s.seen.wait, read.wait)
+		}
 	}
 	return s.seen
 }

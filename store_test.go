@@ -224,31 +224,52 @@ func TestLeaseStoreOddEvents(t *testing.T) {
 	}
 }
 
-// What was seen of a holder before counts if it has done nothing since.
-func TestBackdate(t *testing.T) {
-	now := time.Now()
+// What was seen of a Lease before counts, as if the store had seen it itself, unless newer news came meanwhile.
+func TestResume(t *testing.T) {
+	const second = time.Second
+	var now time.Time
 	seen := func(r record, at int, wait time.Duration) observation {
-		return observation{record: r, known: true, since: now.Add(time.Duration(at) * time.Second), wait: wait}
+		return observation{record: r, known: true, since: now.Add(time.Duration(at) * second), wait: wait}
 	}
-	later := heldByB.but(func(r *record) { r.renewed = r.renewed.Add(1) })
-	for _, tt := range []struct {
-		name   string
-		before observation
-		since  int
-		wait   time.Duration
-	}{
-		{"earlier", seen(heldByB, -5, time.Second), -5, 10 * time.Second},
-		{"earlier, at another version", seen(heldByB.but(func(r *record) { r.version-- }), -5, time.Minute), -5,
-			time.Minute},
-		{"later", seen(heldByB, 5, time.Minute), 0, 10 * time.Second},
-		{"another activity", seen(later, -5, time.Minute), 0, 10 * time.Second},
-	} {
-		s := &leaseStore{seen: seen(heldByB, 0, 10*time.Second)}
-		got := s.backdate(tt.before)
-		if want := seen(heldByB, tt.since, tt.wait); got != want || s.latest() != want {
-			t.Errorf("%s: %+v, want %+v", tt.name, got, want)
+	older := heldByB.but(func(r *record) { r.version-- })
+	active := older.but(func(r *record) { r.renewed = r.renewed.Add(-1) })
+	another := heldByB.but(func(r *record) { r.uid, r.version = "v", 9 })
+	synctest.Test(t, func(t *testing.T) {
+		now = time.Now()
+		newer := seen(heldByB.but(func(r *record) { r.version++ }), -1, second)
+		for _, tt := range []struct {
+			name                string
+			known, before, read observation
+			want                record
+			acquirable          time.Duration
+		}{
+			{"nothing known", observation{}, observation{}, seen(heldByB, 0, 10*second), heldByB, 10 * second},
+			{"as it was", seen(heldByB, -5, second), seen(heldByB, -5, second), seen(heldByB, 0, 10*second), heldByB,
+				5 * second},
+			{"another version", seen(older, -5, time.Minute), seen(older, -5, time.Minute), seen(heldByB, 0, 10*second),
+				heldByB, 55 * second},
+			{"renewed", seen(active, -5, time.Minute), seen(active, -5, time.Minute), seen(heldByB, 0, 10*second),
+				heldByB, 10 * second},
+			{"released", seen(older, -5, time.Minute), seen(older, -5, time.Minute),
+				seen(record{uid: "u", version: 7}, 0, 0), record{uid: "u", version: 7}, 0},
+			{"read before", newer, observation{}, seen(heldByB, 0, 10*second), newer.record, 0},
+			{"not found", seen(heldByB, -5, 20*second), seen(heldByB, -5, 20*second), seen(record{}, 0, 0),
+				record{version: 7}, 20 * second},
+			{"another Lease", seen(heldByB, -5, second), seen(heldByB, -5, second), seen(another, 0, 10*second),
+				another, 15 * second},
+		} {
+			s, _ := newStore()
+			s.seen = tt.read
+			got := s.resume(tt.known, tt.before)
+			if wait := later(now, got.acquirableAt(s.ours)).Sub(now); got.record != tt.want || wait != tt.acquirable {
+				t.Errorf("%s: %+v, acquirable after %v, want %+v after %v", tt.name, got.record, wait, tt.want,
+					tt.acquirable)
+			}
+			if s.latest() != got {
+				t.Errorf("%s: knows %+v", tt.name, s.latest())
+			}
 		}
-	}
+	})
 }
 
 // A candidate claims only what it has looked at.
@@ -282,7 +303,7 @@ func TestLeaseStoreConcurrently(t *testing.T) {
 			func() { s.setRenewer(r) },
 			func() { s.latest() },
 			func() { s.keeps(heldByB.term()) },
-			func() { s.backdate(observation{record: heldByB}) },
+			func() { s.resume(observation{record: heldByB, known: true}, observation{}) },
 			func() { s.watchBrought(7) },
 			func() { s.heardVersion() },
 			func() { s.watchMissed(7, "u") },
