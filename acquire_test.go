@@ -743,6 +743,23 @@ func TestReclaim(t *testing.T) {
 	})
 }
 
+// WithReclaim does not take the lease from another session of this process, which has the identity rightly.
+func TestReclaimBesideOwnSession_G1(t *testing.T) {
+	inWorld(t, func(w *world) {
+		first := w.acquire(w.Context(), "pod-0", WithReclaim())
+		released := time.Time{}
+		time.AfterFunc(3*D, func() { released = time.Now(); first.Release() })
+		second, err := Acquire(w.Context(), w.options("pod-0", WithReclaim())...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer second.Release()
+		if released.IsZero() || !errors.Is(first.Err(), ErrReleased) {
+			t.Errorf("the second session began while the first had %v", first.Err())
+		}
+	})
+}
+
 // Labels and owner are there from the creation on, and do not touch others'.
 func TestLabelsAndOwner(t *testing.T) {
 	owner := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "d", UID: "u"}

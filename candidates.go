@@ -300,7 +300,7 @@ func (c *candidate) plan(o observation) {
 	case o.strategy:
 		c.attempt.at = c.campaign.clock.now().mono.Add(maxDuration) // for news
 		c.warnStrategy()
-	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity:
+	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity && !c.campaign.heldHere(o.term()):
 		c.attempt.at = o.clearAt()
 	case !c.campaign.claims.include(o.term()):
 		c.attempt.at = c.attempt.at.Add(c.pauseBefore(o))

@@ -182,7 +182,7 @@ func WithDeleteOnRelease() Option { return func(o *options) { o.deleteOnRelease 
 // WithReclaim acquires at once a lease that is held by our identity, instead of waiting until it
 // expires. It is for identities that are unique by construction, as the name of a
 // StatefulSet's pod: no other process that has the identity may be running, not even for as long as it
-// takes to stop. It needs WithIdentity.
+// takes to stop. A lease that another session of this process holds is left to that. It needs WithIdentity.
 func WithReclaim() Option { return func(o *options) { o.reclaim = true } }
 
 // WithEventRecorder records Kubernetes Events about the Lease, as client-go does: with the reason
