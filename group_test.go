@@ -9,6 +9,7 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/leasehold-go/leasehold/internal/shards"
@@ -177,6 +178,77 @@ func TestSpreadKeysNotPublished(t *testing.T) {
 		f.wantShape("a[6]")
 		a.quit()
 	})
+}
+
+// A set of keys that cannot be published does not keep the next from taking its place.
+func TestSpreadKeysReplacedUnpublished(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		sets := make(chan []string, 1)
+		sets <- numbered(4)
+		a := f.spread("a", sets)
+		f.sleep(I)
+		f.srv.Client("a").OnRequest(func(r leasetest.Request) (fault leasetest.Fault) {
+			if r.Verb == "create" && r.Name == name+"-k-"+shards.Digest(numbered(6))+"-0" {
+				fault.Err = leasetest.Forbidden(r)
+			}
+			return fault
+		})
+		sets <- numbered(6)
+		f.sleep(2 * I)
+		f.wantShape("a[4]")
+		sets <- numbered(5)
+		f.sleep(2 * I)
+		f.wantShape("a[5]")
+		a.quit()
+	})
+}
+
+// A set of keys is published again in each term, also where that fails at first, and where a page is deleted between
+// the attempt to create it and the read.
+func TestGroupKeysPublishedUntilTheyAre(t *testing.T) {
+	page := name + "-k-" + shards.Digest(numbered(4)) + "-0"
+	exists := apierrors.NewAlreadyExists(coordinationv1.Resource(leasesResource), page)
+	for _, c := range []struct {
+		name string
+		err  error
+		term bool // in another term than the first
+	}{
+		{"refused in the first term", leasetest.ServiceUnavailable(), false},
+		{"refused in another term", leasetest.ServiceUnavailable(), true},
+		{"deleted in the first term", exists, false},
+		{"deleted in another term", exists, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFleet(t, func(f *fleet) {
+				var creates atomic.Int64
+				fail := func(r leasetest.Request) (fault leasetest.Fault) {
+					if r.Verb == "create" && r.Name == page && creates.Add(1) <= 4 {
+						fault.Err = c.err
+					}
+					return fault
+				}
+				if !c.term {
+					f.srv.Client("a").OnRequest(fail)
+				}
+				a := f.spread("a", Keys(numbered(4)...))
+				if c.term {
+					f.sleep(I)
+					f.srv.Client("a").Partition(true)
+					f.sleep(R + time.Second)
+					f.srv.Delete(ns, page)
+					f.srv.Client("a").OnRequest(fail)
+					f.srv.Client("a").Partition(false)
+					f.sleep(D)
+				}
+				f.sleep(6 * I)
+				f.wantShape("a[4]")
+				if f.srv.Lease(ns, page) == nil {
+					f.Errorf("no page after %d attempts", creates.Load())
+				}
+				a.quit()
+			})
+		})
+	}
 }
 
 // Keys that somebody has edited do not keep the members from sharing theirs out.

@@ -21,8 +21,8 @@ type keySets struct {
 	pages     map[string][]string // the first pages of sets that were not read to the end, by digest
 }
 
-// know says which keys the member knows, sorted, and publishes them for the others.
-func (g *group) know(ctx context.Context, keys []string) error {
+// know says which keys the member knows, sorted, and publishes them for the others. It tries again until retrying ends.
+func (g *group) know(ctx, retrying context.Context, keys []string) {
 	if len(keys) == 0 {
 		g.campaign.log.info("this member knows no keys, and works on none", "group", g.client.group)
 	}
@@ -43,9 +43,8 @@ func (g *group) know(ctx context.Context, keys []string) error {
 	for _, s := range gone {
 		g.stop(s, ErrMoved)
 	}
-	err := g.retry(ctx, g.delays.publish, func() error { return g.publish(ctx, digest, keys) })
-	if err != nil {
-		return err
+	if g.retry(retrying, g.delays.publish, func() error { return g.publish(ctx, digest, keys) }) != nil {
+		return
 	}
 	g.mu.Lock()
 	g.sets.published, g.sets.digest, g.sets.dropped = keys, digest, nil
@@ -57,7 +56,6 @@ func (g *group) know(ctx context.Context, keys []string) error {
 	if m != nil {
 		m.tell()
 	}
-	return nil
 }
 
 // without returns those of all that are not in some, which is sorted.
@@ -70,13 +68,16 @@ func without(all, some []string) (others []string) {
 	return others
 }
 
-// republish publishes the keys again.
+// republish publishes the keys again. It tries that every renew interval, until ctx ends.
 func (g *group) republish(ctx context.Context) {
-	g.mu.Lock()
-	digest, keys := g.sets.digest, g.sets.published
-	g.mu.Unlock()
-	if digest != "" {
-		g.publish(ctx, digest, keys) // logs its own failure
+	for ctx.Err() == nil {
+		g.mu.Lock()
+		digest, keys := g.sets.digest, g.sets.published
+		g.mu.Unlock()
+		if digest == "" || g.publish(ctx, digest, keys) == nil {
+			return
+		}
+		sleep(ctx, g.campaign.clock, g.campaign.options.renewInterval)
 	}
 }
 
@@ -96,11 +97,17 @@ func (g *group) publish(ctx context.Context, digest string, keys []string) error
 	return nil
 }
 
-// mend makes a page of keys that exists what it is to be, if somebody changed it.
+// mend makes a page of keys that exists what it is to be, if somebody changed it. It may yet be deleted by an assigner
+// that has found it to be of no use: the member publishes it again when others seem not to know its keys.
 func (g *group) mend(ctx context.Context, name, page string) error {
 	lease, err := g.client.get(ctx, "get keys", name)
-	if err != nil || lease == nil || lease.Annotations[keysAnnotation] == page {
+	switch {
+	case err != nil:
 		return err
+	case lease == nil:
+		return errPageDeleted
+	case lease.Annotations[keysAnnotation] == page && lease.Labels[groupLabel] == g.client.group:
+		return nil
 	}
 	r, err := readRecord(lease)
 	if err != nil {
@@ -109,6 +116,9 @@ func (g *group) mend(ctx context.Context, name, page string) error {
 	_, err = g.client.patch(ctx, "write keys", name, r, map[string]*string{keysAnnotation: &page}, nil)
 	return err
 }
+
+// errPageDeleted says that a page is to be created again.
+var errPageDeleted = errors.New("the Lease with the keys was deleted meanwhile")
 
 func (g *group) pageName(digest string, page int) string {
 	return fmt.Sprintf("%s-k-%s-%d", g.client.group, digest, page)

@@ -55,22 +55,7 @@ func Spread[K ~string](ctx context.Context, keys <-chan []K, work func(Session, 
 		defer c.options.monitor.openGroup(g)()
 		receiving, cancel := context.WithCancel(c.ctx)
 		var receiver errgroup.Group
-		receiver.Go(func() error {
-			for set := first; ; {
-				if err := g.know(receiving, set); err != nil {
-					return nil // it ends with the campaign
-				}
-				next, err := nextKeys(receiving, keys)
-				switch {
-				case err == errNoKeys || receiving.Err() != nil:
-					return nil
-				case err != nil:
-					c.log.error("the keys are not changed", "group", name, "error", err)
-				default:
-					set = next
-				}
-			}
-		})
+		receiver.Go(func() error { receive(receiving, g, first, keys); return nil })
 		defer receiver.Wait()
 		defer cancel()
 		defer w.running.Wait()
@@ -80,6 +65,27 @@ func Spread[K ~string](ctx context.Context, keys <-chan []K, work func(Session, 
 }
 
 var errNoKeys = errors.New("leasehold: Spread: the channel of keys ended before there was a set")
+
+// receive makes the group know set, and then each that keys delivers, until ctx ends. It tries to publish one until the
+// next is delivered.
+func receive[K ~string](ctx context.Context, g *group, set []string, keys <-chan []K) {
+	for more := true; more; {
+		retrying, replace := context.WithCancel(ctx)
+		var publishing errgroup.Group
+		publishing.Go(func() error { g.know(ctx, retrying, set); return nil })
+		next, err := nextKeys(ctx, keys)
+		for err != nil && err != errNoKeys && ctx.Err() == nil {
+			g.campaign.log.error("the keys are not changed", "group", g.client.group, "error", err)
+			next, err = nextKeys(ctx, keys)
+		}
+		if more = err == nil; more {
+			replace()
+		}
+		publishing.Wait()
+		replace()
+		set = next
+	}
+}
 
 // nextKeys returns the next set of keys, sorted.
 func nextKeys[K ~string](ctx context.Context, keys <-chan []K) ([]string, error) {
