@@ -267,6 +267,9 @@ func TestTryAcquireHeldHere(t *testing.T) {
 						t.Errorf("as %s: %v, want %s", identity, err, tt.want)
 					}
 				}
+				if strings.Contains(tt.want, "this process") && w.logged("lease held under our own identity") > 0 {
+					t.Error("the log says that another holds it in our name")
+				}
 				for _, r := range w.runners {
 					r.quit()
 				}

@@ -337,12 +337,19 @@ func (c *candidate) warnStrategy() {
 	c.warnedStrategy = true
 }
 
-// warnDuplicate tells operators, once for each term, that another process holds the lease in our name.
+// warnDuplicate tells operators, once for each term, that another session holds the lease in our name.
 func (c *candidate) warnDuplicate(t term) {
 	if t.identity != c.campaign.lease.identity || t == c.warnedDuplicate {
 		return
 	}
 	c.warnedDuplicate = t
+	if c.campaign.heldHere(t) {
+		if !c.hasty { // else ErrHeld says so
+			c.campaign.log.warn("lease held under our own identity by another session of this process; waiting for it",
+				"acquireTime", t.acquired)
+		}
+		return
+	}
 	c.campaign.log.warn(
 		"lease held under our own identity by another process or an earlier run of this one; waiting until it expires",
 		"acquireTime", t.acquired)

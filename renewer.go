@@ -194,6 +194,7 @@ func (r *renewer) keepLocked() time.Duration {
 	case s.loss() != nil:
 		r.stage = awaiting
 		r.cancel()
+		r.store.setRenewer(nil) // what is new does not matter any more
 		if f := r.flight; f != nil {
 			f.limit = earlier(f.limit, now.mono.Add(answerGrace))
 		}

@@ -22,7 +22,7 @@ type leaseStore struct {
 	contradicted    func()          // called without mu when an event contradicts what is known: only a read decides
 
 	mu            sync.Mutex // protects following; taken before the claims' mutex
-	renewer       *renewer   // of the session, which looks at what is new; nil while there is none
+	renewer       *renewer   // of the session, which looks at what is new; nil while there is none, and after a loss
 	seen          observation
 	early         watch.Event // the newest event of the shared watch that came before the first read answered
 	heard         uint64      // the newest version that a read or a watch brought; answers to our writes do not count
@@ -91,7 +91,7 @@ func (s *leaseStore) setRenewer(r *renewer) {
 func (s *leaseStore) keeps(t term) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.renewer != nil && s.renewer.session.term == t && s.renewer.session.loss() == nil
+	return s.renewer != nil && s.renewer.session.term == t
 }
 
 // setAfterGapLocked makes rec the newest record. There may be states of the Lease before it that the store has not
