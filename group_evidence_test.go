@@ -156,6 +156,25 @@ func TestGroupAwaitsOtherKeys(t *testing.T) {
 	})
 }
 
+// A table opens only by a list of all Leases that is not older than it.
+func TestGroupOpensByANewList(t *testing.T) {
+	inFleet(t, func(f *fleet) {
+		a := f.join("a", 2)
+		f.sleep(I)
+		assigner := a.group.present.assigner
+		e, v := assigner.epochs, assigner.view()
+		e.counted = false
+		if wait, err := e.untilOpen(f.Context(), v, true); err != nil || !e.counted {
+			f.Errorf("a new list: %v, %v, counted %v", wait, err, e.counted)
+		}
+		e.counted, v.table.record.version = false, v.table.record.version+1000
+		if wait, err := e.untilOpen(f.Context(), v, true); err != errOldList || e.counted {
+			f.Errorf("an old list: %v, %v, counted %v", wait, err, e.counted)
+		}
+		a.quit()
+	})
+}
+
 // A list that is older than a deletion does not bring the Lease back.
 func TestGroupOldList(t *testing.T) {
 	lease := func(name string, version int) *coordinationv1.Lease {

@@ -70,7 +70,7 @@ func (e *epochs) untilOpen(ctx context.Context, v view, ready bool) (time.Durati
 		return left, nil
 	}
 	if !e.counted {
-		err := e.roster.listAll(ctx)
+		err := e.roster.listAll(ctx, v.table.record.version)
 		e.counted = err == nil
 		return 0, err
 	}

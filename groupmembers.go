@@ -289,13 +289,18 @@ func (r *roster) listMembers(ctx context.Context) error {
 	return r.recordList(r.group.client.list(ctx))
 }
 
-// listAll reads all Leases of the group, also members' that somebody has taken the label from: those are not watched.
-func (r *roster) listAll(ctx context.Context) error {
-	return r.recordList(r.group.client.listUnlabelled(ctx))
+// listAll reads all Leases of the group, as of version or later, also members' that somebody has taken the label from:
+// those are not watched.
+func (r *roster) listAll(ctx context.Context, version uint64) error {
+	leases, listed, err := r.group.client.listUnlabelled(ctx)
+	if err == nil && listed < version {
+		err = errOldList
+	}
+	return r.recordList(leases, listed, err)
 }
 
-// errOldList says that a list may have Leases that were seen to be gone.
-var errOldList = errors.New("the list is older than the last deletion that was seen")
+// errOldList says that a list is of no use: it may lack Leases, or have some that were seen to be gone.
+var errOldList = errors.New("the list is older than what is known")
 
 // recordList records that the Leases of the group are those that were listed as of version.
 func (r *roster) recordList(leases []*coordinationv1.Lease, version uint64, err error) error {
