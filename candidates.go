@@ -167,6 +167,7 @@ type candidate struct {
 	createModeMet   bool        // the create mode does not matter any more
 	warnedStrategy  bool        // another program decides who holds the lease, which was logged
 	warnedDuplicate term        // the last one that another process had in our name, which was logged
+	warnedDeleted   time.Time   // until when the holder of a deleted Lease is waited out, which was logged
 }
 
 func newCandidate(c *campaign, contention *contention) *candidate {
@@ -306,6 +307,7 @@ func (c *candidate) plan(o observation) {
 		c.attempt.at = c.attempt.at.Add(c.pauseBefore(o))
 		c.warnDuplicate(o.term())
 	}
+	c.warnDeleted(o)
 	if c.outranks(o) {
 		interval := c.campaign.options.renewInterval // many standbys find out at once that there is a new holder
 		c.attempt.register = c.campaign.clock.now().mono.Add(c.campaign.options.between(interval/20, interval/4))
@@ -353,6 +355,19 @@ func (c *candidate) warnDuplicate(t term) {
 	c.campaign.log.warn(
 		"lease held under our own identity by another process or an earlier run of this one; waiting until it expires",
 		"acquireTime", t.acquired)
+}
+
+// warnDeleted tells operators, once for each wait, that a deletion, perhaps meant to free the lease, does not soon.
+func (c *candidate) warnDeleted(o observation) {
+	until := o.clearAt()
+	left := until.Sub(c.campaign.clock.now().mono)
+	if left <= c.campaign.options.duration || until.Equal(c.warnedDeleted) {
+		return
+	}
+	c.warnedDeleted = until
+	c.campaign.log.warn(
+		"the Lease was deleted while a holder with a longer duration led, which may not have heard; waiting",
+		"left", rounded(left))
 }
 
 // recoverFrom finds out what became of a claim to the lease as it was in o that failed with err, and pauses where

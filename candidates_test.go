@@ -1134,3 +1134,28 @@ func TestConflictsOverCrashedHolder_G14(t *testing.T) {
 		})
 	}
 }
+
+// An operator who deletes a Lease because its duration is far too long learns that its holder is waited out anyway.
+func TestDeletedWithLongDuration(t *testing.T) {
+	for _, tt := range []struct {
+		seconds int32
+		want    int
+	}{{15, 0}, {16, 1}, {2147483647, 1}} {
+		inWorld(t, func(w *world) {
+			spec := coordinationv1.LeaseSpec{HolderIdentity: new("x"), LeaseDurationSeconds: new(tt.seconds)}
+			lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: spec}
+			w.srv.Put(lease)
+			a := w.run("a", nil)
+			w.sleep(0)
+			w.srv.Delete(ns, name)
+			w.sleep(0)
+			lease.Spec = coordinationv1.LeaseSpec{}
+			w.srv.Put(lease)
+			w.sleep(time.Second)
+			if n := w.logged("holder with a longer duration led, which may not have heard"); n != tt.want {
+				t.Errorf("%d s: logged %d times, want %d", tt.seconds, n, tt.want)
+			}
+			a.quit()
+		})
+	}
+}
