@@ -300,7 +300,7 @@ func TestAssignCost(t *testing.T) {
 			return division{sharers: equals(members), owner: slices.Repeat([]int{nobody}, keys), moves: Unlimited}
 		}},
 		{"one owns all", func(keys int) division { return sets(keys, 1) }},
-		{"one owns all, and there are many sets of keys", func(keys int) division { return sets(keys, members) }},
+		{"one owns all, and there are many sets of keys", func(keys int) division { return sets(keys, members/2) }},
 		{"keys go by way of others", func(keys int) division {
 			d := sets(keys, members)
 			for set, row := range d.knows {
@@ -312,15 +312,16 @@ func TestAssignCost(t *testing.T) {
 		}},
 	} {
 		cost := func(keys int) time.Duration {
-			d, least := c.make(keys), time.Hour
-			for range 3 {
-				began := time.Now()
-				assign(d)
-				least = min(least, time.Since(began))
-			}
-			return least
+			d, began := c.make(keys), time.Now()
+			assign(d)
+			return time.Since(began)
 		}
-		one, ten := cost(few), cost(many)
+		var one, ten time.Duration
+		for range 5 { // the machine may be busy with something else
+			if one, ten = cost(few), cost(many); ten <= most*one {
+				break
+			}
+		}
 		t.Logf("%s: %d keys in %v, %d in %v", c.name, few, one, many, ten)
 		if ten > most*one {
 			t.Errorf("%s: %d keys take %v, more than %d times the %v of %d", c.name, many, ten, most, one, few)
