@@ -919,3 +919,55 @@ func TestGroupCrashBeforeTableOpens_S4(t *testing.T) {
 		}
 	})
 }
+
+// S5: what a crash, an outage, a member that joins and one that leaves cost in writes does not grow with the keys.
+func TestGroupWritesDoNotGrow_S5(t *testing.T) {
+	costs := func(t *testing.T, keys int) (costs []int) {
+		inFleet(t, func(f *fleet) {
+			var runners []*runner
+			join := func() {
+				runners = append(runners, f.spread(fmt.Sprint("m", len(runners)), Keys(numbered(keys)...)))
+			}
+			for range 3 {
+				join()
+				f.sleep(time.Second)
+			}
+			f.sleep(2 * I)
+			written := f.tableWrites()
+			for _, event := range []func(){
+				func() { f.srv.Client("m1").Partition(true) },
+				func() { f.srv.Client("m1").Partition(false) },
+				func() {
+					for i := range runners {
+						f.srv.Client(fmt.Sprint("m", i)).Partition(true)
+					}
+					f.sleep(R + time.Second)
+					for i := range runners {
+						f.srv.Client(fmt.Sprint("m", i)).Partition(false)
+					}
+				},
+				join,
+				func() { runners[0].quit() },
+			} {
+				before := written()
+				event()
+				f.sleep(2*D + I)
+				if owned := f.owned(); owned != keys {
+					f.Errorf("%d of %d keys are owned", owned, keys)
+				}
+				costs = append(costs, written()-before)
+			}
+			for _, r := range runners {
+				r.quit()
+			}
+		})
+		return costs
+	}
+	few, many := costs(t, 12), costs(t, 1200)
+	t.Logf("writes of the table with 12 keys: %v, with 1,200: %v", few, many)
+	for i, n := range many {
+		if n > few[i]+3 { // who comes first decides in which writes the members come back
+			t.Errorf("event %d: %d writes with 1,200 keys, %d with 12", i, n, few[i])
+		}
+	}
+}
