@@ -357,7 +357,7 @@ func (c *candidate) warnDuplicate(t term) {
 		"acquireTime", t.acquired)
 }
 
-// warnDeleted tells operators, once for each wait, that a deletion, perhaps meant to free the lease, does not soon.
+// warnDeleted logs, once for each wait, that the deletion of a Lease does not free it soon.
 func (c *candidate) warnDeleted(o observation) {
 	until := o.clearAt()
 	left := until.Sub(c.campaign.clock.now().mono)
