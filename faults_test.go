@@ -545,7 +545,7 @@ func TestSameIdentitySameAcquireTime_G1(t *testing.T) {
 		if n := w.count(); n != 1 {
 			t.Errorf("%d sessions, want 1", n)
 		}
-		if n := w.logged("lease held under our own identity by another session of this process"); n != 1 {
+		if n := w.logged("lease held under our own identity"); n != 1 {
 			t.Errorf("%d candidates wait for the other, want 1", n)
 		}
 		for _, loop := range loops {

@@ -1517,6 +1517,7 @@ func TestSameIdentity(t *testing.T) {
 			t.Errorf("%d sessions", w.count())
 		}
 		first.quit()
+		w.sleep(time.Second) // the second may lead now
 		second.quit()
 	})
 }
