@@ -71,12 +71,13 @@ func TestKeys(t *testing.T) {
 			k.Begin(work("a", 1, 7))
 		}, ""},
 		{"a token below one of long ago", func(k *Keys[int]) {
-			for i, token := range []uint64{7, 9, 8} {
+			for i, token := range []uint64{9, 7, 8} {
 				w := work("a", i, token)
 				k.Begin(w)
 				k.End(w)
 			}
-		}, "a (token 8, since 2s) begins k after a (token 9, since 1s), whose token is not smaller"},
+		}, "a (token 7, since 1s) begins k after a (token 9, since 0s), whose token is not smaller\n" +
+			"a (token 8, since 2s) begins k after a (token 9, since 0s), whose token is not smaller"},
 		{"told late, when it is over", func(k *Keys[int]) {
 			k.Begin(work("b", 2, 7))
 			a := work("a", 1, 5)
