@@ -45,8 +45,8 @@ func WithMoves(n int) Option {
 }
 
 // WithSettle says for how long a new member of a group waits before keys that others own move to it, so that a rollout
-// moves each key about once: at least 0. By default it is the renew interval, and while members are replaced one after
-// the other, until the next leaves, at most twice the duration. Keys that nobody owns never wait. It is for Spread and
+// moves each key about once: at least 0. The default is the renew interval; during a rollout it is one and a half times
+// the last step of the rollout, at most twice the duration. Keys that nobody owns never wait. It is for Spread and
 // Join; the setting of the member that assigns the keys counts.
 func WithSettle(d time.Duration) Option {
 	return func(o *options) {

@@ -38,8 +38,8 @@ type Change struct {
 // sharded list and watch hashes it (KEP-5866). At most one process owns a bucket at any instant, and each renews one
 // Lease however many buckets it owns.
 //
-// Join returns at once. The ring leaves when ctx ends, and has left when Wait returns: everything that entered is to
-// leave then. All members are to have the same number of buckets; one that has another waits until the others are gone.
+// Join returns at once. The ring leaves when ctx ends, and has left when Wait returns: everything that entered must
+// leave then. All members must use the same number of buckets; one that has another waits until the others are gone.
 //
 // The error is about the options or the client configuration.
 func Join(ctx context.Context, buckets int, opts ...Option) (*Ring, error) {

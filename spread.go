@@ -27,16 +27,16 @@ func Keys[K ~string](keys ...K) <-chan []K {
 // session of a key is live at any instant, in all processes together, and each process renews one Lease however many
 // keys it owns.
 //
-// The session's context ends when the key is given to another process (ErrMoved), when this process's own Lease is
-// lost (ErrLost), or with ctx; work is to return then. When it has returned the key is given on. Work that returns nil
+// The session's context ends when the key is given to another process (ErrMoved), when this process's own Lease is lost
+// (ErrLost), or with ctx; the work must return then. When it has returned the key is given on. Work that returns nil
 // earlier, or an error, gives its key back, and it is given out again after a pause, which grows with each error. An
 // error that is wrapped by backoff.Permanent ends Spread: everything is given back, and Spread returns the error.
 //
 // Each set that keys delivers replaces the one before. A key goes only to a process whose set has it. The channel's end
 // makes the last set final. Keys have 1 to 256 bytes of UTF-8.
 //
-// Spread returns context.Cause(ctx), the permanent error of work, or what made it impossible: invalid options, no
-// usable client configuration, no keys, or a Lease with the name of the group that is not a group's.
+// Spread returns context.Cause(ctx), the permanent error of work, or the reason why it could not run: invalid options,
+// no usable client configuration, no keys, or a Lease with the name of the group that is not a group's.
 func Spread[K ~string](ctx context.Context, keys <-chan []K, work func(Session, K) error, opts ...Option) (err error) {
 	return inGroup(ctx, opts, func(c *campaign, name string) error {
 		if work == nil {

@@ -100,7 +100,7 @@ func snippet(
 	hostname string, opts []leasehold.Option, reconcile func(context.Context), migrate func(context.Context) error,
 	setUp func(ctrl.Manager, leasehold.Session) error, ended error, campaign func(leasehold.Option),
 	importAs func(context.Context, int), ring *leasehold.Ring, reconciler reconcile.Reconciler,
-	label func(context.Context, string) error,
+	label func(context.Context, string) error, load func(context.Context) ([]string, error),
 ) error {
 %s
 	return nil
