@@ -27,6 +27,17 @@ func (c lyingClock) wait(d time.Duration) time.Duration {
 	return d
 }
 
+// A stallingClock calls stall whenever somebody is about to read it.
+type stallingClock struct {
+	virtualClock
+	stall func()
+}
+
+func (c stallingClock) now() instant {
+	c.stall()
+	return c.virtualClock.now()
+}
+
 // idleCampaign returns a campaign of which nothing runs by itself.
 func idleCampaign(w *world, opts ...Option) *campaign {
 	w.Helper()
@@ -81,6 +92,27 @@ func TestRenewalOfAnothersTerm_G6(t *testing.T) {
 		if loss := r.session.loss(); !errors.Is(loss, ErrLost) || client.Requests() != 0 || r.flight != nil {
 			t.Errorf("lost: %v, after %d requests, one under way: %v", loss, client.Requests(), r.flight != nil)
 		}
+	})
+}
+
+// A process that is stopped while it looks at its lease, which is renewed before it goes on, has not lost it: the clock
+// is read before the end of trust.
+func TestRenewedWhileTrustIsJudged_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r, _ := idleRenewer(w, heldByB, nil)
+		s, clock := r.session, r.session.campaign.clock
+		s.campaign.clock = stallingClock{stall: func() {
+			time.Sleep(R)
+			until := clock.now().add(R)
+			s.until.Store(&until)
+		}}
+		if left := s.trustLeft(); left != R {
+			t.Errorf("trusted for %v", left)
+		}
+		if s.checkTrust(); s.loss() != nil {
+			t.Error(s.loss())
+		}
+		s.campaign.clock = clock
 	})
 }
 
