@@ -10,7 +10,7 @@ import (
 const (
 	// shortestDelay bounds how fast a failing request is repeated, whatever WithBackOff says.
 	shortestDelay = 10 * time.Millisecond
-	// longestDelay keeps recovery within G8: with the jitter of defaultBackOff, which adds half of
+	// longestDelay keeps recovery within G8 (safety.md): with the jitter of defaultBackOff, which adds half of
 	// it at most, a candidate is back within a second of the last fault.
 	longestDelay = 650 * time.Millisecond
 	// refusedDelay follows a refusal that only a change of configuration ends, such as a missing right.
@@ -35,7 +35,7 @@ func defaultBackOff() backoff.BackOff {
 // of the user's that does not name a delay at once is not asked again before it has answered.
 type delays struct {
 	policy  backoff.BackOff // the default one is made when it is used
-	restart bool            // the next failure is the first in a row again
+	restart bool            // at the next failure they begin with the first of the policy, the shortest by default
 	user    *userPolicy     // how it is asked; nil for the default one
 }
 
@@ -65,7 +65,7 @@ func (d *delays) next(err error, limit time.Duration) time.Duration {
 	return max(shortestDelay, min(limit, max(pause, retryAfter(err))))
 }
 
-// reset makes the next failure the first in a row.
+// reset makes the delays begin with the first of the policy, the shortest by default, at the next failure.
 func (d *delays) reset() { d.restart = true }
 
 // mayWait reports whether next may wait, at most for policyLimit.

@@ -33,7 +33,9 @@ type campaign struct {
 	claims    *claims
 	clock     clock
 
-	renewTimeout   requestTimeout // of a write that keeps or frees the lease; three of the usual ones fit
+	// renewTimeout is for a write that keeps or frees the lease; three usual ones fit between a due renewal and the
+	// renew deadline.
+	renewTimeout   requestTimeout
 	acquireTimeout requestTimeout // of a read, or a write that acquires the lease
 	renewDelays    *delays        // of the renewer
 	releaseDelays  *delays        // of the release
@@ -182,7 +184,7 @@ func (c *campaign) recordWrite(ctx context.Context, before observation, r record
 	}
 }
 
-// holder returns the holder of the lease in o.
+// holder returns the Holder that r shows, whose lease expires at expiry.
 func (c *campaign) holder(r record, expiry time.Time) Holder {
 	return Holder{
 		Namespace:   c.lease.namespace,

@@ -139,8 +139,8 @@ func (s *sharedClient) server() any {
 	return s.client.value
 }
 
-// permit returns when a request may be made that is no renewal; done is called when it has ended, and
-// before another permit is waited for.
+// permit waits for one of the places of requests that are no renewals. The caller calls done when its request has
+// ended, and before it waits for another permit. The error is the cause of the end of ctx.
 func (s *sharedClient) permit(ctx context.Context) (done func(), err error) {
 	done = func() { s.permits.Release(1) }
 	if s.permits.TryAcquire(1) {

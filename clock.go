@@ -24,7 +24,7 @@ func (i instant) left(now instant) time.Duration {
 // monotonic one alone, because waiting too long is.
 type clock interface {
 	now() instant
-	// wait returns how long the runtime's timers take to measure d of this clock.
+	// wait returns the duration for a timer of the runtime that is to measure d of this clock. It does not wait.
 	wait(d time.Duration) time.Duration
 }
 

@@ -18,7 +18,9 @@ type epochs struct {
 	fences  *fences
 	writer  *tableWriter
 
-	// About the epoch of the table that this member assigns by:
+	// About the epoch of the table that this member assigns by. They may outlive a time as standby, which is right only
+	// because a table that is not open has no row but the assigner's, so that all members follow all Leases and see
+	// deletions.
 	epoch   uint64
 	since   time.Time // since when that epoch, and all members, are known
 	counted bool      // so were members without the group's label, when it could have given keys

@@ -164,7 +164,7 @@ type observation struct {
 }
 
 // observe returns what is known after r was read at now, when previous was known before. A holder that recorded
-// no duration has fallback. In a term that is ours nobody works any more when we look for a lease to acquire.
+// no duration has fallback. Our own earlier term need not be waited out: its work ended before we campaign again.
 func observe(
 	previous *observation, r *record, now time.Time, fallback time.Duration, ours func(term) bool,
 ) observation {

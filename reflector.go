@@ -30,7 +30,7 @@ type reflector struct {
 	running      sync.WaitGroup  // run
 	delays       *delays         // owned by run
 	pollUntil    time.Time       // no watch is tried before; owned by run
-	openAfresh   bool            // the next watch is opened afresh, at any state; owned by run
+	openAfresh   bool            // the next watch is opened afresh: without a resourceVersion; owned by run
 	alarm        wakeup          // there is something for run to look at
 
 	mu        sync.Mutex // protects following
@@ -109,7 +109,7 @@ func (r *reflector) read(ctx context.Context) (record, error) {
 	return r.readPermitted(ctx)
 }
 
-// readPermitted reads for a caller that has a permit.
+// readPermitted reads for a caller that has a permit, or that needs none because it keeps the lease.
 func (r *reflector) readPermitted(ctx context.Context) (record, error) {
 	before := r.store.latest()
 	rec, err := r.get(ctx)
@@ -137,7 +137,7 @@ func (r *reflector) readAfresh(ctx context.Context) error {
 }
 
 // get returns the first answer to a read that is sent again as long as none has come: a request that
-// was lost must not keep a candidate from knowing the Lease for long once the API server answers (G8),
+// was lost must not keep a candidate from knowing the Lease for long once the API server answers (G8, safety.md),
 // nor may a slow server's answers be thrown away. All of them share a permit: if each took its own, no
 // request could be sent again where many reads were lost.
 func (r *reflector) get(ctx context.Context) (record, error) {
@@ -303,7 +303,8 @@ func (r *reflector) followByOwnWatch(ctx context.Context, now time.Time, read bo
 }
 
 // openOwnWatch opens a watch of the Lease in bounded time: from what is known on or, where the server has forgotten
-// what happened since, afresh, which is no failure.
+// what happened since, afresh, which is no failure: without a resourceVersion. Nothing is assumed of how new the states
+// are that it lists first.
 func (r *reflector) openOwnWatch(ctx context.Context) (watch.Interface, error) {
 	done, err := r.client.permit(ctx)
 	if err != nil {

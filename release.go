@@ -61,7 +61,7 @@ type freeAttempt struct {
 }
 
 // over reports whether the attempt is over, because the Lease as it is in rec may not be freed, which err says, or need
-// not, because an earlier write freed it.
+// not, because an earlier write freed it. In the latter case it deletes the Lease, if the options say so.
 func (r *freeAttempt) over(ctx context.Context, rec record) (over bool, err error) {
 	refused := r.refuse(rec)
 	switch {

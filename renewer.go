@@ -34,11 +34,13 @@ type renewer struct {
 	due      instant     // when to renew next
 	last     instant     // when the last write was sent
 	before   uint64      // the version that the last renewal was based on
-	pending  []renewal   // those sent after the last one that is known to have taken effect
+	pending  []renewal   // sent after the last known to have taken effect, refused ones too: a later match drops them
 	flight   *flight     // the renewal under way; nil for none
 	planning bool        // a BackOff of the program's is asked when the next one is due
-	restart  bool        // the next failure is the first in a row
-	beat     beatCheck
+	// restart says that a renewal took effect: the delays begin with the shortest at the next failure. It is set here
+	// because a planning goroutine may own delays.
+	restart bool
+	beat    beatCheck
 
 	// requests runs the renewal under way, and plans. One that was given up stays behind in the group that it was in.
 	requests *errgroup.Group
@@ -50,7 +52,7 @@ type stage int
 const (
 	renewing  stage = iota // until the body has returned, or the lease is lost
 	awaiting               // the lease is lost: waits for the body
-	overtaken              // waits for the function of WithOverrun
+	overtaken              // waits for the function of WithOverrun, because the body goes on without the lease
 	over
 )
 
@@ -67,8 +69,10 @@ type flight struct {
 	limit  time.Time   // by the monotonic clock: when it is given up
 	cancel context.CancelFunc
 
-	ended atomic.Bool // it was answered, or given up: who sets it says how it ended
-	reply *reply      // nil until there is one; protected by the renewer's mutex
+	// ended says that it was answered or given up; whoever sets it first decides the outcome. The read after a
+	// conflict may still be under way.
+	ended atomic.Bool
+	reply *reply // nil until there is one; protected by the renewer's mutex
 }
 
 type reply struct {
@@ -303,7 +307,7 @@ func (r *renewer) recordReply(f *flight, rec record, err error) {
 	}
 	defer r.lease.failures.record("renew", err)
 	if err == nil {
-		r.stepDue.Store(true) // no other step need begin because of what recordWrite records: the one below does
+		r.stepDue.Store(true) // A step counts as due, so that addAnswer starts none: stepLocked below does it.
 	}
 	r.session.campaign.recordWrite(r.ctx, f.known, rec, err)
 	r.mu.Lock()
@@ -354,7 +358,8 @@ func (r *renewer) versionDueLocked(known *observation, now instant) uint64 {
 }
 
 // handleReplyLocked plans the next renewal by how the last one ended. One that took effect has not failed, even if its
-// reply was lost. One that was answered, but with another time than was sent, counts as failed.
+// reply was lost. One that was answered, but with another time than was sent, counts as failed. After a success
+// absorbLocked has set due; this only postpones after a failure.
 func (r *renewer) handleReplyLocked(reply *reply) {
 	s := r.session
 	if reply.err == nil {

@@ -358,8 +358,8 @@ func (s *session) workDone() bool {
 	}
 }
 
-// finish ends the session: cancel, wait, free. It returns nil once nothing is held any more. If
-// the API server could not be told, it may be called again.
+// finish ends the session: cancel, wait, free. It returns nil once the lease was released, the loss if it was lost,
+// else the error of the release: only then does another call try again.
 func (s *session) finish() error {
 	s.endWork()
 	s.finishing <- struct{}{} // no mutex: in a bubble of testing/synctest, time stands still for one that is waited for

@@ -29,9 +29,9 @@ import (
 //
 // When a watch ends, run opens it again after version, the newest that it brought, so that it misses nothing, and tells
 // no subscriber. If the server has forgotten that version (410), or the watch brings an error before anything else, run
-// opens the watch afresh, at any state, and a round begins: each subscriber reads its Lease once, after the watch was
-// opened. The answer has what came before, and the watch brings what comes after. So a subscriber knows all from its
-// read on,
+// opens the watch afresh, without a resourceVersion; nothing is assumed of how new the states are that it lists first.
+// Then a round begins: each subscriber reads its Lease once, after the watch was opened. The answer has what came
+// before, and the watch brings what comes after. So a subscriber knows all from its read on,
 //
 //   - however old the state is at which the watch was opened: versions that the reflector knows are old news;
 //   - also if the watch ends while it still lists what exists: the version to go on from is then one
@@ -43,8 +43,8 @@ import (
 //
 // Where the namespace may not be watched, reflectors open watches of their own, and run rarely tries the shared one
 // again. While the watch cannot be opened for another reason, or ends soon each time, subscribers read from time to
-// time. That begins a renew interval after the last watch that could be used, because most outages are over by then,
-// and ends when a watch has lasted for a renew interval. If that watch was opened afresh, its round begins then.
+// time. Mode polling begins a renew interval after the last usable watch, because most outages are shorter, and ends
+// when a watch has lasted for one. If that watch was opened afresh, its round begins then.
 type sharedWatch struct {
 	client    *sharedClient
 	namespace string

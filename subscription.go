@@ -13,7 +13,8 @@ type subscription struct {
 	round     uint64 // in which the Lease was last read; protected by the watch's mu
 }
 
-// unread is the round of a subscriber that has not read its Lease in any.
+// unread is the round of a subscriber that has not read its Lease in any. Rounds begin at 1: nobody is served before
+// the first watch, which is opened afresh.
 const unread = 0
 
 // close removes the subscription. The last one ends the shared watch.

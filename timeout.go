@@ -21,9 +21,9 @@ type requestTimeout struct {
 	least, most time.Duration
 }
 
-// freshTimer returns a timer in place of t, which is stopped. A timer that was set to a later time, as net/http's for
-// pings is with all that is heard, or that was stopped, as a request's, wakes the process at its old time all the same,
-// unless the runtime has tidied up. It does when a timer is added, and not when one is only set again.
+// freshTimer returns a timer in place of t, which is stopped. A stopped or postponed timer, as that of a request or
+// net/http's for pings, stays in the runtime's heap and wakes the process at its old time. Adding a timer cleans the
+// heap; Reset does not. So this makes a new one.
 func freshTimer(t *time.Timer) *time.Timer {
 	t.Stop()
 	return time.NewTimer(0)

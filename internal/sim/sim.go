@@ -166,7 +166,7 @@ func (w *World) run() {
 	w.end()
 }
 
-// endFaults ends the faults and checks that a candidate leads in time (G8).
+// endFaults ends the faults and checks that a candidate leads in time (G8, safety.md).
 func (w *World) endFaults() {
 	for _, l := range w.links {
 		l.client.Partition(false)
