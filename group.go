@@ -124,9 +124,6 @@ func (g *group) run() error {
 func (g *group) serve(s *session) {
 	defer s.finish()
 	m := newMembership(g, s)
-	g.mu.Lock()
-	g.present = m
-	g.mu.Unlock()
 	defer func() {
 		g.mu.Lock()
 		g.present = nil
@@ -172,10 +169,12 @@ func (g *group) retry(ctx context.Context, delays *delays, request func() error)
 		switch {
 		case err == nil:
 			return nil
-		case ctx.Err() != nil:
+		case ctx.Err() == nil:
+			sleep(ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
+		}
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		sleep(ctx, g.campaign.clock, delays.next(err, g.campaign.options.renewInterval))
 	}
 }
 

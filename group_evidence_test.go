@@ -198,6 +198,8 @@ func TestGroupOldList(t *testing.T) {
 			[]*coordinationv1.Lease{lease("g-m-y", 90), lease("g-m-z", 104)}, 105, "g-m-y g-m-z", nil},
 		{"old, and nothing unknown", func(r *roster) { r.update(lease("g-m-x", 105), true) },
 			[]*coordinationv1.Lease{lease("g-m-y", 90)}, 100, "g-m-y", nil},
+		{"old, with the table", func(r *roster) { r.update(lease("g-m-x", 105), true) },
+			[]*coordinationv1.Lease{lease("g", 99), lease("g-m-y", 90)}, 100, "g-m-y", nil},
 		{"old, and nothing deleted", func(r *roster) { r.update(lease("g-m-x", 105), false) },
 			[]*coordinationv1.Lease{lease("g-m-x", 90), lease("g-m-y", 90), lease("g-m-z", 95)}, 100,
 			"g-m-x g-m-y g-m-z", nil},
@@ -213,6 +215,19 @@ func TestGroupOldList(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q, %v", c.name, known, err, c.known, c.err)
 		}
 	}
+}
+
+// A set of keys that becomes known just when a term begins is reported in that term.
+func TestGroupKeysKnownWhileATermBegins(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r, _ := idleRenewer(w, heldByB, nil)
+		g := newGroup(r.session.campaign, name, 0)
+		m := newMembership(g, r.session)
+		g.know(w.Context(), w.Context(), []string{"k1"})
+		if own := m.owner.Report(nil).Own; own != shards.Digest([]string{"k1"}) {
+			t.Errorf("reports the keys %q", own)
+		}
+	})
 }
 
 // A report counts in the term that wrote it only.

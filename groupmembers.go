@@ -310,7 +310,7 @@ func (r *roster) recordList(leases []*coordinationv1.Lease, version uint64, err 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, l := range leases {
-		if r.members[l.Name] == nil && version < r.deleted {
+		if l.Name != r.group.client.group && r.members[l.Name] == nil && version < r.deleted {
 			return errOldList // no event would say again that it is gone
 		}
 	}

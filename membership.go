@@ -48,6 +48,7 @@ func newMembership(g *group, s *session) *membership {
 	maps.Copy(g.earlier, g.sessions)
 	clear(g.sessions)
 	m.owner = shards.NewOwner(m.term(), weight, g.sets.digest, g.buckets, &g.past, g.acceptsLocked)
+	g.present = m // while mu is held, so that no later set of keys is missed
 	return m
 }
 
