@@ -153,15 +153,26 @@ func (k *candidate) unavailable(o observation) error {
 	}
 }
 
-// heldHere reports whether a session of this process keeps t, a term of the campaign's Lease. It is asked only about a
-// lease that is held, so that sessions need not register anywhere: each has a subscription to the shared watch of its
-// client, whether or not that watches.
+// heldHere reports whether a session of this process keeps t, a term of the campaign's Lease.
 func (c *campaign) heldHere(t term) bool {
+	return c.anyHere(func(s *leaseStore) bool { return s.keeps(t) })
+}
+
+// claimedHere reports whether a campaign of this process wrote t, a term of the campaign's Lease: also before its
+// session has begun, and while the work of one that is lost goes on.
+func (c *campaign) claimedHere(t term) bool {
+	return c.anyHere(func(s *leaseStore) bool { return s.ours(t) })
+}
+
+// anyHere reports whether a campaign of this process for the campaign's Lease has a store of which is is true. It is
+// asked only about a lease that is held, so that sessions need not register anywhere: each has a subscription to the
+// shared watch of its client, whether or not that watches.
+func (c *campaign) anyHere(is func(*leaseStore) bool) bool {
 	clients.Lock()
 	defer clients.Unlock()
 	return slices.ContainsFunc(clients.inUse, func(s *sharedClient) bool {
 		w := s.watches[c.lease.namespace]
-		return w != nil && w.keeps(c.lease.name, t)
+		return w != nil && w.anyStore(c.lease.name, is)
 	})
 }
 

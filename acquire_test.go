@@ -763,6 +763,31 @@ func TestReclaimBesideOwnSession_G1(t *testing.T) {
 	})
 }
 
+// Nor does it take a term from a campaign of this process that has not heard yet that its claim was granted.
+func TestReclaimBesideOwnClaim_G1(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.acquire(w.Context(), "other").Release()
+		for client, fault := range map[string]leasetest.Fault{
+			"slow": {After: time.Second / 10}, "fast": {Before: time.Second / 5},
+		} {
+			w.srv.Client(client).OnRequest(func(r leasetest.Request) leasetest.Fault {
+				if r.Verb != "apply" { // an acquisition
+					return leasetest.Fault{}
+				}
+				return fault
+			})
+		}
+		opts := []Option{WithIdentity("pod-0"), WithReclaim()}
+		first, second := w.run("slow", nil, opts...), w.run("fast", nil, opts...)
+		w.sleep(time.Minute)
+		if n, err := w.count(), w.session(1).Err(); n != 2 || err != nil || w.logged("another process") != 0 {
+			t.Errorf("%d sessions with that of the former holder, the first ended with %v", n, err)
+		}
+		second.quit()
+		first.quit()
+	})
+}
+
 // Labels and owner are there from the creation on, and do not touch others'.
 func TestLabelsAndOwner(t *testing.T) {
 	owner := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "d", UID: "u"}

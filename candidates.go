@@ -301,7 +301,7 @@ func (c *candidate) plan(o observation) {
 	case o.strategy:
 		c.attempt.at = c.campaign.clock.now().mono.Add(maxDuration) // for news
 		c.warnStrategy()
-	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity && !c.campaign.heldHere(o.term()):
+	case c.campaign.options.reclaim && o.identity == c.campaign.lease.identity && !c.campaign.claimedHere(o.term()):
 		c.attempt.at = o.clearAt()
 	case !c.campaign.claims.include(o.term()):
 		c.attempt.at = c.attempt.at.Add(c.pauseBefore(o))
@@ -345,7 +345,7 @@ func (c *candidate) warnDuplicate(t term) {
 		return
 	}
 	c.warnedDuplicate = t
-	if c.campaign.heldHere(t) {
+	if c.campaign.claimedHere(t) {
 		if !c.hasty { // else ErrHeld says so
 			c.campaign.log.warn("lease held under our own identity by another session of this process; waiting for it",
 				"acquireTime", t.acquired)

@@ -176,11 +176,11 @@ func (w *sharedWatch) size() int {
 	return w.count
 }
 
-// keeps reports whether the session of a subscriber keeps t, a term of the Lease with that name.
-func (w *sharedWatch) keeps(name string, t term) bool {
+// anyStore reports whether is is true of the store of a subscriber to the Lease with that name.
+func (w *sharedWatch) anyStore(name string, is func(*leaseStore) bool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.ContainsFunc(w.byName[name], func(s *subscription) bool { return s.reflector.store.keeps(t) })
+	return slices.ContainsFunc(w.byName[name], func(s *subscription) bool { return is(s.reflector.store) })
 }
 
 // run watches until ctx ends.

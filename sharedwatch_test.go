@@ -1943,7 +1943,7 @@ func TestSharedWatchConcurrently(t *testing.T) {
 		for _, call := range []func(){
 			func() { watched.subscriptions() },
 			func() { watched.size() },
-			func() { watched.keeps("x", heldByB.term()) },
+			func() { watched.anyStore("x", func(s *leaseStore) bool { return s.keeps(heldByB.term()) }) },
 			func() { watched.current() },
 			func() { watched.serve() },
 			func() { watched.reportMissed(s.reflector, 0) },
