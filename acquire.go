@@ -93,6 +93,7 @@ func (k *candidate) try(ctx context.Context) (*session, error) {
 	c := k.campaign
 	k.hasty = true
 	memory, key := c.options.hooks.memory, leaseKey{c.client.server(), c.lease.namespace, c.lease.name}
+	c.remembered = key
 	before := memory.recall(key)
 	if _, err := c.reflector.read(ctx); err != nil {
 		return nil, orCause(ctx, err)

@@ -726,6 +726,28 @@ func TestDeleteOnRelease(t *testing.T) {
 	})
 }
 
+// TryAcquire knows that a session of its own process deleted the Lease of a holder that it saw, after the release.
+func TestTryAcquireAfterOwnDeletion(t *testing.T) {
+	inWorld(t, func(w *world) {
+		try := func() (Session, error) {
+			return TryAcquire(w.Context(), w.options("a", WithDeleteOnRelease())...)
+		}
+		first, err := try()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := try(); !errors.Is(err, ErrHeld) {
+			t.Errorf("while it is held: %v", err)
+		}
+		first.Release()
+		second, err := try()
+		if err != nil {
+			t.Fatal(err)
+		}
+		second.Release()
+	})
+}
+
 // WithReclaim takes over from a dead namesake at once.
 func TestReclaim(t *testing.T) {
 	inWorld(t, func(w *world) {

@@ -44,7 +44,8 @@ type campaign struct {
 	current atomic.Pointer[session] // from when it was acquired until it has ended; nil between them
 	closed  atomic.Bool             // this campaign does not count as a user of the client any more
 
-	registered bool // this candidate stands by on the Lease, or did; on the caller's goroutine
+	registered bool     // this candidate stands by on the Lease, or did; on the caller's goroutine
+	remembered leaseKey // of the Lease in the process's memory; set by TryAcquire before there is a session
 
 	strays sync.WaitGroup // frees what claims in doubt acquired in other slots, beside a session of this one
 

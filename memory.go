@@ -3,6 +3,8 @@ package leasehold
 import (
 	"sync"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // A leaseMemory is what TryAcquire saw of leases in this process that were held or not clear yet.
@@ -52,6 +54,15 @@ func (m *leaseMemory) resume(s *leaseStore, key leaseKey, before observation) {
 	m.seen[key] = memorized{o, time.Now()}
 	if len(m.seen) > maxMemorized {
 		m.forgetOldestLocked()
+	}
+}
+
+// forget forgets what is remembered of a Lease, if that is the one with uid, which was deleted when nobody held it.
+func (m *leaseMemory) forget(key leaseKey, uid types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.seen[key].uid == uid {
+		delete(m.seen, key)
 	}
 }
 

@@ -177,6 +177,9 @@ func WithOwner(owner metav1.OwnerReference) Option {
 
 // WithDeleteOnRelease deletes the Lease after it was released, if nobody has taken it by then. It is not
 // deleted when it was lost. Fencing tokens keep growing. It needs the right to delete the Lease.
+//
+// Another process that polls with TryAcquire, and saw the lease held before, cannot tell this from a deletion by hand:
+// it waits for the duration.
 func WithDeleteOnRelease() Option { return func(o *options) { o.deleteOnRelease = true } }
 
 // WithReclaim acquires at once a lease that is held by our identity, instead of waiting until it

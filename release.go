@@ -107,6 +107,7 @@ func (r *freeAttempt) remove(ctx context.Context, free record) {
 	case free.finalizers:
 		c.log.debug("the Lease is deleted once its finalizers are removed")
 	default:
+		c.options.hooks.memory.forget(c.remembered, free.uid)
 		c.store.addDeletion(free)
 	}
 }
