@@ -380,6 +380,7 @@ func (c *candidate) recoverFrom(ctx context.Context, o observation, err error) {
 		c.failures++
 	case outcomeUnknown(err):
 		c.failures++
+		c.campaign.claimsFailingSince.Store(nil) // an outage says nothing of what is known
 		// Until this one is known, another write would only add to the doubt.
 		for ctx.Err() == nil {
 			_, err := c.campaign.reflector.read(ctx)

@@ -432,6 +432,9 @@ func TestRecoverFrom(t *testing.T) {
 					time.AfterFunc(tt.ends, cancel)
 				}
 				began := time.Now()
+				if tt.sent > 0 {
+					c.claimsFailingSince.Store(&began) // an outage ends that
+				}
 				k.recoverFrom(ctx, o, tt.err)
 				if took := time.Since(began); took != tt.took || reads != tt.sent {
 					t.Errorf("took %v, want %v; %d reads, want %d", took, tt.took, reads, tt.sent)
