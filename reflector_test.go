@@ -538,6 +538,27 @@ func TestReflectorConcurrently(t *testing.T) {
 	})
 }
 
+// A check may be asked for while the reflector goes to sleep.
+func TestReflectorSleepsWhileACheckIsRequested(t *testing.T) {
+	inWorld(t, func(w *world) {
+		_, subs := idleSharedWatch(w, []string{name})
+		r := subs[0].reflector
+		r.subscription, r.closed = subs[0], true // nothing starts it
+		var both sync.WaitGroup
+		for _, call := range []func(){
+			func() { r.requestCheckUnlessHeard(7) },
+			func() { r.sleepUntilWoken() },
+		} {
+			both.Go(func() {
+				for range 50 {
+					call()
+				}
+			})
+		}
+		both.Wait()
+	})
+}
+
 // However often another watch is asked for, one is open.
 func TestReflectorClosesEachWatch(t *testing.T) {
 	inWorld(t, func(w *world) {
