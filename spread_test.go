@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"slices"
@@ -478,7 +479,9 @@ func TestGroupJoin_S3(t *testing.T) {
 	})
 }
 
-// A rollout of ten members moves each key about once, also where its steps take longer than a new member settles.
+var rolloutMembers = flag.Int("rollout.members", 10, "of how many members TestGroupRollout replaces each")
+
+// A rollout moves each key about once, also where its steps take longer than a new member settles.
 func TestGroupRollout(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -498,7 +501,7 @@ func TestGroupRollout(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inFleet(t, func(f *fleet) {
-				const members, keys = 10, 200
+				members, keys := *rolloutMembers, 20**rolloutMembers
 				var old, fresh []*runner
 				spread := func(member string) *runner { return f.spread(member, Keys(numbered(keys)...), c.opts...) }
 				for i := range members {
@@ -517,15 +520,23 @@ func TestGroupRollout(t *testing.T) {
 					f.sleep(c.after)
 				}
 				f.sleep(time.Minute)
-				f.wantShape("new0 new1 new2 new3 new4 new5 new6 new7 new8 new9[20 20 20 20 20 20 20 20 20 20]")
+				owners := f.owners()
+				if len(owners) != members {
+					f.Errorf("%d members own keys, want %d", len(owners), members)
+				}
+				for member, owned := range owners {
+					if !strings.HasPrefix(member, "new") || len(owned) != 20 {
+						f.Errorf("%s owns %d keys, want a new member with 20", member, len(owned))
+					}
+				}
 				f.mu.Lock()
 				moves := -keys
 				for _, starts := range f.starts {
 					moves += starts
 				}
 				f.mu.Unlock()
-				f.Logf("%.2f moves of each key", float64(moves)/keys)
-				if each := float64(moves) / keys; each < c.least || each > c.most {
+				f.Logf("%.2f moves of each key", float64(moves)/float64(keys))
+				if each := float64(moves) / float64(keys); each < c.least || each > c.most {
 					f.Errorf("%.2f moves of each key, want %.1f to %.1f", each, c.least, c.most)
 				}
 				for _, r := range fresh {
