@@ -27,7 +27,7 @@ import (
 
 // A Lease deleted while its holder is cut off, and a standby whose watch brought neither the holder's
 // last renewal nor the deletion: the holder still trusts its lease.
-func TestGhostUnseenRenewals(t *testing.T) {
+func TestDeletedHolderRenewedUnseen(t *testing.T) {
 	inWorld(t, func(w *world) {
 		ctx, cancel := context.WithCancel(w.Context())
 		defer cancel()
@@ -596,7 +596,7 @@ func TestNoOverrunWithoutBody(t *testing.T) {
 
 // A former holder is cut off. While it is, somebody else takes the lease and the Lease is deleted:
 // that the Lease showed its own term when it last looked does not mean that nobody leads.
-func TestGhostUnseenHolder(t *testing.T) {
+func TestDeletedHolderUnseen(t *testing.T) {
 	for _, last := range []string{"held by itself", "free"} {
 		t.Run(last, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -649,7 +649,7 @@ func TestGhostUnseenHolder(t *testing.T) {
 
 // A creation takes long to arrive. Meanwhile another creates the Lease, leads, is cut off, and the
 // Lease is deleted: the creation succeeds then, beside a holder that has not heard.
-func TestGhostMeetsCreation(t *testing.T) {
+func TestDeletedHolderMeetsCreation(t *testing.T) {
 	inWorld(t, func(w *world) {
 		ctx, cancel := context.WithCancel(w.Context())
 		defer cancel()
@@ -736,7 +736,7 @@ func TestStolenBeforeTheReply(t *testing.T) {
 
 // A store that was set back: who held the lease in what is no more may not have heard. That is so also where
 // the same Lease is back, and where that one is deleted then.
-func TestGhostOfRestoredStore(t *testing.T) {
+func TestHolderOfRestoredStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nobodys := func(term) bool { return false }
 		f := &leaseStore{

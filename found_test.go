@@ -585,7 +585,7 @@ func TestTryAcquireDeletedHolder_G1(t *testing.T) {
 		after func(w *world) // the deletion
 	}{
 		{"deleted", func(*world) {}},
-		{"made anew", func(w *world) {
+		{"created again", func(w *world) {
 			w.srv.Put(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
 		}},
 	} {

@@ -413,8 +413,8 @@ func TestHostileAnnotationsGoOn(t *testing.T) {
 			case l.Spec.HolderIdentity == nil:
 				w.annotate(annotation.Successor, annotation.FormatSuccessor(*l.Spec.LeaseTransitions, "nobody"))
 			case i%20 == 0:
-				ghost := annotation.Candidate{Identity: "nobody", Priority: 1 << 40}
-				w.annotate(annotation.Standby, annotation.FormatStandby(w.acquired(), ghost))
+				unknown := annotation.Candidate{Identity: "nobody", Priority: 1 << 40}
+				w.annotate(annotation.Standby, annotation.FormatStandby(w.acquired(), unknown))
 			case i%20 == 10:
 				w.askToHandOver(w.acquired(), "nobody")
 			}

@@ -818,7 +818,7 @@ func TestSpreadMoves(t *testing.T) {
 }
 
 // A member that did not hear of a new epoch, and whose Lease is deleted just before that opens, is waited out.
-func TestGroupGhost_G1(t *testing.T) {
+func TestGroupDeletedMember_G1(t *testing.T) {
 	for _, early := range []time.Duration{time.Second, 5 * time.Second, D - time.Second} {
 		t.Run(early.String(), func(t *testing.T) {
 			inFleet(t, func(f *fleet) {

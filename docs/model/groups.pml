@@ -17,7 +17,7 @@
  *   RETURNBYKEY   a key that was returned is free whichever grant was returned
  *   NOTERM        a grant names the member and not its term
  *   OLDVIEW       a view from before a term began counts as its end
- *   NOGHOST       with DELETES=1: a term ends when its Lease was deleted, though its member may not know
+ *   NODELETEDWAIT with DELETES=1: a term ends when its Lease was deleted, though its member may not know
  */
 
 #ifndef N
@@ -260,7 +260,7 @@ inline judge() {
 #endif
 		   true -> ended = true
 		:: SIGHT.lease.uid != ENTRY.uid && SIGHT.lease.version > ENTRY.seen &&
-#ifndef NOGHOST
+#ifndef NODELETEDWAIT
 		   SIGHT.missing >= D &&
 #endif
 		   true -> ended = true

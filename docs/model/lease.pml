@@ -71,7 +71,7 @@ typedef Candidate {
 	byte rate;
 	byte view;      /* the version it has seen last */
 	byte since;     /* for how long it has seen the holder do nothing */
-	byte ghost;     /* for how long the holder of a deleted Lease may lead on */
+	byte deleted_wait;  /* for how long the holder of a deleted Lease may lead on */
 	byte term;      /* while leading */
 	byte trust;     /* time since the last write known to be good was sent */
 	Slot slot[SLOTS]
@@ -98,7 +98,7 @@ inline tick() {
 		:: c[k].mode == leading -> later(c[k].trust, c[k].rate)
 		:: else
 		fi;
-		sooner(c[k].ghost, c[k].rate);
+		sooner(c[k].deleted_wait, c[k].rate);
 		for (v : 0 .. SLOTS - 1) {
 			if
 			:: c[k].slot[v].used && c[k].slot[v].kind != release && (c[k].slot[v].heeded || c[k].mode == leading) ->
@@ -115,12 +115,12 @@ inline see() {
 	:: SEEN(i).uid != hist[v].uid ->
 		if
 		:: SEEN(i).owner != NONE && SEEN(i).owner != i ->
-#ifndef NOGHOST
+#ifndef NODELETEDWAIT
 			if
-			:: v != c[i].view + 1 -> c[i].ghost = D /* it may have been renewed unseen */
+			:: v != c[i].view + 1 -> c[i].deleted_wait = D /* it may have been renewed unseen */
 			:: else ->
 				if
-				:: D - c[i].since > c[i].ghost -> c[i].ghost = D - c[i].since
+				:: D - c[i].since > c[i].deleted_wait -> c[i].deleted_wait = D - c[i].since
 				:: else
 				fi
 			fi
@@ -207,7 +207,7 @@ inline hear() {
 		fi;
 		if
 #ifdef CREATECHECKS
-		:: c[i].ghost > 0 -> skip /* a holder that was not known when the request was sent */
+		:: c[i].deleted_wait > 0 -> skip /* a holder that was not known when the request was sent */
 #endif
 		#ifndef FROMREPLY
 		:: c[i].slot[j].age >= R -> c[i].mode = waiting /* too late to begin */
@@ -389,7 +389,7 @@ active proctype world() {
 		/* A request that nobody waits for is lost, or nothing can come of it any more. */
 		:: c[i].slot[j].used && !c[i].slot[j].heeded -> clear()
 		/* The lease is taken. */
-		:: c[i].mode == waiting && !c[i].slot[j].used && c[i].ghost == 0 &&
+		:: c[i].mode == waiting && !c[i].slot[j].used && c[i].deleted_wait == 0 &&
 		   (SEEN(i).owner == NONE || SEEN(i).owner == i || c[i].since >= WAIT) ->
 			findBusy();
 			if
