@@ -377,10 +377,10 @@ func (h *harness) onProcess(d randomFault, f func(m *member) error) error {
 	return h.on(d, m, &m.onProcess, &m.onNetwork, f)
 }
 
-// ignoreEnded returns nil for an error that means that the process has ended. The supervisor reports one that ended
-// by itself.
+// ignoreEnded returns nil for an error that means that the process has ended, and its pipe with it. The supervisor
+// reports one that ended by itself.
 func ignoreEnded(err error) error {
-	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"reflect"
 	"testing"
 	"time"
@@ -55,6 +56,22 @@ func TestDraw(t *testing.T) {
 }
 
 // A round trip takes the same share of the renew deadline, whichever way it is slow.
+// A command to a process that has ended is no failure of the run.
+func TestTellEnded(t *testing.T) {
+	m := &member{process: &process{cmd: exec.Command("true")}}
+	in, err := m.process.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.process.stdin = in
+	if err := m.process.cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.tell(freeze); err == nil || ignoreEnded(err) != nil {
+		t.Errorf("told a process that has ended: %v", err)
+	}
+}
+
 func TestLinkRules(t *testing.T) {
 	const share = 200 * time.Millisecond
 	for _, tt := range []struct {
