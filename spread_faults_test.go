@@ -67,12 +67,17 @@ type groupWorld struct {
 	members []*groupMember
 	names   int
 	saved   []*coordinationv1.Lease // tables of earlier
-	slow    bool                    // bodies ignore their contexts for a while
-	errs    bool                    // work fails now and then
-	most    int                     // members at once
-	wide    *groupWidth             // nil where members are alike, few, and have few keys
-	over    atomic.Bool             // no more faults
-	slowest float64                 // the rate of the slowest clock
+
+	// A member's Lease may be all that tells that a table was restored, so that it is not deleted by hand within the
+	// duration of that, which is a limit.
+	restored, deleted time.Time // when that was last done
+
+	slow    bool        // bodies ignore their contexts for a while
+	errs    bool        // work fails now and then
+	most    int         // members at once
+	wide    *groupWidth // nil where members are alike, few, and have few keys
+	over    atomic.Bool // no more faults
+	slowest float64     // the rate of the slowest clock
 
 	writes atomic.Int64 // of tables, and fences
 }
@@ -386,15 +391,17 @@ func (g *groupWorld) fault() {
 			g.saved = append(g.saved, l)
 			if old := g.saved[g.chance.IntN(len(g.saved))]; g.chance.IntN(2) == 0 {
 				g.sleep(I + time.Second) // until all that was seen is reported
-				if g.srv.Lease(ns, name) != nil {
+				if g.srv.Lease(ns, name) != nil && time.Since(g.deleted) > g.byClocks(D) {
 					g.srv.Edit(ns, name, func(l *coordinationv1.Lease) { l.Annotations = old.Annotations })
+					g.restored = time.Now()
 				}
 			}
 		}
 	case 9: // a member's Lease is deleted
 		for _, other := range g.leases() {
-			if g.chance.IntN(3) == 0 {
+			if g.chance.IntN(3) == 0 && time.Since(g.restored) > g.byClocks(D) {
 				g.srv.Delete(ns, other)
+				g.deleted = time.Now()
 				return
 			}
 		}
