@@ -178,14 +178,15 @@ func WithOwner(owner metav1.OwnerReference) Option {
 // WithDeleteOnRelease deletes the Lease after it was released, if nobody has taken it by then. It is not
 // deleted when it was lost. Fencing tokens keep growing. It needs the right to delete the Lease.
 //
-// Another process that polls with TryAcquire, and saw the lease held before, cannot tell this from a deletion by hand:
-// it waits for the duration.
+// A process that polls with TryAcquire, and saw the lease held before, cannot tell this from a deletion by hand, unless
+// its own session of TryAcquire was released: it waits for the duration.
 func WithDeleteOnRelease() Option { return func(o *options) { o.deleteOnRelease = true } }
 
 // WithReclaim acquires at once a lease that is held by our identity, instead of waiting until it
 // expires. It is for identities that are unique by construction, as the name of a
 // StatefulSet's pod: no other process that has the identity may be running, not even for as long as it
-// takes to stop. A lease that another session of this process holds is left to that. It needs WithIdentity.
+// takes to stop. A lease that another loop or call of this process has claimed, holds or has lost is left to that, for
+// the duration at most after it was last renewed. It needs WithIdentity.
 func WithReclaim() Option { return func(o *options) { o.reclaim = true } }
 
 // WithEventRecorder records Kubernetes Events about the Lease, as client-go does: with the reason
