@@ -44,10 +44,11 @@ const (
 type candidate struct {
 	*meter
 	name, lease string
-	led         chan time.Time // when its terms begin
-	lost        chan time.Time // when it is told that one is over, without having asked for it
-	yield       chan struct{}  // makes it release the lease, and campaign again
-	leads       func()         // called when a term begins, before anything else; may be nil
+	led         chan time.Time    // when its terms begin
+	lost        chan time.Time    // when it is told that one is over, without having asked for it
+	yield       chan struct{}     // makes it release the lease, and campaign again
+	leads       func()            // called when a term begins, before anything else; may be nil
+	monitor     leasehold.Monitor // of leasehold's candidate
 	stop        context.CancelFunc
 	done        chan error
 }
@@ -94,7 +95,7 @@ func runLeasehold(ctx context.Context, c *candidate, cfg *rest.Config, t timing)
 	opts := []leasehold.Option{
 		leasehold.WithRESTConfig(cfg), leasehold.WithNamespace(metav1.NamespaceDefault), leasehold.WithLease(c.lease),
 		leasehold.WithIdentity(c.name), leasehold.WithDuration(t.duration), leasehold.WithError(&err),
-		leasehold.WithLogger(slog.New(slog.DiscardHandler)),
+		leasehold.WithLogger(slog.New(slog.DiscardHandler)), leasehold.WithMonitor(&c.monitor),
 	}
 	if t.interval != 0 {
 		opts = append(opts, leasehold.WithRenewInterval(t.interval))

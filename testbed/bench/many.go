@@ -336,14 +336,10 @@ type rawCrowd struct {
 func (b *bench) newRawCrowd(count int) (*rawCrowd, error) {
 	r := &rawCrowd{bench: b}
 	for i := range r.leases {
-		r.meters[i] = newMeter()
-		cfg := r.meters[i].attach(b.server.Config())
-		cfg.QPS = -1
-		client, err := coordinationv1client.NewForConfig(cfg)
-		if err != nil {
+		var err error
+		if r.leases[i], r.meters[i], err = b.rawLeases(); err != nil {
 			return nil, err
 		}
-		r.leases[i] = client.Leases(metav1.NamespaceDefault)
 	}
 	r.prefix = b.lease("raw")
 	for i := range count {
@@ -354,6 +350,18 @@ func (b *bench) newRawCrowd(count int) (*rawCrowd, error) {
 			metav1.CreateOptions{})
 		return err
 	})
+}
+
+// rawLeases returns a client with connections of its own.
+func (b *bench) rawLeases() (coordinationv1client.LeaseInterface, *meter, error) {
+	m := newMeter()
+	cfg := m.attach(b.server.Config())
+	cfg.QPS = -1
+	client, err := coordinationv1client.NewForConfig(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	return client.Leases(metav1.NamespaceDefault), m, nil
 }
 
 // each calls do for all Leases at once.
