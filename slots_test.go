@@ -246,6 +246,7 @@ func TestSlotsDisagree(t *testing.T) {
 		}
 		for _, c := range five {
 			c.quit()
+			w.sleep(time.Second) // who waits may have the slot now, and must not quit in the same instant
 		}
 		w.sleep(time.Minute)
 		if got := w.liveSlots(); len(got) != 3 {
@@ -253,6 +254,7 @@ func TestSlotsDisagree(t *testing.T) {
 		}
 		for _, c := range three {
 			c.quit()
+			w.sleep(time.Second)
 		}
 	})
 }
