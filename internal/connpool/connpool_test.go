@@ -508,19 +508,7 @@ func TestNotProcessed(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			in(t, 10*time.Millisecond, nil, func(w *world) {
-				other := fakenet.New(10 * time.Millisecond)
-				var group sync.WaitGroup
-				defer group.Wait()
-				defer other.Close()
-				group.Go(func() {
-					for {
-						conn, err := other.Accept()
-						if err != nil {
-							return
-						}
-						group.Go(func() { unwilling(conn, tt.frames) })
-					}
-				})
+				other := serve(w, func(c *tls.Conn) { unwilling(c, tt.frames) })
 				var dials atomic.Int64
 				p := New(func() (*http.Transport, error) {
 					dial := other.Dial
@@ -542,17 +530,37 @@ func TestNotProcessed(t *testing.T) {
 	}
 }
 
-// unwilling answers what is sent on conn with frames, and closes it a while later.
-func unwilling(conn net.Conn, frames []byte) {
-	c := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{fakenet.Certificate()},
-		NextProtos: []string{"h2"}})
-	defer c.Close()
-	c.Handshake()
+// unwilling answers what is sent on c with frames, and returns a while later.
+func unwilling(c *tls.Conn, frames []byte) {
 	go io.Copy(io.Discard, c)
 	c.Write(settings)
 	time.Sleep(100 * time.Millisecond) // for the request to be sent
 	c.Write(frames)
 	time.Sleep(100 * time.Millisecond)
+}
+
+// serve returns a network whose server speaks HTTP/2 by handle alone, until the test ends.
+func serve(w *world, handle func(*tls.Conn)) *fakenet.Network {
+	n := fakenet.New(10 * time.Millisecond)
+	var group sync.WaitGroup
+	w.Cleanup(group.Wait)
+	w.Cleanup(func() { n.Close() })
+	group.Go(func() {
+		for {
+			conn, err := n.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() {
+				c := tls.Server(conn, &tls.Config{
+					Certificates: []tls.Certificate{fakenet.Certificate()}, NextProtos: []string{"h2"}})
+				defer c.Close()
+				c.Handshake()
+				handle(c)
+			})
+		}
+	})
+	return n
 }
 
 // A 401 replaces the connection, but not one that is new itself. Its reason is not lost.
@@ -608,25 +616,9 @@ func TestNoPlace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, 10*time.Millisecond, nil, func(w *world) {
-				other := fakenet.New(10 * time.Millisecond)
-				var group sync.WaitGroup
-				defer group.Wait()
-				defer other.Close()
-				group.Go(func() {
-					for {
-						conn, err := other.Accept()
-						if err != nil {
-							return
-						}
-						group.Go(func() {
-							c := tls.Server(conn, &tls.Config{
-								Certificates: []tls.Certificate{fakenet.Certificate()}, NextProtos: []string{"h2"}})
-							defer c.Close()
-							c.Handshake()
-							c.Write(frames)
-							io.Copy(io.Discard, c)
-						})
-					}
+				other := serve(w, func(c *tls.Conn) {
+					c.Write(frames)
+					io.Copy(io.Discard, c)
 				})
 				p := w.over(other.Dial)
 				defer p.Close()
