@@ -165,15 +165,15 @@ func (c *campaign) claimedHere(t term) bool {
 	return c.anyHere(func(s *leaseStore) bool { return s.ours(t) })
 }
 
-// anyHere reports whether a campaign of this process for the campaign's Lease has a store of which is is true. It is
-// asked only about a lease that is held, so that sessions need not register anywhere: each has a subscription to the
+// anyHere reports whether match is true of the store of any campaign of this process for the campaign's Lease. It is
+// called only for a lease that is held, so that sessions need not register anywhere: each has a subscription to the
 // shared watch of its client, whether or not that watches.
-func (c *campaign) anyHere(is func(*leaseStore) bool) bool {
+func (c *campaign) anyHere(match func(*leaseStore) bool) bool {
 	clients.Lock()
 	defer clients.Unlock()
 	return slices.ContainsFunc(clients.inUse, func(s *sharedClient) bool {
 		w := s.watches[c.lease.namespace]
-		return w != nil && w.anyStore(c.lease.name, is)
+		return w != nil && w.anyStore(c.lease.name, match)
 	})
 }
 

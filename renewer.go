@@ -69,8 +69,8 @@ type flight struct {
 	limit  time.Time   // by the monotonic clock: when it is given up
 	cancel context.CancelFunc
 
-	// ended says that it was answered or given up; whoever sets it first decides the outcome. The read after a
-	// conflict may still be under way.
+	// ended is set once the renewal was answered or given up. The first to set it decides the outcome; the read after
+	// a conflict may still be under way.
 	ended atomic.Bool
 	reply *reply // nil until there is one; protected by the renewer's mutex
 }

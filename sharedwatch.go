@@ -176,11 +176,11 @@ func (w *sharedWatch) size() int {
 	return w.count
 }
 
-// anyStore reports whether is is true of the store of a subscriber to the Lease with that name.
-func (w *sharedWatch) anyStore(name string, is func(*leaseStore) bool) bool {
+// anyStore reports whether match is true of the store of any subscriber to the Lease with that name.
+func (w *sharedWatch) anyStore(name string, match func(*leaseStore) bool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.ContainsFunc(w.byName[name], func(s *subscription) bool { return is(s.reflector.store) })
+	return slices.ContainsFunc(w.byName[name], func(s *subscription) bool { return match(s.reflector.store) })
 }
 
 // run watches until ctx ends.
